@@ -1,0 +1,5 @@
+"""The one exception a user is meant to see: a sentence that says what, where and what to do."""
+
+
+class UserError(Exception):
+    """Bad input, worded for the person who gave it. The command line prints it as one line and exits with code 2."""
