@@ -1,0 +1,123 @@
+"""The `scalegan` command: finds the subcommand, imports that one alone, and turns what a user can mend into one line.
+
+A subcommand is a module with `add_arguments(parser)` and `run(args) -> int`; `train` reads its own command line, because
+its options are the fields of `scalegan.config.Config`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import errno
+import importlib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NoReturn
+
+import scalegan
+from scalegan.errors import UserError
+
+
+@dataclass(frozen=True)
+class Command:
+    module: str
+    summary: str
+
+
+COMMANDS = {
+    "fetch": Command(
+        "scalegan.data.fetch", "download a public data set: classes of Fruits-360, MNIST, Fashion-MNIST, CIFAR-10"
+    ),
+    "shards": Command("scalegan.data.shards_cli", "turn images or volumes into the shards that training reads"),
+    "train": Command("scalegan.train", "train on one process (`accelerate launch -m scalegan.train` for several)"),
+    "evaluate": Command("scalegan.evaluation.command", "measure the generator of a run against its data"),
+    "sample": Command("scalegan.sampling_cli", "make images with the generator of a run"),
+    "plot": Command("scalegan.plots", "draw the curves of a run and a GIF of its training"),
+    "doctor": Command("scalegan.doctor", "check this machine, and a run, for what stops or slows training"),
+}
+
+MENDABLE = {
+    errno.ENOSPC: ("the disk is full", "free some space or write to another one"),
+    errno.EDQUOT: ("the disk quota is used up", "free some space or write to another disk"),
+    errno.EACCES: ("permission denied", "choose a path that you may read and write"),
+    errno.EPERM: ("permission denied", "choose a path that you may read and write"),
+    errno.EROFS: ("the file system is read-only", "write to another one"),
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """Argparse without abbreviations, whose errors are one line that names the nearest option."""
+
+    def __init__(self, prog: str, description: str) -> None:
+        super().__init__(prog=prog, description=description, allow_abbrev=False)
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: object = None) -> argparse.Namespace:  # type: ignore[override]
+        parsed, unknown = self.parse_known_args(args)
+        if unknown:
+            given = unknown[0].split("=")[0]
+            near = difflib.get_close_matches(given, self._option_string_actions, n=1)
+            self.error(f"unknown argument {given}" + (f": did you mean {near[0]}?" if near else ""))
+        return parsed
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see `{self.prog} --help`)")
+
+
+def usage() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: scalegan COMMAND ...",
+            "",
+            "Train, evaluate and use GANs on image collections.",
+            "",
+            *lines,
+            "",
+            "`scalegan COMMAND --help` tells the options of one; `scalegan --version` the version.",
+        ]
+    )
+
+
+def dispatch(argv: Sequence[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    name, rest = argv[0], list(argv[1:])
+    if name in ("-V", "--version"):
+        print(f"scalegan {scalegan.__version__}")
+        return 0
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean `scalegan {near[0]}`?" if near else f"the commands are {', '.join(COMMANDS)}"
+        raise UserError(f"unknown command {name!r}: {hint}")
+    command = COMMANDS[name]
+    module = importlib.import_module(command.module)
+    if name == "train":
+        return int(module.main(rest))
+    parser = Parser(f"scalegan {name}", command.summary[0].upper() + command.summary[1:] + ".")
+    module.add_arguments(parser)
+    return int(module.run(parser.parse_args(rest)))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command line. Returns the exit code: 0, 2 for what the user can mend, 130 after Ctrl-C."""
+    try:
+        return dispatch(sys.argv[1:] if argv is None else argv)
+    except UserError as error:
+        print(f"scalegan: error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in MENDABLE:
+            raise
+        what, remedy = MENDABLE[error.errno]
+        print(f"scalegan: error: {what}{f': {error.filename}' if error.filename else ''}: {remedy}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("scalegan: stopped by Ctrl-C", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
