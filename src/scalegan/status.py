@@ -1,0 +1,138 @@
+"""What a run says while it runs: one line a tick on standard output and in RUN/log.txt, and a bar on a terminal.
+
+The line speaks StyleGAN's dialect, which people and their log scrapers know:
+`kimg 48.0  time 3m 12s  sec/kimg 3.42  img/s 292  D 1.23  G 0.87  D(x) 61%  mem 812MB  eta 4m 10s`.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+
+def human_time(seconds: float) -> str:
+    """`48s`, `3m 12s`, `2h 05m`, `3d 04h`."""
+    whole = max(0, round(seconds))
+    days, hours, minutes = whole // 86_400, whole // 3_600 % 24, whole // 60 % 60
+    if days:
+        return f"{days}d {hours:02d}h"
+    if hours:
+        return f"{hours}h {minutes:02d}m"
+    if minutes:
+        return f"{minutes}m {whole % 60:02d}s"
+    return f"{whole}s"
+
+
+def tick_line(images_seen: int, metrics: Mapping[str, float], timing: Mapping[str, float], eta: float | None) -> str:
+    """The status line of one tick; what is not in `metrics` and `timing` is left out. `eta` is in seconds."""
+    parts = [f"kimg {images_seen / 1000:.1f}"]
+    if "seconds" in timing:
+        parts.append(f"time {human_time(timing['seconds'])}")
+    pace = timing.get("images_per_s", 0.0)
+    if pace > 0:
+        parts += [f"sec/kimg {1000 / pace:.2f}", f"img/s {pace:.0f}" if pace >= 10 else f"img/s {pace:.2g}"]
+    parts += [f"{name} {metrics[key]:.3g}" for name, key in (("D", "loss/D"), ("G", "loss/G")) if key in metrics]
+    shares = (("D(x)", "accuracy/real"), ("D(G(z))", "accuracy/fake"))
+    parts += [f"{name} {metrics[key]:.0%}" for name, key in shares if key in metrics]
+    if metrics.get("skipped_steps"):
+        parts.append(f"skipped {metrics['skipped_steps']:.0f}")
+    if timing.get("data_wait_share", 0.0) >= 0.1:
+        parts.append(f"waits for data {timing['data_wait_share']:.0%}")
+    if "memory_mb" in timing:
+        parts.append(f"mem {timing['memory_mb']:.0f}MB")
+    if eta is not None:
+        parts.append(f"eta {human_time(eta)}")
+    return "  ".join(parts)
+
+
+def record_line(images_seen: int, record: Mapping[str, Any]) -> str:
+    """The line of one evaluation: each figure beside what it has to be compared with."""
+    parts = [f"kimg {images_seen / 1000:.1f}"]
+    distances = (name for name in sorted(record) if name == "fid" or (name.startswith("fd_") and not name.endswith("_floor")))
+    parts += [f"{name} {_beside(record, name, f'{name}_floor', 'floor', '.4g')}" for name in distances]
+    if "ssim_max" in record:
+        parts.append(f"SSIM {_beside(record, 'ssim_max', 'ssim_mean_image', 'mean image', '.3f')}")
+    if "diversity" in record:
+        parts.append(f"diversity {_beside(record, 'diversity', 'diversity_real', 'real', '.3g')}")
+    if "seconds" in record:
+        parts.append(f"took {human_time(record['seconds'])}")
+    return "  ".join(parts)
+
+
+def _beside(record: Mapping[str, Any], name: str, control: str, word: str, form: str) -> str:
+    value = f"{record[name]:{form}}"
+    return f"{value} ({word} {record[control]:{form}})" if control in record else value
+
+
+class Status:
+    """Lines to standard output and RUN/log.txt; on a terminal also a progress bar under them. Made on rank 0 only."""
+
+    def __init__(self, total_images: int, run_dir: Path, images_seen: int = 0) -> None:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        self._log = open(run_dir / "log.txt", "a", encoding="utf-8")  # noqa: SIM115 (open as long as the run)
+        self._total = total_images
+        self._first = images_seen
+        self._started = time.monotonic()
+        self._progress = _progress_bar() if sys.stdout.isatty() else None
+        if self._progress:
+            self._task = self._progress.add_task("training", total=total_images, completed=images_seen, pace="")
+            self._progress.start()
+
+    def advance(self, images_seen: int) -> None:
+        """Move the bar; cheap enough for every step."""
+        if self._progress:
+            self._progress.update(self._task, completed=images_seen)
+
+    def tick(self, images_seen: int, metrics: Mapping[str, float], timing: Mapping[str, float]) -> None:
+        """One status line from a line of metrics.jsonl and one of timing.jsonl."""
+        # Over all that this process did, so that evaluations and checkpoints count and one slow tick does not alarm.
+        done = images_seen - self._first
+        eta = (time.monotonic() - self._started) / done * (self._total - images_seen) if done else None
+        self.say(tick_line(images_seen, metrics, timing, eta))
+        if self._progress:
+            self._progress.update(self._task, completed=images_seen)
+
+    def record(self, images_seen: int, record: Mapping[str, Any]) -> None:
+        """One line from an evaluation record."""
+        self.say(record_line(images_seen, record))
+
+    def say(self, text: str) -> None:
+        self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
+        self._log.flush()
+        if self._progress:
+            self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        else:
+            print(text, flush=True)
+
+    def close(self) -> None:
+        if self._progress:
+            self._progress.stop()
+            self._progress = None
+        self._log.close()
+
+    def __enter__(self) -> Status:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def _progress_bar() -> Progress:
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        TaskProgressColumn(),
+        TextColumn("{task.completed:,.0f}/{task.total:,.0f} images"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        refresh_per_second=2,
+    )

@@ -1,0 +1,102 @@
+"""The status line and where it goes: standard output, RUN/log.txt, and over the bar on a terminal."""
+
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from scalegan.status import Status, human_time, record_line, tick_line
+
+METRICS = {"loss/D": 1.2345, "loss/G": 0.8712, "accuracy/real": 0.61, "accuracy/fake": 0.58, "skipped_steps": 0.0}
+TIMING = {"seconds": 192.0, "images_per_s": 292.4, "data_wait_share": 0.02, "memory_mb": 812.3}
+
+
+def test_a_tick_is_one_line_in_the_dialect_of_the_field() -> None:
+    assert tick_line(48_000, METRICS, TIMING, 250.0) == (
+        "kimg 48.0  time 3m 12s  sec/kimg 3.42  img/s 292  D 1.23  G 0.871  D(x) 61%  D(G(z)) 58%  mem 812MB  eta 4m 10s"
+    )
+
+
+def test_trouble_is_on_the_line() -> None:
+    line = tick_line(1_000, {"skipped_steps": 3.0}, {"data_wait_share": 0.4}, None)
+    assert line == "kimg 1.0  skipped 3  waits for data 40%"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.2, "0s"), (59.7, "1m 00s"), (250, "4m 10s"), (7_500, "2h 05m"), (273_600, "3d 04h")]
+)
+def test_times_are_for_people(seconds: float, text: str) -> None:
+    assert human_time(seconds) == text
+
+
+def test_an_evaluation_shows_each_figure_beside_its_control() -> None:
+    record = {
+        "fd_lite0": 61.84,
+        "fd_lite0_floor": 11.21,
+        "ssim_max": 0.713,
+        "ssim_mean_image": 0.688,
+        "diversity": 0.31,
+        "n": 5,
+    }
+    line = record_line(200_000, record | {"diversity_real": 0.352, "seconds": 14.0})
+    assert (
+        line == "kimg 200.0  fd_lite0 61.84 (floor 11.21)  SSIM 0.713 (mean image 0.688)  diversity 0.31 (real 0.352)  took 14s"
+    )
+
+
+def test_lines_go_to_standard_output_and_the_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with Status(100_000, tmp_path / "run") as status:
+        status.tick(48_000, METRICS, TIMING)
+        status.say("[red] is printed as it stands")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("kimg 48.0  time 3m 12s")
+    assert lines[1] == "[red] is printed as it stands"
+    log = (tmp_path / "run" / "log.txt").read_text().splitlines()
+    assert [line[21:] for line in log] == lines
+
+
+def test_the_log_goes_on_after_a_resume(tmp_path: Path) -> None:
+    for _ in range(2):
+        with Status(100, tmp_path) as status:
+            status.say("hello")
+    assert len((tmp_path / "log.txt").read_text().splitlines()) == 2
+
+
+def test_the_remaining_time_counts_from_where_this_process_began(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    with Status(100_000, tmp_path, images_seen=40_000) as status:
+        now[0] += 30
+        status.tick(60_000, {}, {})
+    assert capsys.readouterr().out == "kimg 60.0  eta 1m 00s\n"
+
+
+def test_a_terminal_gets_a_bar_and_a_pipe_does_not(tmp_path: Path) -> None:
+    code = (
+        "import sys, time; from pathlib import Path; from scalegan.status import Status\n"
+        "with Status(1000, Path(sys.argv[1])) as s: s.advance(250); s.tick(500, {'loss/D': 1.0}, {}); s.advance(1000)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    piped = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert piped.stdout.startswith("kimg 0.5  D 1")
+    assert "images" not in piped.stdout + piped.stderr
+
+    parent, child = pty.openpty()
+    environment = os.environ | {"TERM": "xterm", "COLUMNS": "120"}
+    process = subprocess.Popen(command, stdout=child, stderr=child, env=environment)
+    os.close(child)
+    shown = b""
+    while True:
+        try:
+            part = os.read(parent, 4096)
+        except OSError:  # Linux's way to say that the other end is closed
+            break
+        shown += part
+    assert process.wait() == 0
+    assert b"kimg 0.5  D 1" in shown
+    assert b"1,000/1,000 images" in shown
