@@ -69,7 +69,7 @@ class ModelConfig:
     critic_norm: Literal["batch", "none"] = "batch"
     """Normalisation inside the critic; a gradient penalty wants `none`."""
     init: Literal["dcgan", "kaiming"] = "dcgan"
-    """Start of the critic's weights: N(0, 0.02) as in the DCGAN paper, or Kaiming for LeakyReLU 0.2. The generator starts with the former."""
+    """Start of the critic's weights: N(0, 0.02) as in the DCGAN paper and always in the generator, or Kaiming for LeakyReLU 0.2."""
     conditional: bool = False
     """Tell generator and critic the class of each image; needs labelled data."""
     class_dim: int = 32
@@ -138,7 +138,10 @@ class OptimConfig:
     def __post_init__(self) -> None:
         require(self.lr_g > 0 and self.lr_d > 0, "optim.lr_g and optim.lr_d must be above 0")
         for name in ("betas_g", "betas_d"):
-            require(all(0 <= b < 1 for b in getattr(self, name)), f"optim.{name} is {getattr(self, name)}: give numbers from 0 to below 1")
+            require(
+                all(0 <= b < 1 for b in getattr(self, name)),
+                f"optim.{name} is {getattr(self, name)}: give numbers from 0 to below 1",
+            )
         require(0 <= self.final_lr <= 1, f"optim.final_lr is {self.final_lr}: give a share from 0 to 1")
         require(self.warmup >= 0, f"optim.warmup is {self.warmup}: give 0 or more images")
 
@@ -248,7 +251,8 @@ class Config:
         if batch % parts:
             near = max(parts, round(batch / parts) * parts)
             raise UserError(
-                f"train.batch {batch} is not divisible by {processes} processes x train.accumulate {rounds}: try --train.batch {near}"
+                f"train.batch {batch} is not divisible by {processes} processes x train.accumulate {rounds}: "
+                f"try --train.batch {near}"
             )
         if self.data.order == "blocks":
             streams = self.data.streams

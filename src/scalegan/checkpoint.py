@@ -1,0 +1,169 @@
+"""Checkpoints: a folder of safetensors files and a manifest each. The newest valid one wins; no pickle anywhere.
+
+A checkpoint is written under a temporary name, flushed to disk, and renamed: it is there whole or not at all. The
+manifest names the sha256 of every file, so that a damaged one is known and the one before it is taken.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from scalegan.errors import UserError
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    path: Path
+    images_seen: int
+    state: dict[str, Any]
+    """Counters and facts: JSON."""
+    files: dict[str, str]
+    """sha256 by file name."""
+
+    def tensors(self, name: str, device: str = "cpu") -> dict[str, Tensor]:
+        """Tensors of one part, such as `generator`. Raises `UserError` when its file is damaged."""
+        file = f"{name}.safetensors"
+        problem = self.problem(only=file)
+        if problem:
+            raise UserError(problem)
+        return load_file(self.path / file, device=device)
+
+    def problem(self, only: str | None = None) -> str | None:
+        """What is wrong with the files, or None when every sha256 is as the manifest says."""
+        for file, expected in self.files.items():
+            if only is not None and file != only:
+                continue
+            path = self.path / file
+            if not path.is_file():
+                return f"checkpoint {self.path}: {file} is missing"
+            if sha256(path) != expected:
+                return f"checkpoint {self.path}: {file} is damaged (its sha256 differs from the manifest's)"
+        return None
+
+
+def checkpoints(run_dir: Path) -> Path:
+    return run_dir / "checkpoints"
+
+
+def save(run_dir: Path, images_seen: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> Path:
+    """Write checkpoint `images_seen`; returns its folder. An older one of the same name is replaced."""
+    parent = checkpoints(run_dir)
+    parent.mkdir(parents=True, exist_ok=True)
+    for left_over in parent.glob(".tmp-*"):
+        shutil.rmtree(left_over)
+    temporary = parent / f".tmp-{images_seen:012d}-{os.getpid()}"
+    temporary.mkdir()
+    try:
+        files = {}
+        for name, part in tensors.items():
+            path = temporary / f"{name}.safetensors"
+            save_file({key: value.detach().contiguous() for key, value in part.items()}, path)
+            files[path.name] = sha256(path)
+            _flush(path)
+        manifest = {"images_seen": images_seen, "state": state, "files": files}
+        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
+        _flush(temporary / MANIFEST)
+        _flush(temporary)
+        final = parent / f"{images_seen:012d}"
+        if final.exists():
+            shutil.rmtree(final)
+        temporary.rename(final)
+        _flush(parent)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return final
+
+
+def read(path: Path) -> Checkpoint:
+    """The checkpoint in a folder, its manifest read and its files not yet. Raises `UserError`."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+        return Checkpoint(path, int(manifest["images_seen"]), dict(manifest["state"]), dict(manifest["files"]))
+    except FileNotFoundError:
+        raise UserError(f"{path} is no checkpoint: it has no {MANIFEST}") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path / MANIFEST} is damaged: {error}") from None
+
+
+def folders(run_dir: Path) -> list[Path]:
+    """Checkpoint folders, newest first."""
+    parent = checkpoints(run_dir)
+    return sorted((p for p in parent.glob("[0-9]*") if p.is_dir()), reverse=True) if parent.is_dir() else []
+
+
+def latest(run_dir: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The newest valid checkpoint, and a line for each newer one that is damaged."""
+    complaints = []
+    for path in folders(run_dir):
+        try:
+            found = read(path)
+        except UserError as error:
+            complaints.append(str(error))
+            continue
+        problem = found.problem()
+        if problem is None:
+            return found, complaints
+        complaints.append(problem)
+    return None, complaints
+
+
+def list_valid(run_dir: Path) -> list[Checkpoint]:
+    """Every valid checkpoint, newest first."""
+    valid = []
+    for path in folders(run_dir):
+        try:
+            found = read(path)
+        except UserError:
+            continue
+        if found.problem() is None:
+            valid.append(found)
+    return valid
+
+
+def prune(run_dir: Path, keep: int, also: Iterable[int]) -> None:
+    """Delete all but the newest `keep` and those of `also` (images seen). Called after the newest has been verified."""
+    kept = set(also)
+    for path in folders(run_dir)[keep:]:
+        if int(path.name) not in kept:
+            shutil.rmtree(path)
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Adam's moments and step counts by parameter number; rates and betas are functions of the clock and not kept."""
+    state = optimizer.state_dict()["state"]
+    return {f"{number}.{name}": value for number, entry in state.items() for name, value in entry.items()}
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        number, name = key.split(".", 1)
+        state.setdefault(int(number), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,52 @@
+"""The critic: augmentation, discriminator and input gradient in one module, so that DDP sees a single forward."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from scalegan.augment import augment
+from scalegan.config import AugmentConfig
+
+
+class Scores(NamedTuple):
+    logits: Tensor
+    """[N] in float32, large where the image looks real."""
+    steepness: Tensor | None
+    """[N] squared norm of d(logit)/d(image), in float32; None where it was not asked for."""
+
+
+class Critic(nn.Module):
+    """Augment, score, and, on request, measure how steep the score is at each image.
+
+    The gradient is taken with `torch.func.grad` inside `forward`: autograd's `create_graph` around a compiled or
+    DDP-wrapped module either raises or skips the reduction. It is taken at the images as given, before augmentation.
+    """
+
+    def __init__(self, discriminator: nn.Module, config: AugmentConfig) -> None:
+        super().__init__()
+        self.discriminator = discriminator
+        self.config = config
+
+    def forward(self, images: Tensor, labels: Tensor, draws: Tensor | None, steepness: bool = False) -> Scores:
+        """images [N, C, H, W] in [-1, 1], labels [N], draws [N, augment.WIDTH] or None for no augmentation."""
+
+        def score(images: Tensor) -> Tensor:
+            views = augment(images, draws, self.config) if draws is not None else images
+            return self.discriminator(views, labels)  # type: ignore[no-any-return]
+
+        if not steepness:
+            return Scores(score(images), None)
+
+        def total(images: Tensor) -> tuple[Tensor, Tensor]:
+            logits = score(images)
+            return logits.sum(), logits
+
+        # float16 has too few exponents for a gradient of a gradient; bfloat16 has as many as float32.
+        half = torch.is_autocast_enabled(images.device.type) and torch.get_autocast_dtype(images.device.type) == torch.float16
+        with torch.autocast(images.device.type, enabled=False) if half else nullcontext():
+            gradient, logits = torch.func.grad(total, has_aux=True)(images)
+        return Scores(logits, gradient.float().square().flatten(1).sum(1))

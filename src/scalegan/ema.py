@@ -1,0 +1,29 @@
+"""The averaged generator: what is sampled from, evaluated and kept."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+
+
+def make_ema(generator: nn.Module) -> nn.Module:
+    """A frozen copy in evaluation mode."""
+    return copy.deepcopy(generator).eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def update_ema(ema: nn.Module, generator: nn.Module, decay: float) -> None:
+    """ema <- decay * ema + (1 - decay) * generator, over parameters and floating-point buffers alike.
+
+    Batch-norm statistics are averaged with the weights they belong to: copied ones would describe another network.
+    """
+    averages, values = [], []
+    for average, value in zip(ema.state_dict().values(), generator.state_dict().values(), strict=True):
+        if average.is_floating_point():
+            averages.append(average)
+            values.append(value)
+        else:
+            average.copy_(value)
+    torch._foreach_lerp_(averages, values, 1.0 - decay)

@@ -1,0 +1,124 @@
+"""DCGAN for images of any height and width (Radford et al. 2015).
+
+The generator doubles the size with 4 x 4 transposed convolutions of stride 2 and cuts off the row or column that an odd
+size has too many; the discriminator halves it with 4 x 4 convolutions of stride 2. For 64 x 64 this is the paper's network
+layer by layer.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from scalegan.config import ModelConfig
+from scalegan.models.layers import BatchNorm, halvings
+
+
+class Upsample(nn.Module):
+    """Transposed convolution to twice the size, cut to (height, width)."""
+
+    def __init__(self, channels_in: int, channels_out: int, size: tuple[int, int], *, bias: bool) -> None:
+        super().__init__()
+        self.size = size
+        self.conv = nn.ConvTranspose2d(channels_in, channels_out, 4, 2, 1, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = self.size
+        return self.conv(x)[..., :height, :width]
+
+
+class Generator(nn.Module):
+    """Latents [N, z_dim] and labels [N] -> images [N, C, H, W] in [-1, 1]."""
+
+    def __init__(self, config: ModelConfig, shape: tuple[int, int, int], classes: int) -> None:
+        super().__init__()
+        channels, height, width = shape
+        sizes = halvings(height, width)
+        widths = [min(config.max_width, config.width * 2 ** (len(sizes) - 2 - i)) for i in range(len(sizes) - 1)]
+        self.embed = nn.Embedding(classes, config.class_dim) if config.conditional else None
+        inputs = config.z_dim + (config.class_dim if config.conditional else 0)
+        # A transposed convolution from 1 x 1 is a matrix product: written as one, it may start at any size.
+        self.base = (widths[0], *sizes[0])
+        self.project = nn.Linear(inputs, math.prod(self.base), bias=False)
+        self.norms = nn.ModuleList(BatchNorm(w) for w in widths)
+        self.ups = nn.ModuleList(Upsample(a, b, s, bias=False) for a, b, s in zip(widths, widths[1:], sizes[1:], strict=False))
+        self.to_image = Upsample(widths[-1], channels, sizes[-1], bias=False)
+        self.apply(_start_dcgan)
+
+    def forward(self, latents: Tensor, labels: Tensor) -> Tensor:
+        if self.embed is not None:
+            latents = torch.cat([latents, self.embed(labels)], dim=1)
+        x = self.project(latents).view(-1, *self.base).to(memory_format=torch.channels_last)
+        x = self.norms[0](x).relu_()
+        for norm, up in zip(list(self.norms)[1:], self.ups, strict=True):
+            x = norm(up(x)).relu_()
+        return self.to_image(x).float().tanh()
+
+
+class Discriminator(nn.Module):
+    """Images [N, C, H, W] and labels [N] -> logits [N] in float32."""
+
+    couples_samples: bool
+    """Whether the score of an image depends on the others of its batch."""
+
+    def __init__(self, config: ModelConfig, shape: tuple[int, int, int], classes: int) -> None:
+        super().__init__()
+        channels, height, width = shape
+        sizes = halvings(height, width)
+        widths = [min(config.critic_max_width, config.critic_width * 2**i) for i in range(len(sizes) - 1)]
+        batch_norm = config.critic_norm == "batch"
+        self.couples_samples = batch_norm
+        layers: list[nn.Module] = []
+        for i, (a, b) in enumerate(zip([channels, *widths], widths, strict=False)):
+            normed = batch_norm and i > 0
+            # Odd sizes are rounded up, as in the generator: one row more at the far side.
+            odd_h, odd_w = (s % 2 for s in sizes[len(sizes) - 1 - i])
+            layers.append(
+                nn.Conv2d(a, b, 4, 2, 1, bias=not batch_norm)
+                if not (odd_h or odd_w)
+                else _padded(a, b, odd_h, odd_w, not batch_norm)
+            )
+            if normed:
+                layers.append(BatchNorm(b, running=False))
+            layers.append(nn.LeakyReLU(0.2, inplace=False))
+        self.layers = nn.Sequential(*layers)
+        features = widths[-1] * math.prod(sizes[0])
+        self.score = nn.Linear(features, 1, bias=not batch_norm)
+        self.embed = nn.Embedding(classes, features) if config.conditional else None
+        if config.init == "dcgan":
+            self.apply(_start_dcgan)
+        else:
+            self.apply(_start_kaiming)
+        if self.embed is not None:
+            nn.init.normal_(self.embed.weight, std=0.02)
+
+    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+        h = self.layers(images).flatten(1)
+        logits = self.score(h)[:, 0].float()
+        if self.embed is not None:  # projection of the features on the class (Miyato and Koyama 2018, eq. 3)
+            logits = logits + (self.embed(labels) * h).float().sum(1)
+        return logits
+
+
+def _padded(channels_in: int, channels_out: int, odd_h: int, odd_w: int, bias: bool) -> nn.Module:
+    return nn.Sequential(nn.ZeroPad2d((0, odd_w, 0, odd_h)), nn.Conv2d(channels_in, channels_out, 4, 2, 1, bias=bias))
+
+
+def _start_dcgan(module: nn.Module) -> None:
+    """N(0, 0.02) for weights, N(1, 0.02) for the scale of a normalisation (Radford et al. 2015, section 4)."""
+    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+        nn.init.normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, BatchNorm):
+        nn.init.normal_(module.weight, mean=1.0, std=0.02)
+
+
+def _start_kaiming(module: nn.Module) -> None:
+    """Variance 2 / ((1 + 0.2^2) fan_in), which LeakyReLU 0.2 keeps from layer to layer (He et al. 2015, eq. 15)."""
+    if isinstance(module, nn.Conv2d | nn.Linear):
+        nn.init.kaiming_normal_(module.weight, a=0.2, nonlinearity="leaky_relu")
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

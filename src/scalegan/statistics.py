@@ -1,0 +1,78 @@
+"""Means of what the steps report, kept on the device and read only when a line of metrics is due."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+class Values:
+    """What one step reports: named scalars on the device, several where it went in rounds."""
+
+    def __init__(self) -> None:
+        self.parts: dict[str, list[Tensor]] = {}
+
+    def add(self, scalars: dict[str, Tensor]) -> None:
+        for name, scalar in scalars.items():
+            self.parts.setdefault(name, []).append(scalar.detach())
+
+    def means(self) -> dict[str, Tensor]:
+        return {name: torch.stack(parts).mean() if len(parts) > 1 else parts[0] for name, parts in self.parts.items()}
+
+
+class Statistics:
+    """Sums over the steps since the last reading; `state` and `restore` carry them over a restart."""
+
+    NAMES = (
+        "loss/D", "loss/G", "logits/real", "logits/fake", "accuracy/real", "accuracy/fake", "r1",
+        "grad_norm/D", "grad_norm/G", "skipped/D", "skipped/G",
+    )  # fmt: skip
+
+    def __init__(self, device: torch.device, *, every_step: bool) -> None:
+        self.sums = torch.zeros(len(self.NAMES), dtype=torch.float64, device=device)
+        self.counts = torch.zeros(len(self.NAMES), dtype=torch.float64)
+        self.row = torch.zeros(2, dtype=torch.float64, device=device)  # steps skipped in a row: by critic, by generator
+        self.absent = torch.zeros((), device=device)
+        self.every_step = every_step
+        self.steps: list[tuple[int, Tensor]] = []
+
+    def add(self, discriminator: Values, generator: Values, images_seen: int) -> None:
+        means = discriminator.means() | generator.means()
+        values = torch.stack([means.get(name, self.absent) for name in self.NAMES]).double()
+        self.sums += values
+        self.counts += torch.tensor([name in means for name in self.NAMES])
+        skipped = values[-2:]
+        self.row = (self.row + skipped) * skipped
+        if self.every_step:
+            self.steps.append((images_seen, values[:2]))
+
+    def read(self) -> tuple[dict[str, float], int]:
+        """Means since the last reading over all processes, and the longest row of skipped steps. Waits for the device."""
+        counts = self.counts.tolist()
+        sums = self.sums.clone()
+        if dist.is_initialized():
+            dist.all_reduce(sums)
+            sums /= dist.get_world_size()
+        totals = sums.tolist()
+        self.sums.zero_()
+        self.counts.zero_()
+        means = {name: total / n for name, total, n in zip(self.NAMES, totals, counts, strict=True) if n}
+        skipped = totals[-2] + totals[-1]
+        means = {name: value for name, value in means.items() if not name.startswith("skipped")}
+        means["skipped_steps"] = skipped
+        return means, int(self.row.max().item())
+
+    def read_steps(self) -> list[tuple[int, float, float]]:
+        """(images seen, loss of D, loss of G) of every step since the last reading, on this process."""
+        rows = [(images_seen, *losses.tolist()) for images_seen, losses in self.steps]
+        self.steps = []
+        return rows
+
+    def state(self) -> dict[str, Tensor]:
+        return {"sums": self.sums, "counts": self.counts, "row": self.row}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        self.sums.copy_(state["sums"])
+        self.counts.copy_(state["counts"])
+        self.row.copy_(state["row"])

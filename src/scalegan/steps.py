@@ -1,0 +1,202 @@
+"""The two steps of GAN training. Start reading here: `Game.discriminator_step` and `Game.generator_step` are the method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from torch import Tensor, nn
+
+from scalegan import augment, losses, random, schedules
+from scalegan.config import Config
+from scalegan.critic import Critic
+from scalegan.data.loader import Batch, normalise
+from scalegan.ema import make_ema, update_ema
+from scalegan.models import build_discriminator, build_generator
+from scalegan.statistics import Values
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What the networks have to know of the data."""
+
+    shape: tuple[int, int, int]
+    """(channels, height, width) of one image."""
+    class_counts: tuple[int, ...]
+    """Images of each class; empty where there are no labels."""
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The random inputs of this process's slice of one step, keyed by global image index (see `random`)."""
+
+    config: Config
+    facts: DataFacts
+    device: torch.device
+    count: int
+    """Images of one round on this process."""
+    offset: int
+    """Place of this process's first image in the global batch."""
+
+    def latents(self, purpose: str, first: int) -> Tensor:
+        z = random.normal(self.config.train.seed, f"latents/{purpose}", first, self.count, self.config.model.z_dim)
+        return self._send(z)
+
+    def labels(self, purpose: str, first: int) -> Tensor:
+        """Labels of generated images follow the data's histogram."""
+        if not self.config.model.conditional:
+            return torch.full((self.count,), -1, dtype=torch.int64, device=self.device)
+        weights = np.asarray(self.facts.class_counts)
+        return self._send(random.choice(self.config.train.seed, f"labels/{purpose}", first, self.count, weights))
+
+    def views(self, purpose: str, first: int) -> Tensor | None:
+        if not self.config.augment.active:
+            return None
+        u = random.uniform(self.config.train.seed, f"augment/{purpose}", first, self.count, augment.WIDTH)
+        return self._send(u.astype(np.float32))
+
+    def first(self, images_seen: int, round_: int) -> int:
+        return images_seen + self.offset + round_ * self.count
+
+    def _send(self, values: np.ndarray) -> Tensor:
+        tensor = torch.from_numpy(values)
+        if self.device.type == "cuda":
+            return tensor.pin_memory().to(self.device, non_blocking=True)
+        return tensor
+
+
+class Game:
+    """Generator against critic: both networks, their optimizers, and the steps they take in turn."""
+
+    def __init__(self, config: Config, accelerator: Accelerator, facts: DataFacts) -> None:
+        self.config, self.accelerator, self.facts = config, accelerator, facts
+        self.rounds = config.train.accumulate
+        share = config.train.batch // accelerator.num_processes
+        self.draws = Draws(config, facts, accelerator.device, share // self.rounds, accelerator.process_index * share)
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.train.seed)  # every process starts from the same weights
+            generator = build_generator(config.model, facts.shape, len(facts.class_counts))
+            critic = Critic(build_discriminator(config.model, facts.shape, len(facts.class_counts)), config.augment)
+        for network in (generator, critic):
+            network.to(accelerator.device, memory_format=torch.channels_last)
+        self.ema = make_ema(generator)
+        self.couples_samples: bool = critic.discriminator.couples_samples  # type: ignore[assignment]
+        optim = config.optim
+        opt_g = torch.optim.Adam(generator.parameters(), lr=optim.lr_g, betas=optim.betas_g, fused=True)
+        opt_d = torch.optim.Adam(critic.parameters(), lr=optim.lr_d, betas=optim.betas_d, fused=True)
+        self.generator, self.critic, self.opt_g, self.opt_d = accelerator.prepare(generator, critic, opt_g, opt_d)
+        # Sampling for the critic and scoring for the generator go round DDP: nothing of theirs is to be reduced.
+        self.bare_generator: nn.Module = accelerator.unwrap_model(self.generator)
+        self.bare_critic: nn.Module = accelerator.unwrap_model(self.critic)
+        self.generator_loss: Callable[[Tensor], Tensor] = losses.GENERATOR_LOSSES[config.loss.name]
+
+    def discriminator_step(self, reals: Sequence[Batch], images_seen: int) -> Values:
+        """Teach the critic to tell this step's real images from fresh fakes; `reals` has one batch a round."""
+        self.opt_d.zero_grad()
+        penalised = self.config.loss.r1_gamma > 0 and images_seen // self.config.train.batch % self.config.loss.r1_every == 0
+        values = Values()
+        for round_, real in enumerate(reals):
+            first = self.draws.first(images_seen, round_)
+            with torch.no_grad():
+                labels = self.draws.labels("d", first)
+                fakes = self.bare_generator(self.draws.latents("d", first), labels)
+            with self._reduced_in_last(round_, self.critic):
+                real_logits, fake_logits, steepness = self._score(real, fakes, labels, first, penalised)
+                adversarial = losses.discriminator_loss(real_logits, fake_logits)
+                loss = adversarial
+                if steepness is not None:
+                    penalty = losses.r1_penalty(steepness, self.config.loss.r1_gamma)
+                    loss = loss + self.config.loss.r1_every * penalty
+                    values.add({"r1": penalty})
+                self.accelerator.backward(loss / self.rounds)
+            values.add({
+                "loss/D": adversarial,
+                "logits/real": real_logits.mean(),
+                "logits/fake": fake_logits.mean(),
+                "accuracy/real": (real_logits > 0).float().mean(),
+                "accuracy/fake": (fake_logits < 0).float().mean(),
+            })  # fmt: skip
+        norm, skipped = self._step(self.opt_d, self.critic, self.config.optim.lr_d, images_seen)
+        values.add({"grad_norm/D": norm, "skipped/D": skipped})
+        return values
+
+    def generator_step(self, images_seen: int) -> Values:
+        """Teach the generator to be taken for real by the critic, which holds still meanwhile."""
+        self.opt_g.zero_grad()
+        self.bare_critic.requires_grad_(False)
+        values = Values()
+        for round_ in range(self.rounds):
+            first = self.draws.first(images_seen, round_)
+            labels = self.draws.labels("g", first)
+            with self._reduced_in_last(round_, self.generator):
+                fakes = self.generator(self.draws.latents("g", first), labels)
+                loss = self.generator_loss(self.bare_critic(fakes, labels, self.draws.views("g", first)).logits)
+                self.accelerator.backward(loss / self.rounds)
+            values.add({"loss/G": loss})
+        self.bare_critic.requires_grad_(True)
+        norm, skipped = self._step(self.opt_g, self.generator, self.config.optim.lr_g, images_seen)
+        values.add({"grad_norm/G": norm, "skipped/G": skipped})
+        return values
+
+    def average(self, images_seen: int) -> None:
+        update_ema(self.ema, self.bare_generator, schedules.ema_decay(self.config.ema, images_seen, self.config.train.batch))
+
+    def _score(
+        self, real: Batch, fakes: Tensor, fake_labels: Tensor, first: int, penalised: bool
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Logits of both sides; in one forward where no layer couples samples and both want the same outputs."""
+        images = normalise(real.images)
+        real_views, fake_views = self.draws.views("real", first), self.draws.views("fake", first)
+        if penalised or self.couples_samples:
+            scores = self.critic(images, real.labels, real_views, penalised)
+            return scores.logits, self.critic(fakes, fake_labels, fake_views).logits, scores.steepness
+        views = None if real_views is None or fake_views is None else torch.cat([real_views, fake_views])
+        logits = self.critic(torch.cat([images, fakes]), torch.cat([real.labels, fake_labels]), views).logits
+        real_logits, fake_logits = logits.chunk(2)
+        return real_logits, fake_logits, None
+
+    def _reduced_in_last(self, round_: int, network: nn.Module) -> AbstractContextManager[None]:
+        """Gradients add up on each process and are reduced over processes in the last round of a step."""
+        return nullcontext() if round_ == self.rounds - 1 else self.accelerator.no_sync(network)
+
+    def _step(
+        self, optimizer: AcceleratedOptimizer, network: nn.Module, rate: float, images_seen: int
+    ) -> tuple[Tensor, Tensor]:
+        """One optimizer step, left out on the device where the gradient is not finite; gradient norm [] and 0 or 1 []."""
+        for group in optimizer.param_groups:
+            group["lr"] = rate * schedules.rate_factor(self.config.optim, images_seen, self.config.train.images)
+        self.accelerator.unscale_gradients(optimizer)
+        gradients = [p.grad for p in network.parameters() if p.grad is not None]
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        skipped = (~torch.isfinite(norm)).float()
+        if self.accelerator.scaler is None:
+            # The fused optimizers' own protocol for skipping without asking the host; under fp16 the scaler speaks it.
+            optimizer.optimizer.found_inf = skipped
+        optimizer.step()
+        return norm.nan_to_num(0.0, 0.0, 0.0), skipped
+
+    def prime(self) -> None:
+        """One throw-away backward through each DDP model: it settles the order in which gradients are reduced.
+
+        DDP regroups its buckets after its first backward, so that without this a resumed run would add in another order
+        than the unbroken one, and differ in the last bit from three processes on.
+        """
+        if self.accelerator.num_processes == 1:
+            return
+        buffers = {name: b.clone() for name, b in self.bare_generator.named_buffers()}
+        labels = torch.zeros(self.draws.count, dtype=torch.int64, device=self.accelerator.device)
+        latents = torch.zeros(self.draws.count, self.config.model.z_dim, device=self.accelerator.device)
+        fakes = self.generator(latents, labels)
+        (fakes.sum() * 0).backward()
+        (self.critic(fakes.detach(), labels, None).logits.sum() * 0).backward()
+        self.opt_g.zero_grad()
+        self.opt_d.zero_grad()
+        with torch.no_grad():
+            for name, buffer in self.bare_generator.named_buffers():
+                buffer.copy_(buffers[name])
