@@ -1,0 +1,204 @@
+"""Writes samples as tar shards with an index, all or nothing.
+
+The shards grow in a hidden folder beside the target, are flushed to disk, and appear under their name by one rename.
+Plain `webdataset.WebDataset` reads them: members `<key>.jpg` or `<key>.png`, then `<key>.cls` where labelled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import io
+import os
+import shutil
+import tarfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from scalegan.data.index import INDEX_NAME, TAR_BLOCK, Index, Shard, index_text, make_index
+from scalegan.errors import UserError
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One encoded image, ready to be stored."""
+
+    data: bytes
+    suffix: Literal["jpg", "png"]
+    label: int = -1
+    """-1 when unlabelled; a data set is labelled throughout or not at all."""
+
+
+def write_shards(
+    samples: Iterable[Sample],
+    out: Path,
+    *,
+    height: int,
+    width: int,
+    channels: int,
+    classes: tuple[str, ...] = (),
+    source: str = "",
+    licence: str = "",
+    details: dict[str, Any] | None = None,
+    shard_samples: int = 1000,
+    force: bool = False,
+    extra: Callable[[Path, Index], None] | None = None,
+) -> Index:
+    """Store `samples`, in the order given, as the folder `out`, which appears whole or not at all.
+
+    `extra(folder, index)` may add files before the folder gets its name. Sizes are the caller's word: nothing is decoded.
+    """
+    with new_folder(out, force=force) as folder:
+        index = fill_folder(
+            folder, samples, shard_samples, height=height, width=width, channels=channels, classes=classes,
+            source=source, licence=licence, details=details or {},
+        )  # fmt: skip
+        if extra:
+            extra(folder, index)
+    return replace(index, root=str(out))
+
+
+def fill_folder(
+    folder: Path, samples: Iterable[Sample], shard_samples: int, *, classes: tuple[str, ...], **content: Any
+) -> Index:
+    """Write shards, offsets and index into an existing folder."""
+    shards: list[Shard] = []
+    counts = np.zeros(len(classes), np.int64)
+    key = 0
+    rest = iter(samples)
+    while block := list(islice(rest, shard_samples)):
+        labels = np.array([sample.label for sample in block])
+        low, high = (0, len(classes) - 1) if classes else (-1, -1)
+        if labels.min() < low or labels.max() > high:
+            raise ValueError(f"labels {labels.min()} to {labels.max()} outside {low} to {high}")
+        shards.append(_write_shard(folder, len(shards), block, key))
+        counts += np.bincount(labels, minlength=len(classes))[: len(classes)] if classes else 0
+        key += len(block)
+    if not shards:
+        raise UserError("no images: nothing was written")
+    index = make_index(
+        str(folder), shards=tuple(shards), classes=classes, class_counts=tuple(int(n) for n in counts), **content
+    )
+    write_file(folder / INDEX_NAME, index_text(index).encode())
+    return index
+
+
+def _write_shard(folder: Path, number: int, block: list[Sample], first_key: int) -> Shard:
+    name, offsets_name = f"shard-{number:06d}.tar", f"shard-{number:06d}.npy"
+    offsets = np.empty((len(block), 3), np.int64)
+    tar, position = bytearray(), 0
+    for row, sample in enumerate(block):
+        key = f"{first_key + row:09d}"
+        offsets[row] = position + TAR_BLOCK, len(sample.data), sample.label
+        tar += _member(f"{key}.{sample.suffix}", sample.data)
+        if sample.label >= 0:
+            tar += _member(f"{key}.cls", str(sample.label).encode())
+        position = len(tar)
+    tar += bytes(2 * TAR_BLOCK)  # end of the archive
+    buffer = io.BytesIO()
+    np.save(buffer, offsets, allow_pickle=False)
+    write_file(folder / name, tar)
+    write_file(folder / offsets_name, buffer.getvalue())
+    digest, offsets_digest = hashlib.sha256(tar).hexdigest(), hashlib.sha256(buffer.getvalue()).hexdigest()
+    return Shard(name, len(block), len(tar), digest, offsets_name, offsets_digest)
+
+
+def _member(name: str, data: bytes) -> bytes:
+    """Header, data and padding, without time or owner, so that equal images give equal shards."""
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    return info.tobuf(tarfile.USTAR_FORMAT) + data + bytes(-len(data) % TAR_BLOCK)
+
+
+def write_file(path: Path, data: bytes | bytearray) -> None:
+    """Write and flush to disk."""
+    with open(path, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def check_free(out: Path, *, force: bool) -> None:
+    """`UserError` if `out` may not be written: it exists, and is no shards that `--force` replaces."""
+    if not out.exists() and not out.is_symlink():
+        return
+    if out.is_dir() and not any(out.iterdir()):
+        return
+    if not force:
+        raise UserError(f"{out} exists already: give another folder, or --force to replace it")
+    if not (out / INDEX_NAME).is_file():
+        raise UserError(f"{out} holds something else than shards: --force replaces only shards; give another folder")
+
+
+@contextmanager
+def new_folder(out: Path, *, force: bool = False) -> Iterator[Path]:
+    """A hidden folder beside `out` that takes its place when the block ends well, and vanishes otherwise."""
+    check_free(out, force=force)
+    partial = out.parent / f".{out.name}.partial"
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+        lock = open(partial / "lock", "w")  # noqa: SIM115 - held until the folder is published
+    except OSError as error:
+        raise UserError(f"{out} cannot be written: {error.strerror}: {error.filename}") from None
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{out} is being written by another process: wait for it, or give another folder") from None
+        except OSError:
+            pass  # a file system without locks: two writers of one folder are then the user's to avoid
+        try:
+            _empty(partial)
+            yield partial
+            _publish(partial, out, force=force)
+        except OSError as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise UserError(f"no space left on the disk of {out.parent}: free some, or write elsewhere") from None
+            raise
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+    finally:
+        lock.close()
+
+
+def _empty(partial: Path) -> None:
+    """What a killed run left is of no use to this one."""
+    for path in partial.iterdir():
+        if path.name != "lock":
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def _publish(partial: Path, out: Path, *, force: bool) -> None:
+    (partial / "lock").unlink()
+    sync_folder(partial)
+    check_free(out, force=force)
+    old = out.parent / f".{out.name}.old"
+    shutil.rmtree(old, ignore_errors=True)
+    if out.exists():
+        os.rename(out, old)
+    try:
+        os.rename(partial, out)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.rename(old, out)
+        raise
+    sync_folder(out.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
