@@ -42,17 +42,11 @@ class Tracker:
         say: Callable[[str], None] = print,
     ) -> None:
         run_dir.mkdir(parents=True, exist_ok=True)
-        for name in ("metrics.jsonl", "evaluations.jsonl"):
+        for name in ("metrics.jsonl", "evaluations.jsonl", "losses.csv"):
             cut_back(run_dir / name, images_seen)
         cut_back(run_dir / "timing.jsonl", None)
-        self._files: dict[str, IO[str]] = {}
         self._run_dir = run_dir
-        if config.log.step_losses:
-            path = run_dir / "losses.csv"
-            cut_back(path, images_seen)
-            self._losses = open(path, "a", encoding="utf-8")  # noqa: SIM115 (open as long as the run)
-            if path.stat().st_size == 0:
-                self._losses.write(LOSSES_HEADER)
+        self._files: dict[str, IO[str]] = {}
         self._step_losses = config.log.step_losses
         self._wandb = WandbRun(run_dir, config, wandb_id, say)
 
@@ -74,33 +68,37 @@ class Tracker:
     def record(self, images_seen: int, record: Mapping[str, Any]) -> None:
         """One evaluation: evaluations.jsonl gets all of it, W&B its numbers as curves."""
         self._append("evaluations.jsonl", images_seen, record)
-        numbers = {key: value for key, value in record.items() if isinstance(value, (int, float)) and key != "images_seen"}
-        self._wandb.log("evaluation", images_seen, {f"evaluation/{key}": value for key, value in numbers.items()})
+        numbers = {f"evaluation/{key}": value for key, value in record.items() if type(value) in (int, float)}
+        self._wandb.log("evaluation", images_seen, numbers)
 
     def images(self, images_seen: int, path: Path, name: str = "samples") -> None:
         """Show a picture that is already in the run folder on W&B too."""
-        self._wandb.image(name, images_seen, path)
+        self._wandb.log(name, images_seen, {}, image=path)
 
     def losses(self, steps: Iterable[tuple[int, float, float]]) -> None:
         """Rows (images_seen after the step, loss of D, loss of G) for losses.csv; dropped unless `log.step_losses`."""
         if self._step_losses:
-            self._losses.writelines(f"{seen},{d:.9g},{g:.9g}\n" for seen, d, g in steps)
-            self._losses.flush()
+            file = self._open("losses.csv")
+            if file.tell() == 0:
+                file.write(LOSSES_HEADER)
+            file.writelines(f"{seen},{d:.9g},{g:.9g}\n" for seen, d, g in steps)
+            file.flush()
 
     def close(self) -> None:
         for file in self._files.values():
             file.close()
-        if self._step_losses:
-            self._losses.close()
         self._wandb.close()
 
     def _append(self, name: str, images_seen: int, values: Mapping[str, Any]) -> None:
-        if name not in self._files:
-            self._files[name] = open(self._run_dir / name, "a", encoding="utf-8")  # noqa: SIM115 (open as long as the run)
-        file = self._files[name]
+        file = self._open(name)
         file.write(json_line(images_seen, values))
         file.flush()
         os.fsync(file.fileno())
+
+    def _open(self, name: str) -> IO[str]:
+        if name not in self._files:
+            self._files[name] = open(self._run_dir / name, "a", encoding="utf-8")  # noqa: SIM115 (open as long as the run)
+        return self._files[name]
 
 
 def json_line(images_seen: int, values: Mapping[str, Any]) -> str:
@@ -199,18 +197,19 @@ class WandbRun:
         self._run.define_metric("images_seen", hidden=True)
         self._run.define_metric("*", step_metric="images_seen")
 
-    def log(self, kind: str, images_seen: int, values: Mapping[str, Any]) -> None:
-        if self._run is not None and images_seen > self._sent.get(kind, -1):
-            with self._guarded("W&B failed"):
-                self._run.log({"images_seen": images_seen, **values})
-            self._remember(kind, images_seen)
+    def log(self, kind: str, images_seen: int, values: Mapping[str, Any], image: Path | None = None) -> None:
+        """Send one row, and with it a picture under the name of its kind; not again what an earlier process has sent."""
+        if self._run is None or images_seen <= self._sent.get(kind, -1):
+            return
+        with self._guarded("W&B failed"):
+            if image:
+                import wandb
 
-    def image(self, kind: str, images_seen: int, path: Path) -> None:
+                values = {kind: wandb.Image(str(image), caption=f"{images_seen / 1000:.1f} kimg"), **values}
+            self._run.log({"images_seen": images_seen, **values})
         if self._run is not None:
-            import wandb
-
-            with self._guarded("W&B failed"):
-                self.log(kind, images_seen, {kind: wandb.Image(str(path), caption=f"{images_seen / 1000:.1f} kimg")})
+            self._sent[kind] = images_seen
+            write_atomically(self._path, json.dumps({"id": self.id, "sent": self._sent}, sort_keys=True).encode())
 
     def close(self) -> None:
         if self._run is not None:
@@ -218,10 +217,6 @@ class WandbRun:
             with self._guarded(f"W&B has not got everything; to upload the rest: wandb sync {folder}"):
                 self._run.finish()
             self._run = None
-
-    def _remember(self, kind: str, images_seen: int) -> None:
-        self._sent[kind] = images_seen
-        write_atomically(self._path, json.dumps({"id": self.id, "sent": self._sent}, sort_keys=True).encode())
 
     @contextmanager
     def _guarded(self, what: str) -> Iterator[None]:
