@@ -31,7 +31,6 @@ RECORD = "fruits360.json"
 # A class name is a folder name: it becomes a sparse-checkout pattern, where `*?[]!\` would mean something else.
 CLASS_NAME = re.compile(r"\w[\w .,'()&+-]*(?<! )")
 REVISION_NAME = re.compile(r"\w[\w./+-]*")
-COMMIT = re.compile(r"[0-9a-f]{40}")
 
 # The repository and the user's git configuration are not ours: no transport but these two, no hooks, no links.
 SAFE = tuple(
@@ -50,6 +49,23 @@ SAFE = tuple(
     )
     for part in ("-c", setting)
 )
+
+# Variables that would point git at another repository or let something ask for a password.
+FOREIGN = {
+    "GIT_DIR",
+    "GIT_WORK_TREE",
+    "GIT_INDEX_FILE",
+    "GIT_OBJECT_DIRECTORY",
+    "GIT_ALTERNATE_OBJECT_DIRECTORIES",
+    "GIT_COMMON_DIR",
+    "GIT_NAMESPACE",
+    "GIT_PREFIX",
+    "GIT_ALLOW_PROTOCOL",
+    "GIT_CONFIG_COUNT",
+    "GIT_CONFIG_PARAMETERS",
+    "GIT_ASKPASS",
+    "SSH_ASKPASS",
+}
 
 
 @dataclass(frozen=True)
@@ -93,7 +109,9 @@ def check(classes: Sequence[str], revision: str, url: str) -> None:
         raise UserError(f"--revision {revision!r} is no branch, tag or commit: give one of these, for example {REVISION}")
     for name in classes:
         if not CLASS_NAME.fullmatch(name):
-            raise UserError(f"{name!r} is no class of Fruits-360: give names like Kiwi or 'Apple Golden 1', separated by commas")
+            raise UserError(
+                f"{name!r} is no class of Fruits-360: give names like Kiwi or 'Apple Golden 1', separated by commas"
+            )
 
 
 def match(wanted: str, names: Sequence[str]) -> list[str]:
@@ -175,7 +193,8 @@ class Clone:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=None if show else subprocess.PIPE,
-                text=True,
+                encoding="utf-8",
+                errors="replace",
             )
         except FileNotFoundError:
             raise UserError("git was not found: install git 2.25 or newer to fetch Fruits-360") from None
@@ -193,12 +212,6 @@ class Clone:
 
 
 def environment() -> dict[str, str]:
-    """The user's own, without what would point git at another repository or make it ask for a password."""
+    """The user's own (with proxies and certificates), but for `FOREIGN`."""
     inherited = {name: value for name, value in os.environ.items() if name not in FOREIGN}
     return inherited | {"GIT_TERMINAL_PROMPT": "0", "GCM_INTERACTIVE": "never", "LC_ALL": "C"}
-
-
-FOREIGN = frozenset(
-    "GIT_DIR GIT_WORK_TREE GIT_INDEX_FILE GIT_OBJECT_DIRECTORY GIT_ALTERNATE_OBJECT_DIRECTORIES GIT_COMMON_DIR GIT_NAMESPACE "
-    "GIT_PREFIX GIT_ALLOW_PROTOCOL GIT_ASKPASS SSH_ASKPASS GIT_CONFIG_COUNT GIT_CONFIG_PARAMETERS".split()
-)

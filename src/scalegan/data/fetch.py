@@ -1,0 +1,232 @@
+"""`scalegan fetch`: public data sets, checked by sha256 and in a form that `scalegan shards` reads.
+
+Nothing is pickled: MNIST and Fashion-MNIST come as their IDX files, CIFAR-10 as its binary archive, which is turned into
+class folders of PNG files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import shlex
+import sys
+import tarfile
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from scalegan.data import fruits360
+from scalegan.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class WrongContent(Exception):
+    """A mirror gave another file than the known one."""
+
+
+@dataclass(frozen=True)
+class Remote:
+    name: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Dataset:
+    title: str
+    mirrors: tuple[str, ...]
+    """Folders on the web that hold all of `files`, tried in this order."""
+    files: tuple[Remote, ...]
+
+
+DATASETS = {
+    "mnist": Dataset(
+        "MNIST",
+        ("https://ossci-datasets.s3.amazonaws.com/mnist/", "https://storage.googleapis.com/cvdf-datasets/mnist/"),
+        (
+            Remote("train-images-idx3-ubyte.gz", 9912422, "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609"),
+            Remote("train-labels-idx1-ubyte.gz", 28881, "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c"),
+            Remote("t10k-images-idx3-ubyte.gz", 1648877, "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6"),
+            Remote("t10k-labels-idx1-ubyte.gz", 4542, "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6"),
+        ),
+    ),
+    "fashion-mnist": Dataset(
+        "Fashion-MNIST",
+        (
+            "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/",
+            "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+        ),
+        (
+            Remote("train-images-idx3-ubyte.gz", 26421880, "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84"),
+            Remote("train-labels-idx1-ubyte.gz", 29515, "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845"),
+            Remote("t10k-images-idx3-ubyte.gz", 4422102, "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073"),
+            Remote("t10k-labels-idx1-ubyte.gz", 5148, "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5"),
+        ),
+    ),
+    "cifar10": Dataset(
+        "CIFAR-10",
+        ("https://www.cs.toronto.edu/~kriz/",),
+        (Remote("cifar-10-binary.tar.gz", 170052171, "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"),),
+    ),
+}
+
+CIFAR_MEMBERS = {"train": tuple(f"data_batch_{i}.bin" for i in range(1, 6)), "test": ("test_batch.bin",)}
+CIFAR_FOLDER = "cifar-10-batches-bin"
+CIFAR_SIDE = 32
+TIMEOUT_S = 30.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("dataset", choices=["fruits360", *DATASETS], help="which data set")
+    parser.add_argument("folder", type=Path, metavar="DIR", help="folder to put it into")
+    parser.add_argument("--classes", default="", help="fruits360: names separated by commas, such as Kiwi,Plum (all of them)")
+    parser.add_argument("--revision", default="", help=f"fruits360: branch, tag or full commit ({fruits360.REVISION})")
+    parser.add_argument("--url", default="", help="another mirror: the repository, or the web folder that holds the files")
+
+
+def run(args: argparse.Namespace) -> int:
+    folder: Path = args.folder
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file: give a folder")
+    if args.dataset == "fruits360":
+        run_fruits360(folder, args.classes, args.revision, args.url)
+        return 0
+    if args.classes or args.revision:
+        raise UserError(f"--classes and --revision are for fruits360, not {args.dataset}: leave them out")
+    dataset = DATASETS[args.dataset]
+    mirrors = (args.url.rstrip("/") + "/",) if args.url else dataset.mirrors
+    folder.mkdir(parents=True, exist_ok=True)
+    for remote in dataset.files:
+        fetch_file(remote, mirrors, folder)
+    if args.dataset == "cifar10":
+        unpack_cifar10(folder / dataset.files[0].name, folder)
+    print(f"{dataset.title} is in {folder}")
+    print_next(folder, args.dataset, "train")
+    return 0
+
+
+def run_fruits360(folder: Path, classes: str, revision: str, url: str) -> None:
+    wanted = [name.strip() for name in classes.split(",") if name.strip()]
+    fetched = fruits360.fetch(folder, wanted, revision or fruits360.REVISION, url or fruits360.URL)
+    training, test = (fetched.counts[split] for split in fruits360.SPLITS)
+    names = ", ".join(fetched.classes[:8]) + (f" and {len(fetched.classes) - 8} more" if len(fetched.classes) > 8 else "")
+    print(f"{names}: {training} training and {test} test images in {folder}; {fetched.bytes / 1e6:.1f} MB came")
+    print(f"revision: {fetched.commit} (--revision with this number repeats it); licence: see {folder / 'README.md'}")
+    name = fetched.classes[0].split(" ")[0].lower() if len(fetched.classes) == 1 else "fruits360"
+    print_next(folder, name, "Training")
+
+
+def print_next(folder: Path, name: str, split: str) -> None:
+    print(f"next: {shlex.join(['scalegan', 'shards', str(folder), f'shards/{name}', '--split', split])}")
+
+
+def fetch_file(remote: Remote, mirrors: tuple[str, ...], folder: Path) -> None:
+    """Have `remote` in `folder`, whole and checked: as it lies there, or from the first mirror that answers."""
+    path = folder / remote.name
+    if path.exists():
+        if file_sha256(path) != remote.sha256:
+            raise UserError(f"{path} is not the file that {mirrors[0]}{remote.name} is: delete it to fetch it again")
+        return
+    for mirror in mirrors:
+        if not mirror.startswith(("https://", "http://", "file://")):
+            raise UserError(f"cannot read {mirror}: give an https://, http:// or file:// address to --url")
+    failures = []
+    for mirror in mirrors:
+        url = mirror + remote.name
+        try:
+            download(url, path, remote)
+            return
+        except (WrongContent, urllib.error.URLError, HTTPException, TimeoutError, ConnectionError) as error:
+            failures.append(f"{url} ({getattr(error, 'reason', None) or error})")
+    raise UserError(f"could not download {' nor '.join(failures)}: fetch it elsewhere, put it at {path} and run this again")
+
+
+def download(url: str, path: Path, remote: Remote) -> None:
+    """Into a temporary file beside `path`, at most as many bytes as expected, checked and then renamed."""
+    with tempfile.TemporaryDirectory(prefix=f".{remote.name}.", dir=path.parent) as temporary:
+        part = Path(temporary) / remote.name
+        digest, got = hashlib.sha256(), 0
+        with (
+            urllib.request.urlopen(
+                urllib.request.Request(url, headers={"User-Agent": "scalegan"}), timeout=TIMEOUT_S
+            ) as answer,
+            open(part, "wb") as file,
+            progress_bar(remote.name, remote.size) as advance,
+        ):
+            while chunk := answer.read(min(1 << 16, remote.size + 1 - got)):
+                file.write(chunk)
+                digest.update(chunk)
+                got += len(chunk)
+                advance(len(chunk))
+        if got != remote.size or digest.hexdigest() != remote.sha256:
+            size = f"more than {remote.size}" if got > remote.size else str(got)
+            raise WrongContent(f"{size} bytes, not the known {remote.size} with sha256 {remote.sha256[:12]}...")
+        os.replace(part, path)
+
+
+def unpack_cifar10(archive: Path, folder: Path) -> None:
+    """`train/<class>/00001.png` and `test/<class>/00001.png`; a split that is there already stays."""
+    missing = [split for split in CIFAR_MEMBERS if not (folder / split).exists()]
+    if not missing:
+        return
+    with tempfile.TemporaryDirectory(prefix=".cifar10.", dir=folder) as temporary, tarfile.open(archive) as tar:
+        classes = cifar_member(tar, "batches.meta.txt").read().decode().split()
+        total = sum(tar.getmember(f"{CIFAR_FOLDER}/{name}").size for split in missing for name in CIFAR_MEMBERS[split])
+        with progress_bar("writing PNG files", total) as advance:
+            for split in missing:
+                for name in classes:
+                    (Path(temporary) / split / name).mkdir(parents=True)
+                records = (record for name in CIFAR_MEMBERS[split] for record in cifar_records(cifar_member(tar, name)))
+                for number, record in enumerate(records, 1):
+                    write_png(Path(temporary) / split / classes[record[0]] / f"{number:05d}.png", record[1:])
+                    advance(len(record))
+                (Path(temporary) / split).rename(folder / split)
+
+
+def cifar_member(tar: tarfile.TarFile, name: str) -> IO[bytes]:
+    member = tar.extractfile(f"{CIFAR_FOLDER}/{name}")
+    assert member is not None, f"{name} is a folder"  # the archive's sha256 is known
+    return member
+
+
+def cifar_records(file: IO[bytes]) -> Iterator[bytes]:
+    """One byte of label, then red, green and blue planes of 32x32 bytes."""
+    while record := file.read(1 + 3 * CIFAR_SIDE**2):
+        yield record
+
+
+def write_png(path: Path, planes: bytes) -> None:
+    from PIL import Image
+
+    area, size = CIFAR_SIDE**2, (CIFAR_SIDE, CIFAR_SIDE)
+    bands = [Image.frombytes("L", size, planes[i * area : (i + 1) * area]) for i in range(3)]
+    Image.merge("RGB", bands).save(path, compress_level=1)
+
+
+def file_sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def progress_bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar of bytes on a terminal, else silence."""
+    if not sys.stderr.isatty():
+        yield lambda count: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task(title, total=total)
+        yield lambda count: progress.advance(task, count)

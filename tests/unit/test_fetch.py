@@ -1,0 +1,327 @@
+"""`scalegan fetch`: what comes, how much of it, and what is said when it does not."""
+
+from __future__ import annotations
+
+import functools
+import gzip
+import hashlib
+import http.server
+import io
+import json
+import subprocess
+import tarfile
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from scalegan import cli
+from scalegan.data import fetch, fruits360
+from scalegan.errors import UserError
+
+CLASSES = ("Apple Golden 1", "Kiwi 1", "Pear", "Pear Red 1", "Plum")
+FILE_BYTES = 20_000
+FILES = {"Training": 4, "Test": 2}
+
+
+def git(folder: Path, *arguments: str) -> str:
+    identity = ("-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false")
+    done = subprocess.run(["git", *identity, *arguments], cwd=folder, check=True, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory) -> Path:
+    """Fruits-360 in small: incompressible files of 20 kB, and one large file that no class needs. Its tag is `v1`."""
+    folder = tmp_path_factory.mktemp("repository")
+    noise = np.random.default_rng(0)
+    for split, count in FILES.items():
+        for name in CLASSES:
+            (folder / split / name).mkdir(parents=True)
+            for i in range(count):
+                (folder / split / name / f"r_{i}_100.jpg").write_bytes(noise.bytes(FILE_BYTES))
+    (folder / "LICENSE").write_text("CC BY-SA 4.0\n")
+    (folder / "README.md").write_text("Fruits-360\n")
+    (folder / "papers.bin").write_bytes(noise.bytes(1_000_000))
+    git(folder, "init", "--quiet", "--initial-branch=main", ".")
+    git(folder, "config", "uploadpack.allowFilter", "true")
+    git(folder, "config", "uploadpack.allowAnySHA1InWant", "true")
+    git(folder, "add", "--all")
+    git(folder, "commit", "--quiet", "--message=data")
+    git(folder, "tag", "v1")
+    (folder / "Training" / "Zucchini 1").mkdir()
+    (folder / "Training" / "Zucchini 1" / "0_100.jpg").write_bytes(noise.bytes(FILE_BYTES))
+    git(folder, "add", "--all")
+    git(folder, "commit", "--quiet", "--message=more")
+    return folder
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def test_one_class_comes_alone(repository, tmp_path):
+    out = tmp_path / "fruits"
+    fetched = fruits360.fetch(out, ["Plum"], url=repository.as_uri())
+    pictures = [f"{split}/Plum/r_{i}_100.jpg" for split, count in FILES.items() for i in range(count)]
+    assert files(out) == sorted([*pictures, "LICENSE", "README.md", fruits360.RECORD])
+    assert all((out / name).read_bytes() == (repository / name).read_bytes() for name in pictures)
+    assert fetched.classes == ("Plum",)
+    assert fetched.counts == FILES
+    assert fetched.commit == git(repository, "rev-parse", "main")
+
+
+def test_the_bytes_that_come_are_those_of_the_class(repository, tmp_path):
+    fetched = fruits360.fetch(tmp_path / "fruits", ["Plum"], url=repository.as_uri())
+    wanted = sum(FILES.values()) * FILE_BYTES
+    whole = 1_000_000 + len(CLASSES) * wanted
+    assert wanted < fetched.bytes < wanted + 20_000 < whole / 5
+
+
+def test_a_class_is_also_found_by_the_name_before_its_number(repository, tmp_path):
+    fetched = fruits360.fetch(tmp_path / "fruits", ["Kiwi", "Apple Golden"], url=repository.as_uri())
+    assert fetched.classes == ("Apple Golden 1", "Kiwi 1")
+
+
+def test_an_exact_name_is_taken_alone():
+    assert fruits360.match("Pear", ["Pear", "Pear 2", "Pear Red 1"]) == ["Pear"]
+
+
+def test_no_classes_means_all(repository, tmp_path):
+    fetched = fruits360.fetch(tmp_path / "fruits", [], revision="v1", url=repository.as_uri())
+    assert fetched.classes == CLASSES
+    assert not (tmp_path / "fruits" / "papers.bin").exists()
+
+
+@pytest.mark.parametrize("revision", ["v1", "commit"])
+def test_the_revision_can_be_a_tag_or_a_commit(repository, tmp_path, revision):
+    old = git(repository, "rev-parse", "v1")
+    fetched = fruits360.fetch(tmp_path / "f", ["Plum"], revision=old if revision == "commit" else "v1", url=repository.as_uri())
+    assert fetched.commit == old != git(repository, "rev-parse", "main")
+
+
+def test_a_second_class_joins_the_first_and_nothing_comes_twice(repository, tmp_path):
+    out = tmp_path / "fruits"
+    fruits360.fetch(out, ["Plum"], url=repository.as_uri())
+    again = fruits360.fetch(out, ["Plum"], url=repository.as_uri())
+    assert again.counts == FILES
+    assert again.bytes < 20_000
+    fruits360.fetch(out, ["Pear"], url=repository.as_uri())
+    assert sorted(path.name for path in (out / "Training").iterdir()) == ["Pear", "Plum"]
+    assert set(json.loads((out / fruits360.RECORD).read_text())["classes"]) == {"Pear", "Plum"}
+
+
+def test_a_half_moved_class_is_fetched_anew(repository, tmp_path):
+    out = tmp_path / "fruits"
+    (out / "Training" / "Plum").mkdir(parents=True)
+    (out / "Training" / "Plum" / "half.jpg").write_bytes(b"")
+    assert fruits360.fetch(out, ["Plum"], url=repository.as_uri()).counts == FILES
+
+
+def test_nothing_is_left_beside_the_folder(repository, tmp_path):
+    fruits360.fetch(tmp_path / "fruits", ["Plum"], url=repository.as_uri())
+    with pytest.raises(UserError):
+        fruits360.fetch(tmp_path / "fruits", ["Nonsense"], url=repository.as_uri())
+    assert [path.name for path in tmp_path.iterdir()] == ["fruits"]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "hint"),
+    [
+        ("Golden", "did you mean Apple Golden 1?"),
+        ("Kiwy 1", "did you mean Kiwi 1?"),
+        ("xxxx", "it has 6: Apple Golden 1, Kiwi 1"),
+    ],
+)
+def test_an_unknown_class_names_the_nearest(repository, tmp_path, wanted, hint):
+    with pytest.raises(UserError) as error:
+        fruits360.fetch(tmp_path / "fruits", [wanted], url=repository.as_uri())
+    assert hint in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["../etc", "..", "-all", "*", "Kiwi*", "Ki[w]i", "!Kiwi", "#Kiwi", "a/b", "a\nb", "a\\b", "Kiwi ", ""]
+)
+def test_names_that_are_no_class_never_reach_git(monkeypatch, tmp_path, name):
+    monkeypatch.setattr(fruits360.subprocess, "Popen", None)
+    with pytest.raises(UserError, match="is no class of Fruits-360"):
+        fruits360.fetch(tmp_path / "fruits", [name])
+
+
+@pytest.mark.parametrize(
+    "url", ["ext::sh -c touch% owned", "ssh://host/x", "git@host:x", "--upload-pack=x", "/srv/x", "http://host/x"]
+)
+def test_other_addresses_are_refused(tmp_path, url):
+    with pytest.raises(UserError, match="give an https:// or file:// address"):
+        fruits360.fetch(tmp_path / "fruits", ["Kiwi"], url=url)
+
+
+@pytest.mark.parametrize("revision", ["--upload-pack=x", "a..b", "a b", "", "-"])
+def test_a_revision_cannot_be_an_option(tmp_path, revision):
+    with pytest.raises(UserError, match="no branch, tag or commit"):
+        fruits360.fetch(tmp_path / "fruits", ["Kiwi"], revision=revision)
+
+
+def test_hooks_and_links_of_the_user_and_the_repository_do_nothing(repository, tmp_path, monkeypatch):
+    hostile = tmp_path / "hostile"
+    git(tmp_path, "clone", "--quiet", str(repository), "hostile")
+    (hostile / "Training" / "Plum" / "link.jpg").symlink_to("/etc/passwd")
+    git(hostile, "add", "--all")
+    git(hostile, "commit", "--quiet", "--message=link")
+    template, owned = tmp_path / "template", tmp_path / "owned"
+    (template / "hooks").mkdir(parents=True)
+    (template / "hooks" / "post-checkout").write_text(f"#!/bin/sh\ntouch {owned}\n")
+    (template / "hooks" / "post-checkout").chmod(0o755)
+    monkeypatch.setenv("GIT_TEMPLATE_DIR", str(template))
+    monkeypatch.setenv("GIT_DIR", str(repository / ".git"))
+    fruits360.fetch(tmp_path / "fruits", ["Plum"], url=hostile.as_uri())
+    link = tmp_path / "fruits" / "Training" / "Plum" / "link.jpg"
+    assert not link.is_symlink()
+    assert link.read_text() == "/etc/passwd"
+    assert not owned.exists()
+
+
+def test_a_missing_revision_is_one_line(repository, tmp_path, capsys):
+    argv = ["fetch", "fruits360", "--classes", "Plum", "--revision", "nope", "--url", repository.as_uri(), str(tmp_path / "f")]
+    assert cli.main(argv) == 2
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 1
+    assert "couldn't find remote ref nope" in printed
+
+
+def test_missing_git_is_one_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert cli.main(["fetch", "fruits360", "--classes", "Kiwi", str(tmp_path / "f")]) == 2
+    assert capsys.readouterr().err == "scalegan: error: git was not found: install git 2.25 or newer to fetch Fruits-360\n"
+
+
+def test_the_command_ends_with_the_one_that_follows(repository, tmp_path, capsys):
+    assert cli.main(["fetch", "fruits360", "--classes", "Kiwi", "--url", repository.as_uri(), str(tmp_path / "my fruits")]) == 0
+    printed = capsys.readouterr().out
+    assert "Kiwi 1: 4 training and 2 test images" in printed
+    assert printed.splitlines()[-1].startswith(f"next: scalegan shards '{tmp_path}/my fruits' shards/kiwi ")
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def web(tmp_path):
+    """A folder, and its address on a web server of this machine."""
+    folder = tmp_path / "web"
+    folder.mkdir()
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder)))
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield folder, f"http://127.0.0.1:{server.server_port}/"
+    server.shutdown()
+    server.server_close()
+
+
+def remote(path: Path) -> fetch.Remote:
+    content = path.read_bytes()
+    return fetch.Remote(path.name, len(content), hashlib.sha256(content).hexdigest())
+
+
+@pytest.fixture
+def tiny_mnist(web, monkeypatch):
+    folder, url = web
+    for known in fetch.DATASETS["mnist"].files:
+        (folder / known.name).write_bytes(gzip.compress(known.name.encode() * 100))
+    known_files = tuple(remote(path) for path in sorted(folder.iterdir()))
+    monkeypatch.setitem(fetch.DATASETS, "mnist", fetch.Dataset("MNIST", (url,), known_files))
+    return folder, url
+
+
+def test_idx_files_come_as_they_are(tiny_mnist, tmp_path, capsys):
+    folder, _ = tiny_mnist
+    assert cli.main(["fetch", "mnist", str(tmp_path / "out")]) == 0
+    assert files(tmp_path / "out") == files(folder)
+    assert capsys.readouterr().out.splitlines()[-1].startswith(f"next: scalegan shards {tmp_path}/out shards/mnist ")
+
+
+def test_files_that_are_there_are_checked_and_not_fetched_again(tiny_mnist, tmp_path, capsys):
+    folder, _ = tiny_mnist
+    assert cli.main(["fetch", "mnist", str(tmp_path / "out")]) == 0
+    for path in folder.iterdir():
+        path.unlink()
+    assert cli.main(["fetch", "mnist", str(tmp_path / "out")]) == 0
+    (tmp_path / "out" / "t10k-images-idx3-ubyte.gz").write_bytes(b"cut")
+    assert cli.main(["fetch", "mnist", str(tmp_path / "out")]) == 2
+    assert "delete it to fetch it again" in capsys.readouterr().err
+
+
+def test_a_changed_file_is_refused_and_leaves_nothing(tiny_mnist, tmp_path, capsys):
+    folder, _ = tiny_mnist
+    target = folder / "train-images-idx3-ubyte.gz"
+    target.write_bytes(target.read_bytes()[:-1] + b"!")
+    assert cli.main(["fetch", "mnist", str(tmp_path / "out")]) == 2
+    assert "not the known" in capsys.readouterr().err
+    assert "train-images-idx3-ubyte.gz" not in files(tmp_path / "out")
+    assert not [name for name in files(tmp_path / "out") if name.startswith(".")]
+
+
+def test_an_endless_answer_is_cut_off(tiny_mnist, tmp_path, capsys):
+    folder, _ = tiny_mnist
+    (folder / "t10k-images-idx3-ubyte.gz").write_bytes(b"x" * 1_000_000)
+    assert cli.main(["fetch", "mnist", str(tmp_path / "out")]) == 2
+    assert "(more than " in capsys.readouterr().err
+
+
+def test_the_second_mirror_serves_when_the_first_does_not(tiny_mnist, tmp_path, monkeypatch):
+    _, url = tiny_mnist
+    known = fetch.DATASETS["mnist"]
+    monkeypatch.setitem(fetch.DATASETS, "mnist", fetch.Dataset("MNIST", (url + "no/", url), known.files))
+    assert cli.main(["fetch", "mnist", str(tmp_path / "out")]) == 0
+
+
+def test_without_network_one_line_says_which_file_goes_where(tiny_mnist, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert cli.main(["fetch", "mnist", "--url", "http://127.0.0.1:1/mnist", str(out)]) == 2
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 1
+    assert "http://127.0.0.1:1/mnist/t10k-images-idx3-ubyte.gz" in printed
+    assert f"put it at {out}/t10k-images-idx3-ubyte.gz and run this again" in printed
+
+
+def test_cifar10_becomes_class_folders(web, tmp_path, monkeypatch):
+    folder, url = web
+    colours = np.random.default_rng(0).integers(0, 256, (6, 2, 3, 32, 32), dtype=np.uint8)
+    batches = [*fetch.CIFAR_MEMBERS["train"], *fetch.CIFAR_MEMBERS["test"]]
+    members = {
+        name: b"".join(bytes([label]) + image.tobytes() for label, image in enumerate(images))
+        for name, images in zip(batches, colours, strict=True)
+    }
+    members["batches.meta.txt"] = b"airplane\nautomobile\n\n"
+    with tarfile.open(folder / "cifar-10-binary.tar.gz", "w:gz") as tar:
+        for name, content in members.items():
+            member = tarfile.TarInfo(f"cifar-10-batches-bin/{name}")
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    known = fetch.Dataset("CIFAR-10", (url,), (remote(folder / "cifar-10-binary.tar.gz"),))
+    monkeypatch.setitem(fetch.DATASETS, "cifar10", known)
+    assert cli.main(["fetch", "cifar10", str(tmp_path / "out")]) == 0
+    assert len(files(tmp_path / "out" / "train")) == 10
+    assert files(tmp_path / "out" / "test") == ["airplane/00001.png", "automobile/00002.png"]
+    image = np.asarray(Image.open(tmp_path / "out" / "test" / "automobile" / "00002.png"))
+    np.testing.assert_array_equal(image, colours[5, 1].transpose(1, 2, 0))
+
+
+@pytest.mark.parametrize(
+    ("argv", "line"),
+    [
+        (["mnist", "--classes", "3", "out"], "--classes and --revision are for fruits360"),
+        (["mnist", "--url", "ftp://x", "out"], "give an https://, http:// or file:// address"),
+        (["cifar100", "out"], "invalid choice: 'cifar100'"),
+    ],
+)
+def test_bad_arguments_are_one_line(tmp_path, monkeypatch, capsys, argv, line):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["fetch", *argv]) == 2
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 1
+    assert line in printed
