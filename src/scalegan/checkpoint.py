@@ -64,7 +64,7 @@ def save(run_dir: Path, images_seen: int, tensors: Mapping[str, Mapping[str, Ten
     parent.mkdir(parents=True, exist_ok=True)
     for left_over in parent.glob(".tmp-*"):
         shutil.rmtree(left_over)
-    temporary = parent / f".tmp-{images_seen:012d}-{os.getpid()}"
+    temporary = parent / f".tmp-{images_seen:09d}-{os.getpid()}"
     temporary.mkdir()
     try:
         files = {}
@@ -77,7 +77,7 @@ def save(run_dir: Path, images_seen: int, tensors: Mapping[str, Mapping[str, Ten
         (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
         _flush(temporary / MANIFEST)
         _flush(temporary)
-        final = parent / f"{images_seen:012d}"
+        final = parent / f"{images_seen:09d}"
         if final.exists():
             shutil.rmtree(final)
         temporary.rename(final)
@@ -102,7 +102,8 @@ def read(path: Path) -> Checkpoint:
 def folders(run_dir: Path) -> list[Path]:
     """Checkpoint folders, newest first."""
     parent = checkpoints(run_dir)
-    return sorted((p for p in parent.glob("[0-9]*") if p.is_dir()), reverse=True) if parent.is_dir() else []
+    found = [p for p in parent.glob("[0-9]*") if p.is_dir() and p.name.isdigit()]
+    return sorted(found, key=lambda p: int(p.name), reverse=True)
 
 
 def latest(run_dir: Path) -> tuple[Checkpoint | None, list[str]]:

@@ -10,6 +10,7 @@ import argparse
 import difflib
 import errno
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -101,18 +102,24 @@ def dispatch(argv: Sequence[str]) -> int:
     return int(module.run(parser.parse_args(rest)))
 
 
+def complain(message: str) -> None:
+    """One line, from the first process alone where a launcher started several."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"scalegan: error: {message}", file=sys.stderr)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command line. Returns the exit code: 0, 2 for what the user can mend, 130 after Ctrl-C."""
     try:
         return dispatch(sys.argv[1:] if argv is None else argv)
     except UserError as error:
-        print(f"scalegan: error: {error}", file=sys.stderr)
+        complain(str(error))
         return 2
     except OSError as error:
         if error.errno not in MENDABLE:
             raise
         what, remedy = MENDABLE[error.errno]
-        print(f"scalegan: error: {what}{f': {error.filename}' if error.filename else ''}: {remedy}", file=sys.stderr)
+        complain(f"{what}{f': {error.filename}' if error.filename else ''}: {remedy}")
         return 2
     except KeyboardInterrupt:
         print("scalegan: stopped by Ctrl-C", file=sys.stderr)

@@ -69,7 +69,7 @@ class ModelConfig:
     critic_norm: Literal["batch", "none"] = "batch"
     """Normalisation inside the critic; a gradient penalty wants `none`."""
     init: Literal["dcgan", "kaiming"] = "dcgan"
-    """Start of the critic's weights: N(0, 0.02) as in the DCGAN paper and always in the generator, or Kaiming for LeakyReLU 0.2."""
+    """Start of the critic's weights: N(0, 0.02) as in the DCGAN paper (and always in the generator), or Kaiming's."""
     conditional: bool = False
     """Tell generator and critic the class of each image; needs labelled data."""
     class_dim: int = 32

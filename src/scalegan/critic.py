@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from scalegan.augment import augment
 from scalegan.config import AugmentConfig
+from scalegan.models.layers import at_least_float32
 
 
 class Scores(NamedTuple):
@@ -49,4 +50,4 @@ class Critic(nn.Module):
         half = torch.is_autocast_enabled(images.device.type) and torch.get_autocast_dtype(images.device.type) == torch.float16
         with torch.autocast(images.device.type, enabled=False) if half else nullcontext():
             gradient, logits = torch.func.grad(total, has_aux=True)(images)
-        return Scores(logits, gradient.float().square().flatten(1).sum(1))
+        return Scores(logits, at_least_float32(gradient).square().flatten(1).sum(1))

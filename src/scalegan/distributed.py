@@ -20,7 +20,9 @@ TIMEOUT = timedelta(minutes=60)  # real statistics of a large data set are made 
 def make_accelerator(train: TrainConfig) -> Accelerator:
     """The accelerator of this process. Raises `UserError` where the launcher and Accelerate disagree or the device lacks."""
     if train.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("train.device is cuda but torch sees no GPU here: use --train.device cpu, or check the driver and torch build")
+        raise UserError(
+            "train.device is cuda but torch sees no GPU here: use --train.device cpu, or check the driver and torch build"
+        )
     cpu = train.device == "cpu" or not torch.cuda.is_available()
     if cpu and train.precision == "fp16":
         raise UserError("train.precision fp16 needs a GPU: use --train.precision bf16 or fp32")

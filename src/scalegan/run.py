@@ -6,7 +6,7 @@ import fcntl
 import json
 import os
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import yaml
 
@@ -36,20 +36,27 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     return [f"{n}: {old.get(n)} -> {new.get(n)}" for n in names if old.get(n) != new.get(n)]
 
 
-def lock(run_dir: Path) -> IO[str]:
-    """Hold the run folder for this process until the file is closed. Raises `UserError` when another holds it."""
-    file = (run_dir / ".lock").open("a+")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        owner = file.read().strip() or "another process"
-        file.close()
-        raise UserError(f"run folder {run_dir} is being written by {owner}: stop that one, or give --run another folder") from None
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {os.uname().nodename}\n")
-    file.flush()
-    return file
+class Lock:
+    """The run folder, held for writing by this process until `close` or its end. Raises `UserError` when another holds it."""
+
+    def __init__(self, run_dir: Path) -> None:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        self._file = (run_dir / ".lock").open("a+")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.seek(0)
+            owner = self._file.read().strip() or "another process"
+            self._file.close()
+            raise UserError(
+                f"run folder {run_dir} is being written by {owner}: stop it, or give --run another folder"
+            ) from None
+        self._file.truncate(0)
+        self._file.write(f"process {os.getpid()} on {os.uname().nodename}\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
 
 
 def claim(run_dir: Path, config: Config, data_sha256: str) -> None:
@@ -64,7 +71,9 @@ def claim(run_dir: Path, config: Config, data_sha256: str) -> None:
         changed = differences({"config": before["config"], "data": before["data"]}, identity)
         if changed:
             shown = "; ".join(name.removeprefix("config.") for name in changed)
-            raise UserError(f"run folder {run_dir} belongs to another configuration ({shown}): undo that, or give --run another folder")
+            raise UserError(
+                f"run folder {run_dir} has another configuration ({shown}): undo that, or give --run another folder"
+            )
     write_text(path, json.dumps(identity | {"scalegan": __version__}, indent=1))
     write_text(run_dir / CONFIG, yaml.safe_dump(plain(config.to_dict()), sort_keys=False))
 

@@ -17,7 +17,7 @@ from scalegan.config import Config
 from scalegan.critic import Critic
 from scalegan.data.loader import Batch, normalise
 from scalegan.ema import make_ema, update_ema
-from scalegan.models import build_discriminator, build_generator
+from scalegan.models import build_discriminator, build_generator, place
 from scalegan.statistics import Values
 
 
@@ -84,7 +84,7 @@ class Game:
             generator = build_generator(config.model, facts.shape, len(facts.class_counts))
             critic = Critic(build_discriminator(config.model, facts.shape, len(facts.class_counts)), config.augment)
         for network in (generator, critic):
-            network.to(accelerator.device, memory_format=torch.channels_last)
+            place(network, accelerator.device)
         self.ema = make_ema(generator)
         self.couples_samples: bool = critic.discriminator.couples_samples  # type: ignore[assignment]
         optim = config.optim

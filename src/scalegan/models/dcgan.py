@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from scalegan.config import ModelConfig
-from scalegan.models.layers import BatchNorm, halvings
+from scalegan.models.layers import BatchNorm, at_least_float32, halvings
 
 
 class Upsample(nn.Module):
@@ -54,7 +54,7 @@ class Generator(nn.Module):
         x = self.norms[0](x).relu_()
         for norm, up in zip(list(self.norms)[1:], self.ups, strict=True):
             x = norm(up(x)).relu_()
-        return self.to_image(x).float().tanh()
+        return at_least_float32(self.to_image(x)).tanh()
 
 
 class Discriminator(nn.Module):
@@ -96,9 +96,9 @@ class Discriminator(nn.Module):
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
         h = self.layers(images).flatten(1)
-        logits = self.score(h)[:, 0].float()
+        logits = at_least_float32(self.score(h)[:, 0])
         if self.embed is not None:  # projection of the features on the class (Miyato and Koyama 2018, eq. 3)
-            logits = logits + (self.embed(labels) * h).float().sum(1)
+            logits = logits + at_least_float32(self.embed(labels) * h).sum(1)
         return logits
 
 

@@ -59,7 +59,7 @@ class BatchNorm(nn.Module):
 
     def _over_processes(self, x: Tensor) -> Tensor:
         processes = dist.get_world_size()
-        values = x.float()
+        values = at_least_float32(x)
         local_var, local_mean = torch.var_mean(values, dim=(0, 2, 3), correction=0)
         # Every process holds as many images, so that the moments of all are the means of theirs.
         total = _SumOverProcesses.apply(torch.stack([local_mean, local_var + local_mean.square()])) / processes
@@ -73,6 +73,11 @@ class BatchNorm(nn.Module):
         scale = torch.rsqrt(var + self.eps) * self.weight
         shift = self.bias - mean * scale
         return (values * scale[:, None, None] + shift[:, None, None]).to(x.dtype)
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Half precision is for convolutions; logits, norms and losses are summed in no less than float32."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def halvings(height: int, width: int) -> list[tuple[int, int]]:

@@ -1,0 +1,154 @@
+"""What a run leaves behind as it goes: status lines, metrics, sample grids, evaluation records, plots."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from scalegan import figures, sampling
+from scalegan.config import Config
+from scalegan.data.index import Index
+from scalegan.data.loader import open_reader
+from scalegan.data.order import make_order, samples_at
+from scalegan.status import Status
+from scalegan.tracking import Tracker
+
+REQUEUE = "requeue"
+"""File in the run folder that asks the batch script to queue the job again."""
+
+
+class Outputs:
+    """Only process 0 writes; what needs every process is called on every process."""
+
+    def __init__(
+        self,
+        config: Config,
+        accelerator: Accelerator,
+        index: Index,
+        images_seen: int,
+        wandb_id: str | None,
+        group: dist.ProcessGroup | None,
+    ) -> None:
+        self.config, self.accelerator, self.index, self.group = config, accelerator, index, group
+        self.run_dir = Path(config.run)
+        self.main = accelerator.is_main_process
+        self.metric = "fid" if config.evaluation.extractor == "inception" else f"fd_{config.evaluation.extractor}"
+        self.waited = 0.0
+        self.began = self.read_at = time.perf_counter()
+        self.read_images = images_seen
+        if self.main:
+            self.tracker = Tracker(self.run_dir, config, images_seen, wandb_id)
+            self.status = Status(config.train.images, self.run_dir, images_seen)
+
+    @property
+    def wandb_id(self) -> str | None:
+        return self.tracker.wandb_id if self.main else None
+
+    def say(self, text: str) -> None:
+        if self.main:
+            self.status.say(text)
+
+    def start(self, images_seen: int) -> None:
+        if not self.main:
+            return
+        (self.run_dir / REQUEUE).unlink(missing_ok=True)
+        if images_seen:
+            self.say(f"going on at {images_seen} images of {self.config.train.images}")
+        elif self.index.labelled and not self.config.model.conditional:
+            self.say(f"the {len(self.index.classes)} classes are not used: model.conditional is false")
+        if not (self.run_dir / "samples" / "real.png").exists():
+            self.real_grid()
+        self.began = self.read_at = time.perf_counter()
+
+    def real_grid(self) -> None:
+        """The first images of the order: as many as a sample grid has, or all there are."""
+        count = min(self.config.log.grid, self.index.samples)
+        order = make_order(self.config.data, self.index, self.config.train.seed)
+        batch = max(count, self.config.train.batch)
+        chosen = samples_at(order, 0, np.arange(count), batch)
+        images = open_reader(self.index, self.config.data, torch.device("cpu")).read(chosen).images
+        figures.save_png(self.run_dir / "samples" / "real.png", images.numpy())
+
+    def log(self, images_seen: int, metrics: dict[str, float], steps: list[tuple[int, float, float]], memory: float) -> None:
+        now = time.perf_counter()
+        passed = max(now - self.read_at, 1e-9)
+        timing = {
+            "seconds": now - self.began,
+            "images_per_s": (images_seen - self.read_images) / passed,
+            "data_wait_share": self.waited / passed,
+            "memory_mb": memory,
+        }
+        self.read_at, self.read_images, self.waited = now, images_seen, 0.0
+        if self.main:
+            self.tracker.log(images_seen, metrics)
+            self.tracker.timing(images_seen, timing)
+            self.tracker.losses(steps)
+            self.status.tick(images_seen, metrics, timing)
+
+    def samples(self, ema: nn.Module, images_seen: int) -> None:
+        """A grid from fixed latents, a column a class where the generator is told the class."""
+        if not self.main:
+            return
+        start = time.perf_counter()
+        count, classes = self.config.log.grid, len(self.index.classes) if self.config.model.conditional else 0
+        images = self.draw(ema, 0, count, sampling.grid_labels(count, classes))
+        path = self.run_dir / "samples" / f"{images_seen:09d}.png"
+        figures.save_png(path, images.numpy(), classes if 1 < classes <= 20 else None)
+        self.tracker.images(images_seen, path)
+        self.left_out(start)
+
+    def draw(self, ema: nn.Module, first: int, count: int, labels: Tensor | None = None) -> Tensor:
+        """Images of the run's own seed: uint8 [count, C, H, W]."""
+        counts = self.index.class_counts if self.config.model.conditional else ()
+        return sampling.images_of(ema, self.config.model.z_dim, counts, self.config.train.seed, first, count, labels)
+
+    def evaluate(self, ema: nn.Module, images_seen: int) -> dict[str, Any]:
+        from scalegan.evaluation.evaluator import evaluate
+
+        start = time.perf_counter()
+        record = evaluate(
+            lambda first, count: self.draw(ema, first, count),
+            self.index,
+            self.config.evaluation,
+            seed=self.config.train.seed,
+            images_seen=images_seen,
+            ema=True,
+            rank=self.accelerator.process_index,
+            processes=self.accelerator.num_processes,
+            device=self.accelerator.device,
+            cache=self.run_dir / "cache",
+        )
+        if self.main:
+            self.tracker.record(images_seen, record)
+            self.status.record(images_seen, record)
+        self.left_out(start)
+        return record
+
+    def left_out(self, start: float) -> None:
+        """Time since `start` counts neither as training nor as waiting."""
+        self.read_at += time.perf_counter() - start
+
+    def stopped(self, images_seen: int) -> None:
+        if self.main:
+            (self.run_dir / REQUEUE).write_text(f"{images_seen}\n")
+        self.say(f"stopped at {images_seen} images on request, checkpoint saved: run the same command to go on")
+
+    def finished(self, images_seen: int) -> None:
+        if not self.main:
+            return
+        from scalegan.plots import plot_run
+
+        made = plot_run(self.run_dir)
+        self.say(f"done: {images_seen} images; see {self.run_dir / 'samples'} and {made[0].parent if made else self.run_dir}")
+
+    def close(self) -> None:
+        if self.main:
+            self.tracker.close()
+            self.status.close()

@@ -1,0 +1,127 @@
+"""Images from a generator: image i of a seed is the same whoever asks for it, in whatever company."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from scalegan import checkpoint, random, settings
+from scalegan.config import Config
+from scalegan.errors import UserError
+from scalegan.models import build_generator, place
+
+BLOCK = 64
+"""Images of one forward pass. Always full and aligned, as the last bits of a convolution depend on the batch size."""
+
+
+@torch.inference_mode()
+def images_of(
+    generator: nn.Module,
+    z_dim: int,
+    class_counts: Sequence[int],
+    seed: int,
+    first: int,
+    count: int,
+    labels: Tensor | None = None,
+) -> Tensor:
+    """Images first to first + count of a seed: uint8 [count, C, H, W] on the CPU.
+
+    `labels` [count] are those of a conditional generator; None draws them by the data's histogram (`class_counts`).
+    """
+    device = next(generator.parameters()).device
+    blocks = []
+    for start in range(first - first % BLOCK, first + count, BLOCK):
+        latents = torch.from_numpy(random.normal(seed, "samples", start, BLOCK, z_dim)).to(device)
+        chosen = torch.full((BLOCK,), -1, dtype=torch.int64)
+        if class_counts:
+            chosen = torch.from_numpy(random.choice(seed, "samples/labels", start, BLOCK, np.asarray(class_counts)))
+        low, high = max(first, start), min(first + count, start + BLOCK)
+        if labels is not None:
+            chosen[low - start : high - start] = labels[low - first : high - first]
+        images = generator(latents, chosen.to(device))
+        blocks.append(to_uint8(images)[low - start : high - start].cpu())
+    return torch.cat(blocks)
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """[-1, 1] -> 0 to 255, rounded to the nearest."""
+    return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def grid_labels(count: int, classes: int) -> Tensor | None:
+    """Labels of a sample grid with a column a class; None where there are no classes."""
+    return torch.arange(count) % classes if classes else None
+
+
+@dataclass(frozen=True)
+class LoadedGenerator:
+    """The averaged generator of a checkpoint, ready to sample from."""
+
+    network: nn.Module
+    config: Config
+    shape: tuple[int, int, int]
+    """(channels, height, width) of an image."""
+    classes: tuple[str, ...]
+    class_counts: tuple[int, ...]
+    images_seen: int
+    path: Path
+    """The checkpoint's folder."""
+
+    def sample(self, n: int, seed: int = 0, labels: Sequence[int] | Tensor | None = None) -> Tensor:
+        """n images: uint8 [n, C, H, W]. `labels` are n class numbers for a conditional generator; None follows the data."""
+        return self.sample_range(0, n, seed, labels)
+
+    def sample_range(self, first: int, count: int, seed: int = 0, labels: Sequence[int] | Tensor | None = None) -> Tensor:
+        """Images first to first + count of a seed."""
+        chosen = None
+        if labels is not None:
+            chosen = torch.as_tensor(labels, dtype=torch.int64)
+            if not self.config.model.conditional:
+                raise UserError(f"{self.path} is not class-conditional: sample it without labels")
+            if chosen.shape != (count,) or int(chosen.min()) < 0 or int(chosen.max()) >= len(self.classes):
+                raise UserError(
+                    f"labels must be {count} class numbers from 0 to {len(self.classes) - 1} ({', '.join(self.classes)})"
+                )
+        counts = self.class_counts if self.config.model.conditional else ()
+        return images_of(self.network, self.config.model.z_dim, counts, seed, first, count, chosen)
+
+
+def find_checkpoint(path: Path) -> checkpoint.Checkpoint:
+    """The checkpoint in a folder, or the newest valid one of a run folder. Raises `UserError`."""
+    if (path / checkpoint.MANIFEST).is_file():
+        return checkpoint.read(path)
+    if not path.is_dir():
+        raise UserError(f"{path} does not exist: give a run folder or one of its checkpoints")
+    found, complaints = checkpoint.latest(path)
+    if found is None:
+        raise UserError("; ".join(complaints) or f"{path} has no checkpoint yet: train it first")
+    return found
+
+
+def load_generator(run_or_checkpoint: str | Path, device: str | torch.device = "cpu") -> LoadedGenerator:
+    """The averaged (EMA) generator of a run's newest valid checkpoint, or of the checkpoint given.
+
+    >>> load_generator("runs/kiwi").sample(16, seed=0).shape  # doctest: +SKIP
+    torch.Size([16, 3, 100, 100])
+    """
+    found = find_checkpoint(Path(run_or_checkpoint))
+    config = settings.to_config(found.state["config"])
+    data = found.state["data"]
+    channels, height, width = data["shape"]
+    network = build_generator(config.model, (channels, height, width), len(data["classes"]))
+    network.load_state_dict(found.tensors("ema"))
+    place(network, device).eval().requires_grad_(False)
+    return LoadedGenerator(
+        network,
+        config,
+        (channels, height, width),
+        tuple(data["classes"]),
+        tuple(data["class_counts"]),
+        found.images_seen,
+        found.path,
+    )

@@ -1,0 +1,182 @@
+"""From defaults, a preset file and dotted options to a checked `Config`. Imports no torch.
+
+The order is defaults < `--config` file < options. An unknown name is an error that says which one is near, in YAML and on
+the command line alike.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+
+from scalegan import config as config_module
+from scalegan.config import Config
+from scalegan.errors import UserError
+from scalegan.run import flatten
+
+PRESETS = Path(__file__).parents[2] / "configs"
+SECTIONS = {
+    "data": config_module.DataConfig,
+    "model": config_module.ModelConfig,
+    "loss": config_module.LossConfig,
+    "augment": config_module.AugmentConfig,
+    "optim": config_module.OptimConfig,
+    "ema": config_module.EmaConfig,
+    "train": config_module.TrainConfig,
+    "log": config_module.LogConfig,
+    "evaluation": config_module.EvaluationConfig,
+}
+
+
+@dataclass(frozen=True)
+class Request:
+    """A configuration and what is to be done with it."""
+
+    config: Config
+    debug: bool
+    dry_run: bool
+
+
+class Parser(ArgumentParser):
+    """jsonargparse's parser, with errors as one line for the reader."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        raise UserError(_reworded(message))
+
+
+def parser() -> ArgumentParser:
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    made = Parser(
+        prog="scalegan train",
+        description="Train a GAN. Options override the file given by --config, which overrides the defaults.",
+        default_env=False,
+    )
+    made.add_argument("--config", action="config", help="YAML file, such as configs/kiwi.yaml, or the name of one in configs/")
+    made.add_argument("--debug", action="store_true", help="cut the same configuration down and try every part in a minute")
+    made.add_argument("--dry_run", action="store_true", help="show what would run, how long and how large; write nothing")
+    made.add_argument("--run", type=str, default="", help="folder of this run; the same command continues it")
+    for name, section in SECTIONS.items():
+        made.add_class_arguments(section, name)
+    return made
+
+
+def parse(argv: Sequence[str]) -> Request:
+    """Raises `UserError`; prints and exits for `--help` and `--print_config`."""
+    arguments = [str(a) for a in argv]
+    made = parser()
+    known = set(flatten(made.get_defaults().as_dict())) | set(SECTIONS)
+    arguments = _resolved_presets(arguments)
+    for path in _config_files(arguments):
+        _check_names(path, known)
+    _check_options(arguments, known)
+    found = made.parse_args(arguments)
+    config = to_config({name: found[name] for name in ("run", *SECTIONS)})
+    if not config.data.path:
+        raise UserError("data.path is not given: name a folder of shards with --data.path (make one with `scalegan shards`)")
+    return Request(config, found.debug, found.dry_run)
+
+
+def to_config(fields: dict[str, Any]) -> Config:
+    """The checked dataclasses from nested fields, such as those of a run's config.yaml."""
+    sections = {}
+    for name, section in SECTIONS.items():
+        values = fields[name]
+        values = values.as_dict() if isinstance(values, Namespace) else dict(values)
+        for betas in ("betas_g", "betas_d"):
+            if betas in values:
+                values[betas] = tuple(float(b) for b in values[betas])
+        sections[name] = section(**values)
+    config = Config(run=fields["run"], **sections)
+    return config if config.run else Config(run=f"runs/{Path(config.data.path).name or 'run'}", **sections)
+
+
+def read_config(path: Path) -> Config:
+    """The configuration that a run was started with. Raises `UserError`."""
+    try:
+        return to_config(yaml.safe_load(path.read_text()))
+    except FileNotFoundError:
+        raise UserError(f"{path.parent} is no run folder: it has no {path.name}") from None
+    except (yaml.YAMLError, TypeError, KeyError) as error:
+        raise UserError(f"{path} cannot be read as a run's configuration: {_one_line(error)}") from None
+
+
+def _config_files(arguments: list[str]) -> list[Path]:
+    pairs = zip(arguments, [*arguments[1:], ""], strict=True)
+    after = [b for a, b in pairs if a == "--config"]
+    joined = [a.split("=", 1)[1] for a in arguments if a.startswith("--config=")]
+    return [Path(p) for p in after + joined]
+
+
+def _resolved_presets(arguments: list[str]) -> list[str]:
+    """`--config kiwi` is `--config configs/kiwi.yaml`."""
+    resolved = []
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        if before == "--config":
+            argument = str(_preset(argument))
+        elif argument.startswith("--config="):
+            argument = f"--config={_preset(argument.split('=', 1)[1])}"
+        resolved.append(argument)
+    return resolved
+
+
+def _preset(name: str) -> Path:
+    for path in (Path(name), Path("configs") / f"{name}.yaml", PRESETS / f"{name}.yaml", PRESETS / Path(name).name):
+        if path.is_file():
+            return path
+    there = sorted({p.stem for folder in (Path("configs"), PRESETS) for p in folder.glob("*.yaml")})
+    raise UserError(f"--config {name}: no such file or preset{_near(Path(name).stem, there)} (presets: {', '.join(there)})")
+
+
+def _check_names(path: Path, known: set[str]) -> None:
+    try:
+        fields = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is no valid YAML: {_one_line(error)}") from None
+    if not isinstance(fields, dict):
+        raise UserError(f"{path} must hold sections such as `data:` and `model:`, one setting a line")
+    for name in flatten(fields):
+        if name not in known:
+            raise UserError(f"{path}: unknown key {name}{_near(name, known)}")
+
+
+def _check_options(arguments: list[str], known: set[str]) -> None:
+    known = known | {"config", "debug", "dry_run", "help", "print_config"}
+    for argument in arguments:
+        name = argument.removeprefix("--").split("=", 1)[0]
+        if argument.startswith("--") and name not in known:
+            raise UserError(f"unknown option --{name}{_near(name, known, dashes='--')}")
+
+
+def _near(name: str, known: Sequence[str] | set[str], dashes: str = "") -> str:
+    """', did you mean X?' for the nearest known name, whole or by its last part."""
+    close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.6)
+    if not close:
+        leaves = {k.rsplit(".", 1)[-1]: k for k in sorted(known)}
+        close = [leaves[leaf] for leaf in difflib.get_close_matches(name.rsplit(".", 1)[-1], list(leaves), n=1, cutoff=0.6)]
+    return f"; did you mean {dashes}{close[0]}?" if close else ""
+
+
+def _reworded(message: str) -> str:
+    """jsonargparse's several lines as one: which key, what it was given, what it takes."""
+    text = _one_line(message)
+    key = re.search(r'(?:key|argument) "?([\w.]+)"?', text)
+    if key and (expected := re.search(r"Expected (.*?)(?:\. Got|\s*$)", text)):
+        value = re.search(r"Got value: (.*?)(?:\s|$)", text)
+        kind = (
+            re.sub(r"<class '(\w+)'>", r"\1", expected[1].strip())
+            .replace("typing.Literal", "one of ")
+            .replace("a one of", "one of")
+        )
+        return f"{key[1]}{f' is {value[1]}' if value else ''}: expected {kind}"
+    return text
+
+
+def _one_line(error: object) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,84 @@
+"""`accelerate launch -m scalegan.train --config configs/kiwi.yaml`, and the same on one process by `scalegan train`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from scalegan import run, settings
+from scalegan.config import Config
+from scalegan.data.index import Index, read_index
+from scalegan.errors import UserError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+def main(argv: Sequence[str]) -> int:
+    """Train as the arguments say; returns the exit code. Raises `UserError`."""
+    request = settings.parse(argv)
+    if request.debug:
+        from scalegan.debug import debug
+
+        return debug(request.config)
+    if request.dry_run:
+        from scalegan.dry_run import dry_run
+
+        return dry_run(request.config)
+    train(request.config)
+    return 0
+
+
+def train(config: Config) -> bool:
+    """One run, new or continued, on every process of the launcher; whether its end was reached. Raises `UserError`."""
+    config.check(int(os.environ.get("WORLD_SIZE", "1")))
+    index = read_index(config.data.path)
+    check_data(config, index)
+
+    from scalegan.distributed import control_group, from_main, make_accelerator  # all that needs no torch has been checked
+    from scalegan.trainer import Trainer
+
+    accelerator = make_accelerator(config.train)
+    group = control_group()
+    claimed = claim(config, index, accelerator)
+    from_main(claimed if isinstance(claimed, UserError) else None, group)
+    try:
+        reached = Trainer(config, accelerator, index, group).train()
+    finally:
+        if isinstance(claimed, run.Lock):
+            claimed.close()
+    accelerator.end_training()
+    return reached
+
+
+def claim(config: Config, index: Index, accelerator: Accelerator) -> run.Lock | UserError | None:
+    """On process 0: the lock of the run folder, or why it cannot be had, for all processes to hear."""
+    if not accelerator.is_main_process:
+        return None
+    folder = Path(config.run)
+    held = None
+    try:
+        held = run.Lock(folder)
+        run.claim(folder, config, index.sha256)
+    except UserError as error:
+        if held is not None:
+            held.close()
+        return error
+    return held
+
+
+def check_data(config: Config, index: Index) -> None:
+    path = config.data.path
+    if index.samples < config.train.batch:
+        raise UserError(f"{path} has {index.samples} images, fewer than one batch: try --train.batch {index.samples}")
+    if config.model.conditional and not index.labelled:
+        raise UserError(f"model.conditional is true but {path} has no labels: write shards with classes, or set it false")
+
+
+if __name__ == "__main__":
+    from scalegan import cli
+
+    sys.exit(cli.main(["train", *sys.argv[1:]]))

@@ -1,0 +1,220 @@
+"""The training loop: resume; while there are images to see: D step, G step, average, advance, what is due; a last pass."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+
+from scalegan import checkpoint, schedules
+from scalegan.config import Config
+from scalegan.data.index import Index
+from scalegan.data.loader import Batch, batches
+from scalegan.distributed import from_main
+from scalegan.errors import UserError
+from scalegan.outputs import Outputs
+from scalegan.signals import StopNotice
+from scalegan.statistics import Statistics
+from scalegan.steps import DataFacts, Game
+
+
+@dataclass
+class Clock:
+    """Images seen: the one clock of a run."""
+
+    images_seen: int
+    batch: int
+
+    def advance(self) -> None:
+        self.images_seen += self.batch
+
+    def crossed(self, every: int) -> bool:
+        """Whether the last step went over a multiple of `every` images; never, for 0."""
+        return every > 0 and self.images_seen // every > (self.images_seen - self.batch) // every
+
+
+class Trainer:
+    """One run on one process. `group` is the process group of the CPU for flags; None with one process."""
+
+    def __init__(self, config: Config, accelerator: Accelerator, index: Index, group: dist.ProcessGroup | None) -> None:
+        self.config, self.accelerator, self.index, self.group = config, accelerator, index, group
+        facts = DataFacts((index.channels, index.height, index.width), index.class_counts)
+        self.game = Game(config, accelerator, facts)
+        self.statistics = Statistics(accelerator.device, every_step=config.log.step_losses)
+        self.clock = Clock(0, config.train.batch)
+        self.run_dir = Path(config.run)
+        self.best: dict[str, Any] = {}
+        self.game.prime()
+        wandb_id = self.resume()
+        self.outputs = Outputs(config, accelerator, index, self.clock.images_seen, wandb_id, self.group)
+        self.done: dict[str, int] = {}  # what was made last at how many images
+
+    def train(self) -> bool:
+        """Run to the end, or to a notice to stop; returns whether the end was reached."""
+        config, clock = self.config, self.clock
+        notice = StopNotice(self.group)
+        loader = batches(
+            self.index,
+            config,
+            clock.images_seen,
+            self.accelerator.process_index,
+            self.accelerator.num_processes,
+            self.accelerator.device,
+        )
+        stopped = False
+        self.outputs.start(clock.images_seen)
+        try:
+            while clock.images_seen < config.train.images and not (stopped := notice.asked()):
+                reals = self.fetch(loader)
+                critic_values = self.game.discriminator_step(reals, clock.images_seen)
+                generator_values = self.game.generator_step(clock.images_seen)
+                clock.advance()
+                self.game.average(clock.images_seen)
+                self.statistics.add(critic_values, generator_values, clock.images_seen)
+                self.run_due(clock.crossed)
+            self.finish(stopped)
+        finally:
+            loader.close()
+            notice.close()
+            self.outputs.close()
+        return not stopped
+
+    def fetch(self, loader: Any) -> list[Batch]:
+        """This step's real images on this process, one batch a round."""
+        start = time.perf_counter()
+        reals = [next(loader) for _ in range(self.config.train.accumulate)]
+        self.outputs.waited += time.perf_counter() - start
+        return reals
+
+    def run_due(self, due: Callable[[int], bool]) -> None:
+        log = self.config.log
+        improved = False
+        if due(log.every):
+            self.log()
+        if due(log.samples):
+            self.once("samples", lambda: self.outputs.samples(self.game.ema, self.clock.images_seen))
+        if due(self.config.evaluation.every):
+            improved = self.once("evaluation", self.evaluate) or False
+        if improved or due(log.checkpoint):
+            self.once("checkpoint", self.save)
+
+    def once(self, what: str, make: Callable[[], Any]) -> Any:
+        """Make something unless it was made at this very point of the run."""
+        if self.done.get(what) == self.clock.images_seen:
+            return None
+        self.done[what] = self.clock.images_seen
+        return make()
+
+    def finish(self, stopped: bool) -> None:
+        """After the loop: a last pass of everything, or just a checkpoint for the one who asked to stop."""
+        if stopped:
+            self.once("checkpoint", self.save)
+            self.outputs.stopped(self.clock.images_seen)
+            return
+        if self.statistics.counts.any():
+            self.log()
+        self.run_due(lambda every: True)
+        self.outputs.finished(self.clock.images_seen)
+
+    def log(self) -> None:
+        means, row = self.statistics.read()
+        images_seen = self.clock.images_seen
+        factor = schedules.rate_factor(self.config.optim, images_seen, self.config.train.images)
+        means |= {
+            "lr/G": self.config.optim.lr_g * factor,
+            "lr/D": self.config.optim.lr_d * factor,
+            "ema/half_life": schedules.half_life(self.config.ema, images_seen),
+        }
+        self.outputs.log(images_seen, means, self.statistics.read_steps(), memory_mb(self.accelerator.device))
+        if row >= self.config.train.nonfinite_limit:
+            raise UserError(
+                f"gradients were not finite in {row} steps in a row, up to image {images_seen}: lower optim.lr_g and "
+                "optim.lr_d or raise loss.r1_gamma; the last good checkpoint is kept"
+            )
+
+    def evaluate(self) -> bool:
+        """Evaluate the averaged generator; whether it is the best so far."""
+        record = self.outputs.evaluate(self.game.ema, self.clock.images_seen)
+        metric = self.outputs.metric
+        if self.best and record[metric] >= self.best["value"]:
+            return False
+        self.best = {"metric": metric, "value": record[metric], "images_seen": self.clock.images_seen}
+        return True
+
+    def save(self) -> None:
+        """Process 0 writes; a failure to write is told loudly and training goes on with the checkpoint before."""
+        problem: str | None = None
+        if self.accelerator.is_main_process:
+            try:
+                path = checkpoint.save(self.run_dir, self.clock.images_seen, self.tensors(), self.state())
+                damaged = checkpoint.read(path).problem()
+                if damaged:
+                    raise OSError(damaged)
+                best = [self.best["images_seen"]] if self.best else []
+                checkpoint.prune(self.run_dir, self.config.log.keep, best)
+            except OSError as error:
+                problem = f"checkpoint at {self.clock.images_seen} images was NOT saved: {error}"
+        problem = from_main(problem, self.group)
+        if problem:
+            self.outputs.say(problem)
+
+    def tensors(self) -> dict[str, dict[str, torch.Tensor]]:
+        game = self.game
+        return {
+            "generator": game.bare_generator.state_dict(),
+            "critic": game.bare_critic.state_dict(),
+            "ema": game.ema.state_dict(),
+            "opt_g": checkpoint.optimizer_tensors(game.opt_g.optimizer),
+            "opt_d": checkpoint.optimizer_tensors(game.opt_d.optimizer),
+            "statistics": self.statistics.state(),
+        }
+
+    def state(self) -> dict[str, Any]:
+        index = self.index
+        data = {"shape": [index.channels, index.height, index.width], "classes": index.classes}
+        return {
+            "config": self.config.to_dict(),
+            "config_hash": self.config.hash(),
+            "data": data | {"class_counts": index.class_counts, "path": str(self.config.data.path), "sha256": index.sha256},
+            "best": self.best,
+            "wandb_id": self.outputs.wandb_id,
+            "processes": self.accelerator.num_processes,
+            "torch": torch.__version__,
+        }
+
+    def resume(self) -> str | None:
+        """Take up the newest valid checkpoint, if there is one; returns the W&B run id to go on with."""
+        found: tuple[Path | None, list[str]] | Exception = (None, [])
+        if self.accelerator.is_main_process:
+            newest, complaints = checkpoint.latest(self.run_dir)
+            found = (newest.path if newest else None, complaints)
+            for complaint in complaints:
+                print(f"scalegan: {complaint}; going on with the one before", file=sys.stderr)
+        path, _ = from_main(found, self.group)
+        if path is None:
+            return None
+        taken = checkpoint.read(path)
+        self.game.bare_generator.load_state_dict(taken.tensors("generator"))
+        self.game.bare_critic.load_state_dict(taken.tensors("critic"))
+        self.game.ema.load_state_dict(taken.tensors("ema"))
+        checkpoint.restore_optimizer(self.game.opt_g.optimizer, taken.tensors("opt_g"))
+        checkpoint.restore_optimizer(self.game.opt_d.optimizer, taken.tensors("opt_d"))
+        self.statistics.restore(taken.tensors("statistics"))
+        self.clock.images_seen = taken.images_seen
+        self.best = taken.state["best"]
+        return taken.state["wandb_id"]  # type: ignore[no-any-return]
+
+
+def memory_mb(device: torch.device) -> float:
+    """Peak memory so far: of the GPU, or of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -1,0 +1,100 @@
+"""The critic's views and its exact gradient penalty."""
+
+import pytest
+import torch
+
+from scalegan.augment import WIDTH, augment
+from scalegan.config import AugmentConfig, ModelConfig
+from scalegan.critic import Critic
+from scalegan.models import build_discriminator
+
+ALL = AugmentConfig(brightness=0.5, saturation=0.5, contrast=0.5, shift=0.125, mirror=True, cutout=0.3)
+
+
+def make_critic(augmentation: AugmentConfig, norm: str = "none") -> Critic:
+    torch.manual_seed(0)
+    config = ModelConfig(critic_norm=norm, init="kaiming", critic_width=8, critic_max_width=32)
+    return Critic(build_discriminator(config, (3, 24, 20), 0), augmentation).double()
+
+
+def inputs(n: int = 4):
+    generator = torch.Generator().manual_seed(1)
+    images = torch.rand(n, 3, 24, 20, generator=generator, dtype=torch.float64) * 2 - 1
+    return images, torch.zeros(n, dtype=torch.int64), torch.rand(n, WIDTH, generator=generator)
+
+
+def test_nothing_on_changes_nothing():
+    images, _, draws = inputs()
+    assert torch.equal(augment(images, draws, AugmentConfig()), images)
+
+
+def test_a_shift_moves_whole_pixels_and_brings_in_grey():
+    images, _, draws = inputs(1)
+    draws[:, 3], draws[:, 4] = 0.999, 0.001  # furthest: rows from below, columns from the left
+    moved = augment(images, draws, AugmentConfig(shift=0.25))
+    down, right = 6, 5
+    torch.testing.assert_close(moved[:, :, :-down, right:], images[:, :, down:, :-right])
+    assert moved[:, :, -down:].abs().max() == 0
+    assert moved[:, :, :, :right].abs().max() == 0
+
+
+def test_a_mirror_turns_half_of_the_images():
+    images, _, draws = inputs(200)
+    turned = (augment(images, draws, AugmentConfig(mirror=True)) == images.flip(3)).flatten(1).all(1)
+    kept = (augment(images, draws, AugmentConfig(mirror=True)) == images).flatten(1).all(1)
+    assert (turned ^ kept).all()
+    assert 60 < turned.sum() < 140
+
+
+def test_brightness_adds_one_number_an_image():
+    images, _, draws = inputs()
+    difference = augment(images, draws, AugmentConfig(brightness=0.5)) - images
+    assert difference.flatten(1).std(1).max() < 1e-12
+    assert difference.abs().max() <= 0.5
+
+
+def test_cutout_blanks_a_square():
+    images, _, draws = inputs()
+    draws[:, 6:] = 0.5
+    blank = (augment(images, draws, AugmentConfig(cutout=0.5)) == 0).all(1)
+    assert blank.sum((1, 2)).tolist() == [12 * 10] * 4
+
+
+def test_a_view_belongs_to_its_image():
+    images, _, draws = inputs(6)
+    whole = augment(images, draws, ALL)
+    torch.testing.assert_close(augment(images[2:5], draws[2:5], ALL), whole[2:5])
+
+
+@pytest.mark.parametrize("augmentation", [AugmentConfig(), ALL], ids=["plain", "augmented"])
+@pytest.mark.parametrize("norm", ["none", "batch"])
+def test_steepness_and_its_gradient_equal_autograds(augmentation, norm):
+    """R1 of every parameter, against the textbook form with create_graph."""
+    critic = make_critic(augmentation, norm)
+    images, labels, draws = inputs()
+    scores = critic(images, labels, draws, True)
+    scores.steepness.mean().backward()
+    ours = [p.grad.clone() for p in critic.parameters() if p.grad is not None]
+    critic.zero_grad()
+
+    leaves = images.clone().requires_grad_()
+    logits = critic(leaves, labels, draws).logits
+    (gradient,) = torch.autograd.grad(logits.sum(), leaves, create_graph=True)
+    steepness = gradient.square().flatten(1).sum(1)
+    steepness.mean().backward()
+    theirs = [p.grad for p in critic.parameters() if p.grad is not None]
+
+    torch.testing.assert_close(scores.logits, logits)
+    torch.testing.assert_close(scores.steepness, steepness)
+    for a, b in zip(ours, theirs, strict=False):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-12)
+
+
+def test_the_penalty_is_taken_before_augmentation():
+    """A mirrored view has the mirrored gradient: its norm would be the same, but a shift out of the image loses some."""
+    critic = make_critic(AugmentConfig(shift=0.5))
+    images, labels, draws = inputs()
+    draws[:, 3], draws[:, 4] = 0.999, 0.999
+    seen = torch.func.grad(lambda x: critic(x, labels, draws).logits.sum())(images)
+    assert seen[:, :, :12].abs().max() == 0  # rows that were shifted out cannot change the score
+    torch.testing.assert_close(critic(images, labels, draws, True).steepness, seen.square().flatten(1).sum(1))

@@ -1,0 +1,76 @@
+"""Defaults < preset < options, and a mistake is told in one line with the nearest name."""
+
+from pathlib import Path
+
+import pytest
+
+from scalegan import settings
+from scalegan.config import Config
+from scalegan.errors import UserError
+
+PRESETS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+
+
+@pytest.fixture
+def preset(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("data: {path: shards}\nmodel: {width: 32}\noptim: {betas_d: [0, 0.9]}\n")
+    return str(path)
+
+
+def test_options_override_the_file_and_the_file_the_defaults(preset):
+    config = settings.parse(["--config", preset, "--model.z_dim", "50"]).config
+    assert (config.model.width, config.model.z_dim, config.model.critic_width) == (32, 50, Config().model.critic_width)
+    assert config.optim.betas_d == (0.0, 0.9)
+    assert config.run == "runs/shards"
+
+
+def test_what_is_written_is_read_back(preset, tmp_path):
+    from scalegan import run
+
+    config = settings.parse(["--config", preset]).config
+    run.claim(tmp_path, config, "0")
+    assert settings.read_config(tmp_path / "config.yaml") == config
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda p: p.stem)
+def test_every_preset_is_valid(path):
+    assert settings.parse(["--config", path.stem]).config.check(2) is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--model.widht", "3"], "unknown option --model.widht; did you mean --model.width?"),
+        (["--width", "3"], "did you mean --model.width?"),
+        (["--model.width", "wide"], "model.width is wide: expected a int"),
+        (["--model.width", "0"], "model.width is 0: give at least 1"),
+        (["--train.precision", "bf61"], "train.precision is bf61: expected one of ['fp32', 'bf16', 'fp16']"),
+        (["--config", "kiwi_smal"], "did you mean kiwi_small?"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(preset, arguments, expected):
+    with pytest.raises(UserError) as told:
+        settings.parse(["--config", preset, *arguments])
+    assert expected in str(told.value)
+    assert "\n" not in str(told.value)
+
+
+def test_an_unknown_key_in_a_file_is_named_with_its_neighbour(tmp_path):
+    path = tmp_path / "bad.yaml"
+    path.write_text("data: {path: x}\noptim: {lr: 1.0}\n")
+    with pytest.raises(UserError, match=r"unknown key optim.lr; did you mean optim.lr_[gd]\?"):
+        settings.parse(["--config", str(path)])
+
+
+def test_a_batch_must_divide_over_processes_and_rounds():
+    config = settings.to_config({**Config().to_dict(), "run": "r"})
+    with pytest.raises(UserError, match=r"not divisible by 3 processes x train.accumulate 1: try --train.batch 63"):
+        config.check(3)
+
+
+def test_what_only_moves_files_keeps_the_identity(preset):
+    one = settings.parse(["--config", preset]).config
+    other = settings.parse(["--config", preset, "--run", "elsewhere", "--data.path", "moved", "--log.every", "5"]).config
+    changed = settings.parse(["--config", preset, "--optim.lr_g", "0.1"]).config
+    assert one.hash() == other.hash() != changed.hash()
