@@ -1,0 +1,66 @@
+# make quickstart    install, then brain slices from data to picture in one go
+# make test          what CI runs: lint, types, units and one of each kind of slow test
+# make test-all      every test that this machine can run
+# make install       .venv with the package, its tools and its quickstart data
+# make wheelhouse    every wheel that an install needs, for a machine without network
+# make clean         forget .venv and caches; runs, shards and data stay
+#
+# TORCH      the torch to install: make install TORCH="torch==2.13.0+cpu"
+# PIP_FLAGS  where to find it:     make install PIP_FLAGS="--no-index --find-links wheelhouse"
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch
+PIP_FLAGS ?=
+PYTEST_FLAGS ?=
+
+EXTRAS := quickstart,dev
+BIN := $(VENV)/bin
+# What an install was made from. Another folder counts, as scripts in $(VENV) hold its path.
+KEY = $(CURDIR) $$(cat pyproject.toml src/scalegan/__init__.py | cksum)
+# Empty unless TORCH was given now: a later `make test` without it keeps the torch that is installed.
+ASKED_TORCH := $(if $(filter file,$(origin TORCH)),,$(TORCH))
+MNI = $$($(BIN)/python -c "from importlib.util import find_spec; print(find_spec('nilearn').submodule_search_locations[0])")/datasets/data/mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz
+
+.PHONY: help venv install wheelhouse quickstart lint test test-all clean
+
+help:
+	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
+
+# A venv whose install was cut off, or whose Python has gone, is made anew: cheaper than finding out what is missing.
+venv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "scalegan needs Python 3.11 or newer: make PYTHON=python3.12 (found $$($(PYTHON) --version 2>&1))" >&2; exit 1; }
+	@if [ -e $(VENV)/.installing ] || ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
+		rm -rf $(VENV); \
+		$(PYTHON) -m venv $(VENV) || { echo "no venv module: install it (Debian: apt install python3-venv)" >&2; exit 1; }; \
+	fi
+
+# The stamp is written last, so that only a finished install counts.
+install: venv
+	@if [ "$$(sed -n 1p $(VENV)/.installed 2>/dev/null)" = "$(KEY)" ] && \
+		{ [ -z "$(ASKED_TORCH)" ] || [ "$$(sed -n 2p $(VENV)/.installed)" = "$(ASKED_TORCH)" ]; } && \
+		$(BIN)/python -c 'import scalegan' 2>/dev/null; then exit 0; fi; \
+	rm -f $(VENV)/.installed && touch $(VENV)/.installing && \
+	$(BIN)/python -m pip install $(PIP_FLAGS) "$(TORCH)" -e ".[$(EXTRAS)]" && \
+	printf '%s\n' "$(KEY)" "$(TORCH)" > $(VENV)/.installing && mv $(VENV)/.installing $(VENV)/.installed
+
+# setuptools is what builds the package itself.
+wheelhouse: venv
+	$(BIN)/python -m pip wheel $(PIP_FLAGS) --wheel-dir wheelhouse "$(TORCH)" ".[$(EXTRAS)]" "setuptools>=77"
+	@echo 'next, on the machine without network: make install PIP_FLAGS="--no-index --find-links wheelhouse"'
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest -m "not slow and not gpu and not slurm" $(PYTEST_FLAGS)
+
+test-all: lint
+	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info
+	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
