@@ -2,28 +2,29 @@
 
 `metrics.jsonl` and `evaluations.jsonl` hold what a repeat of the run would reproduce, `timing.jsonl` what it would not,
 `losses.csv` the losses of every single step. A resumed run cuts the reproducible files back to its checkpoint and goes on
-from there, so that they read as if nothing had happened. W&B cannot be cut back: what it has got is not sent again.
+from there, so that they read as if nothing had happened.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import netrc
 import os
-import secrets
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any
-from urllib.parse import urlsplit
 
-from scalegan.config import Config, LogConfig
+from scalegan.config import Config
 from scalegan.files import write_atomically
+from scalegan.wandb_run import WandbRun
 
 LOSSES_HEADER = "images_seen,loss/D,loss/G\n"
-PATIENCE = 30.0
-"""Seconds that W&B gets to answer at the start and to finish uploading at the end; a preempted job has little more."""
+ROWS = {
+    "metrics.jsonl": ("metrics", ""),
+    "timing.jsonl": ("timing", "timing/"),
+    "evaluations.jsonl": ("evaluation", "evaluation/"),
+}
+"""The files whose lines W&B gets too, each with the kind of its rows and what stands before its keys."""
 
 
 class Tracker:
@@ -48,7 +49,8 @@ class Tracker:
         self._run_dir = run_dir
         self._files: dict[str, IO[str]] = {}
         self._step_losses = config.log.step_losses
-        self._wandb = WandbRun(run_dir, config, wandb_id, say)
+        self._wandb = WandbRun(run_dir, config, images_seen, wandb_id, say)
+        self._catch_up()
 
     @property
     def wandb_id(self) -> str | None:
@@ -58,18 +60,17 @@ class Tracker:
     def log(self, images_seen: int, metrics: Mapping[str, float]) -> None:
         """One line of metrics.jsonl: values that a repeat of the run would reproduce."""
         self._append("metrics.jsonl", images_seen, metrics)
-        self._wandb.log("metrics", images_seen, metrics)
+        self._send("metrics.jsonl", images_seen, metrics)
 
     def timing(self, images_seen: int, timing: Mapping[str, float]) -> None:
         """One line of timing.jsonl: seconds, throughput, memory."""
         self._append("timing.jsonl", images_seen, timing)
-        self._wandb.log("timing", images_seen, {f"timing/{key}": value for key, value in timing.items()})
+        self._send("timing.jsonl", images_seen, timing)
 
     def record(self, images_seen: int, record: Mapping[str, Any]) -> None:
         """One evaluation: evaluations.jsonl gets all of it, W&B its numbers as curves."""
         self._append("evaluations.jsonl", images_seen, record)
-        numbers = {f"evaluation/{key}": value for key, value in record.items() if type(value) in (int, float)}
-        self._wandb.log("evaluation", images_seen, numbers)
+        self._send("evaluations.jsonl", images_seen, record)
 
     def images(self, images_seen: int, path: Path, name: str = "samples") -> None:
         """Show a picture that is already in the run folder on W&B too."""
@@ -94,6 +95,17 @@ class Tracker:
         file.write(json_line(images_seen, values))
         file.flush()
         os.fsync(file.fileno())
+
+    def _send(self, name: str, images_seen: int, values: Mapping[str, Any]) -> None:
+        kind, prefix = ROWS[name]
+        numbers = {key: value for key, value in values.items() if isinstance(value, (int, float)) and key != "images_seen"}
+        self._wandb.log(kind, images_seen, {f"{prefix}{key}": value for key, value in numbers.items()})
+
+    def _catch_up(self) -> None:
+        """Send what an earlier process wrote here but could not send: W&B was down, or off."""
+        for name in ROWS:
+            for line in read_lines(self._run_dir / name):
+                self._send(name, line["images_seen"], line)
 
     def _open(self, name: str) -> IO[str]:
         if name not in self._files:
@@ -146,106 +158,3 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_bytes().splitlines(keepends=True) if _stays(line, path.suffix, None)]
-
-
-class WandbRun:
-    """The run on W&B: one for a whole training, however often it is resumed.
-
-    Steps are never given (W&B throws away a step below its last one); the axis of every curve is `images_seen`, and
-    `RUN/wandb.json` keeps, per kind of record, the last `images_seen` that was sent.
-    """
-
-    def __init__(self, run_dir: Path, config: Config, wandb_id: str | None, say: Callable[[str], None]) -> None:
-        self.id = wandb_id
-        self._run: Any = None
-        self._say = say
-        self._path = run_dir / "wandb.json"
-        self._sent: dict[str, int] = {}
-        asked = wanted_mode(config.log)
-        if asked == "off":
-            return
-        kept = json.loads(self._path.read_text()) if self._path.exists() else {}
-        if kept and wandb_id in (None, kept["id"]):
-            self.id, self._sent = kept["id"], kept["sent"]
-        known = self.id is not None
-        self.id = self.id or secrets.token_hex(4)
-        with self._guarded("W&B does not start"):
-            self._start(run_dir, config, asked, known)
-
-    def _start(self, run_dir: Path, config: Config, asked: str, known: bool) -> None:
-        import wandb
-
-        settings = wandb.Settings(
-            silent=True, console="off", init_timeout=PATIENCE, finish_timeout=PATIENCE, finish_timeout_raises=True
-        )
-        common: dict[str, Any] = {"id": self.id, "resume": "allow", "dir": str(run_dir), "project": config.log.project}
-        # Only the first time: a name that was changed on the site since then stays.
-        common |= {"name": None if known else run_dir.resolve().name, "config": config.to_dict(), "settings": settings}
-        common["allow_val_change"] = True
-        has_key = key_exists(wandb.setup(settings).settings)
-        if asked == "online" and not has_key:
-            self._say("W&B: no API key (WANDB_API_KEY or `wandb login`), so the run is kept offline in the run folder")
-        if has_key and asked != "offline":
-            try:
-                self._run = wandb.init(mode="online", **common)
-            except Exception as error:
-                self._say(
-                    f"W&B: no connection ({one_line(error)}); kept offline, to upload later: wandb sync {run_dir / 'wandb'}"
-                )
-        if self._run is None:
-            self._run = wandb.init(mode="offline", **common)
-        self._run.define_metric("images_seen", hidden=True)
-        self._run.define_metric("*", step_metric="images_seen")
-
-    def log(self, kind: str, images_seen: int, values: Mapping[str, Any], image: Path | None = None) -> None:
-        """Send one row, and with it a picture under the name of its kind; not again what an earlier process has sent."""
-        if self._run is None or images_seen <= self._sent.get(kind, -1):
-            return
-        with self._guarded("W&B failed"):
-            if image:
-                import wandb
-
-                values = {kind: wandb.Image(str(image), caption=f"{images_seen / 1000:.1f} kimg"), **values}
-            self._run.log({"images_seen": images_seen, **values})
-        if self._run is not None:
-            self._sent[kind] = images_seen
-            write_atomically(self._path, json.dumps({"id": self.id, "sent": self._sent}, sort_keys=True).encode())
-
-    def close(self) -> None:
-        if self._run is not None:
-            folder = Path(self._run.dir).parent
-            with self._guarded(f"W&B has not got everything; to upload the rest: wandb sync {folder}"):
-                self._run.finish()
-            self._run = None
-
-    @contextmanager
-    def _guarded(self, what: str) -> Iterator[None]:
-        # W&B raises its own errors, protobuf's, socket's and plain ones; none of them is worth a training.
-        try:
-            yield
-        except Exception as error:
-            self._run = None
-            self._say(f"{what} ({one_line(error)}); training goes on, metrics.jsonl has it all")
-
-
-def wanted_mode(log: LogConfig) -> str:
-    """`auto` also listens to WANDB_MODE, as people set it for a whole cluster."""
-    mode = os.environ.get("WANDB_MODE", "auto") if log.wandb == "auto" else log.wandb
-    return {"disabled": "off", "dryrun": "offline", "run": "online"}.get(mode, mode)
-
-
-def key_exists(settings: Any) -> bool:
-    """Whether W&B would find a key where it looks for one: environment, settings file, netrc. Asks no server."""
-    if settings.api_key or settings.identity_token_file:
-        return True
-    path = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
-    try:
-        entry = netrc.netrc(path).authenticators(urlsplit(settings.base_url).netloc)
-    except (OSError, netrc.NetrcParseError):
-        return False
-    return bool(entry and entry[2])
-
-
-def one_line(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 120 else text[:117] + "..."
