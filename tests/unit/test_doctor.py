@@ -1,0 +1,191 @@
+"""`scalegan doctor`: every finding is one line that ends in what to do."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import socket
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+import torch
+
+from scalegan import checkpoint, cli, doctor, machine, run
+from scalegan.config import Config, DataConfig
+from scalegan.data.writer import Sample, write_shards
+from scalegan.errors import UserError
+
+Usage = namedtuple("Usage", "total used free")
+
+
+@pytest.fixture(autouse=True)
+def bare_environment(monkeypatch):
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "SLURM_NTASKS", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WANDB_API_KEY", "")
+
+
+def only(findings, state: str) -> str:
+    """The text of the single finding, which has to be of this state."""
+    found = list(findings)
+    assert [finding.state for finding in found] == [state], found
+    return found[0].text
+
+
+def test_a_machine_that_trains_has_no_failure(capsys):
+    assert cli.main(["doctor"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert {line.split()[0] for line in lines[:-1]} <= {"ok", "warn"}
+    assert {"torch", "accelerate", "device", "disk", "gloo", "weights"} <= {line.split()[1] for line in lines[:-1]}
+
+
+def test_a_failure_makes_the_exit_code(capsys, monkeypatch):
+    monkeypatch.setattr(doctor, "examine", lambda folder: [machine.ok("a", "b"), machine.fail("c", "d")])
+    assert cli.main(["doctor"]) == 1
+    assert capsys.readouterr().out == "ok    a            b\nfail  c            d\nmend what failed first\n"
+
+
+def test_a_missing_package_is_a_finding_and_no_crash(monkeypatch):
+    def missing():
+        raise ModuleNotFoundError("no", name="torch")
+
+    monkeypatch.setattr(machine, "devices", missing)
+    monkeypatch.setattr(machine, "gloo", list)
+    assert any(f == machine.fail("device", "torch is not installed: install scalegan again") for f in doctor.examine(None))
+
+
+def test_old_packages_are_told_from_new_ones(monkeypatch):
+    assert doctor.numbers("2.9.1") < doctor.numbers("2.11") < doctor.numbers("2.13.0+cpu")
+    monkeypatch.setattr(doctor.importlib.metadata, "version", lambda name: "0.0.1")
+    assert all("older than" in finding.text for finding in doctor.packages() if finding.state == "fail")
+    assert [finding.state for finding in doctor.packages()] == ["fail"] * 4
+
+
+def test_more_threads_than_cores_is_a_warning(monkeypatch):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1000")
+    assert "export OMP_NUM_THREADS=1" in only(machine.threads(), "warn")
+
+
+def test_small_limits_are_warnings(monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(64e6, 0, 64e6))
+    monkeypatch.setattr(resource, "getrlimit", lambda what: (256, 256))
+    texts = {finding.subject: finding.text for finding in machine.limits() if finding.state == "warn"}
+    assert "ulimit -n 4096" in texts["open files"]
+    assert not Path("/dev/shm").is_dir() or "--shm-size" in texts["/dev/shm"]
+
+
+@pytest.mark.parametrize(("free", "state"), [(50e9, "ok"), (2e9, "warn"), (0.1e9, "fail")])
+def test_disk_is_that_of_the_run(monkeypatch, tmp_path, free, state):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(100e9, 0, free))
+    assert str(tmp_path) in only(machine.disk(tmp_path / "runs" / "not" / "yet"), state)
+
+
+def test_one_process_needs_no_rendezvous():
+    assert only(machine.rendezvous(), "ok") == "1 process (WORLD_SIZE is not set)"
+
+
+@pytest.mark.parametrize(
+    ("environment", "state", "hint"),
+    [
+        ({"SLURM_NTASKS": "4"}, "warn", "scripts in slurm/"),
+        ({"WORLD_SIZE": "2"}, "fail", "without MASTER_ADDR"),
+        ({"WORLD_SIZE": "2", "RANK": "2"}, "fail", "RANK 2 is not below WORLD_SIZE 2"),
+    ],
+)
+def test_what_the_launcher_said_is_checked(monkeypatch, environment, state, hint):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert hint in only(machine.rendezvous(), state)
+
+
+def test_a_world_size_that_is_no_number_is_one_line(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "two")
+    with pytest.raises(UserError, match="WORLD_SIZE is 'two'"):
+        list(machine.rendezvous())
+
+
+def test_master_has_to_resolve_and_its_port_to_be_free(monkeypatch):
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1"}.items():
+        monkeypatch.setenv(name, value)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        monkeypatch.setenv("MASTER_PORT", str(taken.getsockname()[1]))
+        assert [finding.state for finding in machine.rendezvous()] == ["ok", "ok", "fail"]
+    assert [finding.state for finding in machine.rendezvous()] == ["ok", "ok", "ok"]
+    monkeypatch.setenv("MASTER_ADDR", "no.such.host.invalid")
+    states = [(finding.subject, finding.state) for finding in machine.rendezvous()]
+    assert states == [("launch", "ok"), ("master", "fail")]
+
+
+def test_processes_that_cannot_talk_are_one_line(monkeypatch, capfd):
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "nosuch0")
+    text = only(machine.gloo(), "fail")
+    assert "GLOO_SOCKET_IFNAME" in text
+    assert "nosuch0" in text
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_git_and_the_medical_extra_are_only_missed(monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert "scalegan fetch fruits360" in only(doctor.git(), "warn")
+    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: None)
+    assert all("pip install 'scalegan[medical]'" in finding.text for finding in doctor.extras())
+
+
+def test_wandb_online_without_a_key_is_a_warning(monkeypatch, tmp_path):
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    assert "offline (no API key" in only(doctor.wandb(), "ok")
+    monkeypatch.setenv("WANDB_MODE", "online")
+    assert "wandb login" in only(doctor.wandb(), "warn")
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    assert "off" in only(doctor.wandb(), "ok")
+
+
+@pytest.fixture
+def run_dir(tmp_path) -> Path:
+    """A run as training leaves it: 128 images seen, two checkpoints."""
+    index = write_shards([Sample(b"x", "png")] * 4, tmp_path / "shards", height=8, width=6, channels=1)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    run.claim(folder, Config(data=DataConfig(path=str(tmp_path / "shards"))), index.sha256)
+    for images_seen in (64, 128):
+        checkpoint.save(folder, images_seen, {"generator": {"weight": torch.ones(3)}}, {})
+    (folder / "metrics.jsonl").write_text(json.dumps({"images_seen": 128, "loss/D": 1.25, "accuracy/real": 0.5}) + "\n")
+    return folder
+
+
+def test_a_healthy_run_is_summed_up(run_dir):
+    texts = {finding.subject: finding.text for finding in doctor.run_folder(run_dir) if finding.state == "ok"}
+    assert texts["data"].startswith("4 images of 8x6 (height x width)")
+    assert texts["checkpoint"].startswith("128 images seen")
+    assert texts["metrics"] == "at 128 images: loss/D 1.25  accuracy/real 0.5"
+
+
+def test_a_damaged_checkpoint_is_told_and_the_one_before_taken(run_dir):
+    newest = run_dir / "checkpoints" / "000000128" / "generator.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-1] + b"!")
+    findings = [finding for finding in doctor.run_folder(run_dir) if finding.subject == "checkpoint"]
+    assert [finding.state for finding in findings] == ["warn", "ok"]
+    assert "generator.safetensors is damaged" in findings[0].text
+    assert findings[1].text.startswith("64 images seen")
+
+
+def test_data_that_changed_is_a_failure(run_dir, tmp_path):
+    shutil.rmtree(tmp_path / "shards")
+    assert {f.subject for f in doctor.run_folder(run_dir) if f.state == "fail"} == {"data"}
+    write_shards([Sample(b"y", "png")] * 4, tmp_path / "shards", height=8, width=6, channels=1)
+    failed = [finding.text for finding in doctor.run_folder(run_dir) if finding.state == "fail"]
+    assert len(failed) == 1
+    assert "not those this run began with" in failed[0]
+
+
+def test_a_folder_that_is_no_run_is_a_failure(tmp_path):
+    assert "is no run folder" in only(doctor.run_folder(tmp_path), "fail")
+
+
+def test_a_run_that_has_just_begun_is_no_failure(run_dir):
+    shutil.rmtree(run_dir / "checkpoints")
+    os.unlink(run_dir / "metrics.jsonl")
+    assert [finding.state for finding in doctor.run_folder(run_dir)] == ["ok", "warn", "warn"]
