@@ -1,7 +1,6 @@
 """`scalegan fetch`: public data sets, checked by sha256 and in a form that `scalegan shards` reads.
 
-Nothing is pickled: MNIST and Fashion-MNIST come as their IDX files, CIFAR-10 as its binary archive, which is turned into
-class folders of PNG files.
+Nothing is pickled: MNIST and Fashion-MNIST come as their IDX files, CIFAR-10 as its binary archive.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import hashlib
 import os
 import shlex
 import sys
-import tarfile
 import tempfile
 import urllib.error
 import urllib.request
@@ -20,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 from scalegan.data import fruits360
 from scalegan.errors import UserError
@@ -43,6 +41,8 @@ class Remote:
 @dataclass(frozen=True)
 class Dataset:
     title: str
+    shards: str
+    """Where the presets look for its shards."""
     mirrors: tuple[str, ...]
     """Folders on the web that hold all of `files`, tried in this order."""
     files: tuple[Remote, ...]
@@ -51,6 +51,7 @@ class Dataset:
 DATASETS = {
     "mnist": Dataset(
         "MNIST",
+        "data/mnist",
         ("https://ossci-datasets.s3.amazonaws.com/mnist/", "https://storage.googleapis.com/cvdf-datasets/mnist/"),
         (
             Remote("train-images-idx3-ubyte.gz", 9912422, "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609"),
@@ -61,6 +62,7 @@ DATASETS = {
     ),
     "fashion-mnist": Dataset(
         "Fashion-MNIST",
+        "data/fashion",
         (
             "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/",
             "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
@@ -74,21 +76,19 @@ DATASETS = {
     ),
     "cifar10": Dataset(
         "CIFAR-10",
+        "data/cifar10",
         ("https://www.cs.toronto.edu/~kriz/",),
         (Remote("cifar-10-binary.tar.gz", 170052171, "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"),),
     ),
 }
 
-CIFAR_MEMBERS = {"train": tuple(f"data_batch_{i}.bin" for i in range(1, 6)), "test": ("test_batch.bin",)}
-CIFAR_FOLDER = "cifar-10-batches-bin"
-CIFAR_SIDE = 32
 TIMEOUT_S = 30.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dataset", choices=["fruits360", *DATASETS], help="which data set")
     parser.add_argument("folder", type=Path, metavar="DIR", help="folder to put it into")
-    parser.add_argument("--classes", default="", help="fruits360: names separated by commas, such as Kiwi,Plum (all of them)")
+    parser.add_argument("--classes", default="", help="fruits360: names such as Kiwi,Plum, or all")
     parser.add_argument("--revision", default="", help=f"fruits360: branch, tag or full commit ({fruits360.REVISION})")
     parser.add_argument("--url", default="", help="another mirror: the repository, or the web folder that holds the files")
 
@@ -107,26 +107,30 @@ def run(args: argparse.Namespace) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     for remote in dataset.files:
         fetch_file(remote, mirrors, folder)
-    if args.dataset == "cifar10":
-        unpack_cifar10(folder / dataset.files[0].name, folder)
     print(f"{dataset.title} is in {folder}")
-    print_next(folder, args.dataset, "train")
+    print_next(str(folder), dataset.shards, "--split", "train")
     return 0
 
 
 def run_fruits360(folder: Path, classes: str, revision: str, url: str) -> None:
     wanted = [name.strip() for name in classes.split(",") if name.strip()]
-    fetched = fruits360.fetch(folder, wanted, revision or fruits360.REVISION, url or fruits360.URL)
+    if not wanted:
+        raise UserError("which classes of Fruits-360? Give --classes Kiwi, or several as in Kiwi,Plum, or all (hundreds of MB)")
+    everything = wanted == ["all"]
+    fetched = fruits360.fetch(folder, [] if everything else wanted, revision or fruits360.REVISION, url or fruits360.URL)
     training, test = (fetched.counts[split] for split in fruits360.SPLITS)
-    names = ", ".join(fetched.classes[:8]) + (f" and {len(fetched.classes) - 8} more" if len(fetched.classes) > 8 else "")
+    names = f"{len(fetched.classes)} classes" if everything else ", ".join(fetched.classes)
     print(f"{names}: {training} training and {test} test images in {folder}; {fetched.bytes / 1e6:.1f} MB came")
     print(f"revision: {fetched.commit} (--revision with this number repeats it); licence: see {folder / 'README.md'}")
-    name = fetched.classes[0].split(" ")[0].lower() if len(fetched.classes) == 1 else "fruits360"
-    print_next(folder, name, "Training")
+    if everything:
+        print_next(str(folder), "data/fruits360", "--split", "Training")
+    else:
+        shards = "data/" + wanted[0].lower().replace(" ", "-") if len(wanted) == 1 else "data/fruits"
+        print_next(str(folder), shards, "--classes", ",".join(fetched.classes), "--split", "Training")
 
 
-def print_next(folder: Path, name: str, split: str) -> None:
-    print(f"next: {shlex.join(['scalegan', 'shards', str(folder), f'shards/{name}', '--split', split])}")
+def print_next(*arguments: str) -> None:
+    print(f"next: {shlex.join(['scalegan', 'shards', *arguments])}")
 
 
 def fetch_file(remote: Remote, mirrors: tuple[str, ...], folder: Path) -> None:
@@ -171,45 +175,6 @@ def download(url: str, path: Path, remote: Remote) -> None:
             size = f"more than {remote.size}" if got > remote.size else str(got)
             raise WrongContent(f"{size} bytes, not the known {remote.size} with sha256 {remote.sha256[:12]}...")
         os.replace(part, path)
-
-
-def unpack_cifar10(archive: Path, folder: Path) -> None:
-    """`train/<class>/00001.png` and `test/<class>/00001.png`; a split that is there already stays."""
-    missing = [split for split in CIFAR_MEMBERS if not (folder / split).exists()]
-    if not missing:
-        return
-    with tempfile.TemporaryDirectory(prefix=".cifar10.", dir=folder) as temporary, tarfile.open(archive) as tar:
-        classes = cifar_member(tar, "batches.meta.txt").read().decode().split()
-        total = sum(tar.getmember(f"{CIFAR_FOLDER}/{name}").size for split in missing for name in CIFAR_MEMBERS[split])
-        with progress_bar("writing PNG files", total) as advance:
-            for split in missing:
-                for name in classes:
-                    (Path(temporary) / split / name).mkdir(parents=True)
-                records = (record for name in CIFAR_MEMBERS[split] for record in cifar_records(cifar_member(tar, name)))
-                for number, record in enumerate(records, 1):
-                    write_png(Path(temporary) / split / classes[record[0]] / f"{number:05d}.png", record[1:])
-                    advance(len(record))
-                (Path(temporary) / split).rename(folder / split)
-
-
-def cifar_member(tar: tarfile.TarFile, name: str) -> IO[bytes]:
-    member = tar.extractfile(f"{CIFAR_FOLDER}/{name}")
-    assert member is not None, f"{name} is a folder"  # the archive's sha256 is known
-    return member
-
-
-def cifar_records(file: IO[bytes]) -> Iterator[bytes]:
-    """One byte of label, then red, green and blue planes of 32x32 bytes."""
-    while record := file.read(1 + 3 * CIFAR_SIDE**2):
-        yield record
-
-
-def write_png(path: Path, planes: bytes) -> None:
-    from PIL import Image
-
-    area, size = CIFAR_SIDE**2, (CIFAR_SIDE, CIFAR_SIDE)
-    bands = [Image.frombytes("L", size, planes[i * area : (i + 1) * area]) for i in range(3)]
-    Image.merge("RGB", bands).save(path, compress_level=1)
 
 
 def file_sha256(path: Path) -> str:
