@@ -1,0 +1,271 @@
+"""Batches of real images on the device: which ones is a function of the images seen, so there is no loader state.
+
+Two readers give identical batches: `resident` keeps all images decoded, `stream` reads them by offset in worker
+processes. A training that goes on after 1,234,560 images asks for the batches from there, on as many processes and
+workers as it has this time, and gets those that the first one would have got.
+"""
+
+from __future__ import annotations
+
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import count
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from scalegan.config import Config, DataConfig
+from scalegan.data.index import Index, locate
+from scalegan.data.order import Order, make_order, samples_at, shards_ahead, substitutes
+from scalegan.data.resident import Resident, bytes_needed
+from scalegan.data.storage import Prefetcher, Storage
+from scalegan.data.stream import StreamReader, replace_rows
+from scalegan.data.workers import Decoder, Task, Workers, check_attempts
+from scalegan.errors import UserError
+
+PLANNED = 4096  # images whose places are computed in one go, as the arithmetic costs the same for one and for hundreds
+
+
+@dataclass
+class Batch:
+    """Real images: uint8 [b, C, H, W], channels last in memory, and labels int64 [b], -1 when unlabelled."""
+
+    images: Tensor
+    labels: Tensor
+
+
+def normalise(images: Tensor) -> Tensor:
+    """uint8 0..255 -> float32 in [-1, 1], on the same device and in the same memory format."""
+    return images.float().div_(127.5).sub_(1.0)
+
+
+class Tolerance:
+    """Counts the distinct images that could not be read, and stops when they are more than `data.skip_budget` allows.
+
+    Nothing of it is saved: which images are unreadable is a property of the data, found again when they come up again.
+    """
+
+    def __init__(self, index: Index, data: DataConfig) -> None:
+        self.samples = index.samples
+        self.budget = data.skip_budget
+        self.unreadable: set[int] = set()
+
+    def note(self, found: dict[int, str]) -> None:
+        """`found`: sample -> what is wrong with it."""
+        for sample in sorted(found.keys() - self.unreadable):
+            self.unreadable.add(sample)
+            warnings.warn(f"left out: {found[sample]}", stacklevel=2)
+            if len(self.unreadable) > self.budget * self.samples:
+                raise UserError(
+                    f"{len(self.unreadable)} of {self.samples} images cannot be read, "
+                    f"more than data.skip_budget {self.budget:g} allows; the last: {found[sample]}"
+                )
+
+
+# --- single images, for evaluation
+
+
+class Reader:
+    """Any images by number, on the device; by offset whatever `data.reader` is, as what is wanted once is not worth keeping."""
+
+    def __init__(self, index: Index, data: DataConfig, device: torch.device) -> None:
+        self.samples = index.samples
+        self.device = device
+        self.tolerance = Tolerance(index, data)
+        self.stream = StreamReader(index, data)
+
+    def read(self, samples: NDArray[np.int64]) -> Batch:
+        """The images `samples` [b]. Under `data.on_error` skip an unreadable one is replaced by the next that can be read."""
+        samples = np.array(samples, np.int64)
+        pixels = self.stream.load(samples)
+        while pixels.unreadable:
+            rows = np.array(list(pixels.unreadable))
+            self.tolerance.note({int(samples[row]): problem for row, problem in pixels.unreadable.items()})
+            samples[rows] = (samples[rows] + 1) % self.samples
+            replace_rows(pixels, rows, self.stream.load(samples[rows]))
+        return on_device(pixels.images, pixels.labels, self.device)
+
+    def close(self) -> None:
+        self.stream.close()
+
+
+def open_reader(index: Index, data: DataConfig, device: torch.device) -> Reader:
+    return Reader(index, data, device)
+
+
+def is_resident(index: Index, data: DataConfig) -> bool:
+    """Whether the images are kept in memory; `UserError` if they are to be and do not fit."""
+    needed = bytes_needed(index) / 1e9
+    if data.reader == "resident" and needed > data.memory_gb:
+        raise UserError(
+            f"the decoded images take {needed:.2f} GB, data.memory_gb allows {data.memory_gb:g}: raise it, "
+            "or read them from disk with --data.reader stream"
+        )
+    return data.reader == "resident" or (data.reader == "auto" and needed <= data.memory_gb)
+
+
+def on_device(images: NDArray[np.uint8] | Tensor, labels: NDArray[np.int64] | Tensor, device: torch.device) -> Batch:
+    """[b, H, W, C] in host memory -> a batch; from pinned memory the copy does not wait."""
+    return Batch(
+        torch.as_tensor(images).to(device, non_blocking=True).permute(0, 3, 1, 2),
+        torch.as_tensor(labels).to(device, non_blocking=True),
+    )
+
+
+# --- batches of a training
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which slots of the global batches are ours: micro-batch m of process r is [(r * rounds + m) * size, + size)."""
+
+    order: Order
+    batch: int
+    rounds: int
+    size: int
+    rank: int
+
+    def ahead(self, images_seen: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+        """Endlessly some steps at a time: images seen [k] and our samples [k, rounds * size] of each of k steps."""
+        at_once = max(1, PLANNED // len(self.slots))
+        for first in count(images_seen, at_once * self.batch):
+            seen = first + np.arange(at_once) * self.batch
+            yield seen, samples_at(self.order, seen[:, None], self.slots, self.batch)
+
+    @cached_property
+    def slots(self) -> NDArray[np.int64]:
+        """Our slots of each global batch [rounds * size]."""
+        own = self.rounds * self.size
+        return self.rank * own + np.arange(own)
+
+    @property
+    def streams(self) -> range:
+        """The streams of the `blocks` order that this process owns."""
+        share = self.rounds * self.size * self.order.streams // self.batch
+        return range(self.rank * share, (self.rank + 1) * share)
+
+
+def batches(index: Index, config: Config, images_seen: int, rank: int, processes: int, device: torch.device) -> Batches:
+    """Endless micro-batches of this process from `images_seen` on: `train.accumulate` of them make a step."""
+    config.check(processes)
+    train, data = config.train, config.data
+    if index.samples < train.batch:
+        raise UserError(
+            f"{index.root} holds {index.samples} images, fewer than train.batch {train.batch}: "
+            f"give at most --train.batch {index.samples}"
+        )
+    order = make_order(data, index, train.seed)
+    plan = Plan(order, train.batch, train.accumulate, train.batch // (processes * train.accumulate), rank)
+    kind = ResidentBatches if is_resident(index, data) else StreamBatches
+    return kind(index, data, plan, images_seen, device)
+
+
+class Batches(ABC):
+    """Endless micro-batches; close it after use."""
+
+    def __init__(self, index: Index, data: DataConfig, plan: Plan, device: torch.device) -> None:
+        self.index = index
+        self.data = data
+        self.plan = plan
+        self.device = device
+        self.tolerance = Tolerance(index, data)
+
+    @property
+    def unreadable(self) -> int:
+        """Distinct images left out so far."""
+        return len(self.tolerance.unreadable)
+
+    def __iter__(self) -> Batches:
+        return self
+
+    @abstractmethod
+    def __next__(self) -> Batch: ...
+
+    @abstractmethod
+    def close(self) -> None: ...
+
+
+class ResidentBatches(Batches):
+    """From images in memory: a few thousand images are planned at once, so that a batch costs two `index_select`."""
+
+    def __init__(self, index: Index, data: DataConfig, plan: Plan, images_seen: int, device: torch.device) -> None:
+        super().__init__(index, data, plan, device)
+        self.resident = Resident(index, data, device)
+        self.tolerance.note(self.resident.unreadable)
+        self.iterator = self._run(images_seen)
+
+    def __next__(self) -> Batch:
+        return next(self.iterator)
+
+    def close(self) -> None:
+        self.iterator.close()
+
+    def _run(self, images_seen: int) -> Generator[Batch]:
+        plan = self.plan
+        bad = np.array(sorted(self.resident.unreadable), np.int64)
+        for seen, samples in plan.ahead(images_seen):
+            if len(bad):
+                self._fill(seen, samples, bad)
+            for own in torch.from_numpy(samples).to(self.device).view(-1, plan.size):
+                yield Batch(*self.resident.take(own))
+
+    def _fill(self, seen: NDArray[np.int64], samples: NDArray[np.int64], bad: NDArray[np.int64]) -> None:
+        for attempt in count():
+            steps, places = np.nonzero(np.isin(samples, bad))
+            if not len(steps):
+                return
+            check_attempts(attempt, self.resident.unreadable[int(samples[steps[0], places[0]])])
+            samples[steps, places] = substitutes(
+                self.plan.order, seen[steps], self.plan.slots[places], self.plan.batch, attempt
+            )
+
+
+class StreamBatches(Batches):
+    """From shards, by worker processes that decode `AHEAD` batches each in advance, or by this one."""
+
+    def __init__(self, index: Index, data: DataConfig, plan: Plan, images_seen: int, device: torch.device) -> None:
+        super().__init__(index, data, plan, device)
+        storage = Storage(index, data)
+        self.prefetcher = Prefetcher(storage) if storage.remote else None
+        decoder = Decoder(index, data, plan.order, plan.batch)
+        tasks = self._tasks(images_seen)
+        self.workers = Workers(decoder, tasks, data.workers, pin=device.type == "cuda") if data.workers else None
+        self.iterator = iter(self.workers or map(decoder.__getitem__, tasks))
+
+    def __next__(self) -> Batch:
+        decoded = next(self.iterator)
+        if decoded.failure:
+            raise UserError(decoded.failure)
+        self.tolerance.note(decoded.unreadable)
+        return on_device(decoded.images, decoded.labels, self.device)
+
+    def close(self) -> None:
+        if self.workers:
+            self.workers.close()
+        if self.prefetcher:
+            self.prefetcher.close()
+
+    def _tasks(self, images_seen: int) -> Iterator[Task]:
+        plan = self.plan
+        for seen, samples in plan.ahead(images_seen):
+            if self.prefetcher:
+                self.prefetcher.want(self._shards_ahead(int(seen[0]), samples))
+            for start, row in zip(seen.tolist(), samples, strict=True):
+                for turn in range(plan.rounds):
+                    part = slice(turn * plan.size, (turn + 1) * plan.size)
+                    yield Task(start, plan.slots[part], row[part])
+
+    def _shards_ahead(self, images_seen: int, samples: NDArray[np.int64]) -> list[int]:
+        """Those of the steps just planned, then, in `blocks` order, those of the next window."""
+        order = self.plan.order
+        if order.kind == "full":
+            shards, _ = locate(self.index, samples.ravel())
+            return list(dict.fromkeys(shards.tolist()))
+        planned = samples.size // len(self.plan.streams)
+        ahead: list[int] = shards_ahead(order, images_seen, self.plan.streams, planned + order.stride).tolist()
+        return ahead

@@ -1,0 +1,172 @@
+"""Processes that read and decode batches ahead of the training.
+
+They come from a fork server, not from a fork of the training process: that one runs threads (gloo, NCCL, autograd, W&B)
+whose locks a fork would copy in whatever state they are in, and a CUDA context that no child may use. The server loads
+this module once, so that the workers start at once and share its memory.
+
+Slurm sends its signals to every process of a job step. A worker that died of one would take the training down before
+it can save, so the workers, and the server, are born with them blocked.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import count
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from scalegan.config import DataConfig
+from scalegan.data.index import Index
+from scalegan.data.order import Order, substitutes
+from scalegan.data.stream import StreamReader, replace_rows
+from scalegan.errors import UserError
+
+if TYPE_CHECKING:
+    from multiprocessing.process import BaseProcess
+
+AHEAD = 4  # batches that each worker may be ahead: covers a pause of the training of some hundred milliseconds
+MOST_ATTEMPTS = 64  # substitutes tried for one slot; so many fail only where nothing of a stream can be read
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+@dataclass
+class Task:
+    """One micro-batch: the slots [b] of the global batch that starts at `images_seen`, and the samples [b] in them."""
+
+    images_seen: int
+    slots: NDArray[np.int64]
+    samples: NDArray[np.int64]
+
+
+@dataclass
+class Decoded:
+    """Images uint8 [b, H, W, C] and labels [b] in host memory, or why there are none."""
+
+    images: Tensor
+    labels: Tensor
+    unreadable: dict[int, str] = field(default_factory=dict)
+    """Sample -> what is wrong with it; its slot holds another image with its own label."""
+    failure: str = ""
+
+    def pin_memory(self) -> Decoded:
+        return Decoded(self.images.pin_memory(), self.labels.pin_memory(), self.unreadable, self.failure)
+
+
+class Decoder(Dataset[Decoded]):
+    """Task -> images. Opens its reader in the process where it is first used."""
+
+    def __init__(self, index: Index, data: DataConfig, order: Order, batch: int) -> None:
+        self.index = index
+        self.data = data
+        self.order = order
+        self.batch = batch
+        self.reader: StreamReader | None = None
+
+    def __getitem__(self, task: Task) -> Decoded:
+        self.reader = self.reader or StreamReader(self.index, self.data)
+        try:
+            return self._decode(self.reader, task)
+        except UserError as error:  # as a value: DataLoader would wrap a raised one in the worker's traceback
+            return Decoded(torch.empty(0), torch.empty(0), failure=str(error))
+
+    def _decode(self, reader: StreamReader, task: Task) -> Decoded:
+        samples = task.samples.copy()
+        pixels = reader.load(samples)
+        unreadable: dict[int, str] = {}
+        for attempt in count():
+            if not pixels.unreadable:
+                break
+            rows = np.array(list(pixels.unreadable))
+            unreadable |= {int(samples[row]): problem for row, problem in pixels.unreadable.items()}
+            check_attempts(attempt, pixels.unreadable[int(rows[0])])
+            samples[rows] = substitutes(self.order, task.images_seen, task.slots[rows], self.batch, attempt)
+            replace_rows(pixels, rows, reader.load(samples[rows]))
+        return Decoded(torch.from_numpy(pixels.images), torch.from_numpy(pixels.labels), unreadable)
+
+
+def check_attempts(attempt: int, problem: str) -> None:
+    if attempt == MOST_ATTEMPTS:
+        raise UserError(f"no image can be found in place of one that cannot be read, {attempt} were tried: {problem}")
+
+
+class Workers:
+    """Iterates over the decoded tasks, in order, whatever the number of processes."""
+
+    def __init__(self, decoder: Decoder, tasks: Iterator[Task], processes: int, *, pin: bool) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([__name__])
+        loader = DataLoader(
+            decoder,
+            batch_size=None,
+            sampler=Tasks(tasks),
+            num_workers=processes,
+            collate_fn=unchanged,  # type: ignore[arg-type] # torch expects lists, which batch_size=None does not make
+            worker_init_fn=ignore_signals,
+            multiprocessing_context=context,
+            prefetch_factor=AHEAD,
+            pin_memory=pin,
+            generator=torch.Generator(),  # of a seed that nothing uses; the global one must not move
+        )
+        others = set(multiprocessing.active_children())
+        with blocked_signals():
+            self.iterator: Iterator[Decoded] | None = iter(loader)
+        self.processes: set[BaseProcess] = set(multiprocessing.active_children()) - others
+
+    def __iter__(self) -> Iterator[Decoded]:
+        return self
+
+    def __next__(self) -> Decoded:
+        assert self.iterator is not None
+        try:
+            return next(self.iterator)
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise UserError(
+                f"{str(error).splitlines()[0].rstrip('.')}: it was killed, or ran out of memory or of /dev/shm, where batches "
+                "wait; free some, or read with fewer processes: --data.workers 0"
+            ) from None
+
+    def close(self) -> None:
+        self.iterator = None  # DataLoader asks its workers to end, and waits some seconds
+        for process in self.processes:
+            if process.is_alive():  # amid a long read, and deaf to SIGTERM
+                process.kill()
+
+
+class Tasks:
+    """A sampler, to DataLoader: what it hands to the workers one after the other."""
+
+    def __init__(self, tasks: Iterator[Task]) -> None:
+        self.tasks = tasks
+
+    def __iter__(self) -> Iterator[Task]:
+        return self.tasks
+
+
+def unchanged(decoded: Decoded) -> Decoded:
+    return decoded
+
+
+def ignore_signals(worker: int) -> None:
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+@contextmanager
+def blocked_signals() -> Iterator[None]:
+    """Children inherit the block, for life; this process gets what arrived in the meantime afterwards."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
