@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from scalegan import checkpoint, random, settings
@@ -39,13 +40,18 @@ def images_of(
         latents = torch.from_numpy(random.normal(seed, "samples", start, BLOCK, z_dim)).to(device)
         chosen = torch.full((BLOCK,), -1, dtype=torch.int64)
         if class_counts:
-            chosen = torch.from_numpy(random.choice(seed, "samples/labels", start, BLOCK, np.asarray(class_counts)))
+            chosen = torch.from_numpy(drawn_labels(seed, start, BLOCK, class_counts))
         low, high = max(first, start), min(first + count, start + BLOCK)
         if labels is not None:
             chosen[low - start : high - start] = labels[low - first : high - first]
         images = generator(latents, chosen.to(device))
         blocks.append(to_uint8(images)[low - start : high - start].cpu())
     return torch.cat(blocks)
+
+
+def drawn_labels(seed: int, first: int, count: int, class_counts: Sequence[int]) -> NDArray[np.int64]:
+    """Labels [count] of the images of a seed, drawn by the data's histogram."""
+    return random.choice(seed, "samples/labels", first, count, np.asarray(class_counts))
 
 
 def to_uint8(images: Tensor) -> Tensor:
@@ -89,6 +95,12 @@ class LoadedGenerator:
                 )
         counts = self.class_counts if self.config.model.conditional else ()
         return images_of(self.network, self.config.model.z_dim, counts, seed, first, count, chosen)
+
+    def labels_of(self, first: int, count: int, seed: int = 0) -> NDArray[np.int64]:
+        """Labels [count] that `sample_range` draws when it is given none; -1 without classes."""
+        if not self.config.model.conditional:
+            return np.full(count, -1, np.int64)
+        return drawn_labels(seed, first, count, self.class_counts)
 
 
 def find_checkpoint(path: Path) -> checkpoint.Checkpoint:

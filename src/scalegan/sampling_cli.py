@@ -1,0 +1,221 @@
+"""`scalegan sample`: images from a trained generator, as PNG files, as one grid, or as an .npz of arrays."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import difflib
+import io
+import os
+import sys
+import zipfile
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scalegan.errors import UserError
+
+if TYPE_CHECKING:
+    from scalegan.sampling import LoadedGenerator
+
+CHUNK = 512
+"""Images that are in memory at a time."""
+GRID_MOST = 4096
+WIDEST = 20
+"""Classes that still get a column each on a grid."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    first: int
+    images: NDArray[np.uint8]
+    """[n, H, W, C]"""
+    labels: NDArray[np.int64]
+    """[n], -1 from a generator without classes."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, metavar="RUN", help="run folder (its newest checkpoint) or one of its checkpoints")
+    parser.add_argument("--n", type=int, default=64, help="how many images (64)")
+    parser.add_argument("--seed", type=int, default=0, help="image i of a seed is always the same (0)")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
+    parser.add_argument(
+        "--class", dest="classes", nargs="+", action="extend", default=[], metavar="NAME",
+        help="only these classes, in turn (all, as often as in the training data)",
+    )  # fmt: skip
+    parser.add_argument("--first", type=int, default=0, help="number of the first image: several jobs can share a set (0)")
+    parser.add_argument(
+        "--format", choices=["png", "grid", "npz"], default="png",
+        help="png: a file an image; grid: grid.png; npz: samples.npz with images uint8 [n, H, W, C] and labels (png)",
+    )  # fmt: skip
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto takes a GPU if there is one")
+
+
+def run(args: argparse.Namespace) -> int:
+    out: Path = args.out
+    check(args)
+    from scalegan.sampling import load_generator  # loads torch
+
+    generator = load_generator(args.run, pick_device(args.device))
+    chosen = class_numbers(args.classes, generator)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise UserError(f"--out {out} is a file: give a folder") from None
+    chunks = progress(make_chunks(generator, args.first, args.n, args.seed, chosen), args.n)
+    if args.format == "png":
+        made = write_pngs(chunks, out, generator.classes)
+    elif args.format == "grid":
+        made = write_grid(chunks, out / "grid.png", len(chosen))
+    else:
+        made = write_npz(chunks, out / "samples.npz", args.n, generator.shape, generator.classes)
+    images = f"{args.n} images" if args.n > 1 else "1 image"
+    print(f"{images} of seed {args.seed} in {made}, by {generator.path} ({generator.images_seen} images seen)")
+    return 0
+
+
+def check(args: argparse.Namespace) -> None:
+    """What can be told before the generator is loaded. Raises `UserError`."""
+    if args.n < 1:
+        raise UserError(f"--n is {args.n}: give at least 1")
+    if args.first < 0:
+        raise UserError(f"--first is {args.first}: give 0 or more")
+    if args.format == "grid" and args.n > GRID_MOST:
+        raise UserError(f"--n {args.n} is too much for one grid: give at most {GRID_MOST}, or --format png")
+    if args.format == "png":
+        there = set(os.listdir(args.out)) if args.out.is_dir() else set()
+        numbers = range(args.first, args.first + args.n)
+        taken = next((png_name(i) for i in numbers if png_name(i) in there), None) if there else None
+        if taken:  # what another generator left would pass for this one's
+            raise UserError(f"{args.out / taken} exists already: give another --out, or --first to add to those there")
+
+
+def pick_device(name: str) -> str:
+    import torch
+
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device is cuda but torch sees no GPU here: use --device cpu, or check the driver and torch build")
+    return "cuda" if name != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def class_numbers(names: Sequence[str], generator: LoadedGenerator) -> list[int]:
+    """Class numbers by name; none where no names are given. Raises `UserError` with the nearest name."""
+    if names and not generator.config.model.conditional:
+        raise UserError(f"--class {names[0]}: {generator.path} was trained without classes: leave it out")
+    numbers = {name: number for number, name in enumerate(generator.classes)}
+    for name in names:
+        if name not in numbers:
+            by_lower = {known.lower(): known for known in numbers}
+            near = difflib.get_close_matches(name.lower(), by_lower, n=1)
+            listed = ", ".join(generator.classes[:12]) + (", ..." if len(generator.classes) > 12 else "")
+            hint = f"did you mean {by_lower[near[0]]}?" if near else f"there are {listed}"
+            raise UserError(f"--class {name}: no such class; {hint}")
+    return [numbers[name] for name in names]
+
+
+def make_chunks(generator: LoadedGenerator, first: int, count: int, seed: int, chosen: Sequence[int]) -> Iterator[Chunk]:
+    """The images in pieces that fit the memory. The chosen classes come in turn, by the number of the image."""
+    for start in range(first, first + count, CHUNK):
+        size = min(CHUNK, first + count - start)
+        labels = generator.labels_of(start, size, seed)
+        if chosen:
+            labels = np.asarray(chosen)[np.arange(start, start + size) % len(chosen)]
+        given = labels.tolist() if generator.config.model.conditional else None
+        images = generator.sample_range(start, size, seed, given)
+        yield Chunk(start, images.permute(0, 2, 3, 1).contiguous().numpy(), labels)
+
+
+def write_pngs(chunks: Iterable[Chunk], out: Path, classes: Sequence[str]) -> Path:
+    """One file an image; and labels.csv, as `scalegan shards --labels` reads it, where the generator has classes."""
+    with ThreadPoolExecutor() as pool:  # compression goes on outside Python's lock
+        for chunk in chunks:
+            names = [png_name(chunk.first + i) for i in range(len(chunk.images))]
+            list(pool.map(write_png, [out / name for name in names], chunk.images))
+            if chunk.labels[0] >= 0:
+                add_labels(out / "labels.csv", zip(names, [classes[label] for label in chunk.labels.tolist()], strict=True))
+    return out
+
+
+def png_name(number: int) -> str:
+    return f"{number:06d}.png"
+
+
+def write_png(path: Path, image: NDArray[np.uint8]) -> None:
+    """image [H, W, C]. Not flushed to disk, which would take longer than making it; a reader never sees half of it."""
+    from PIL import Image
+
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        Image.fromarray(image if image.shape[2] == 3 else image[:, :, 0]).save(temporary, "png")
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def add_labels(path: Path, rows: Iterable[tuple[str, str]]) -> None:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    with open(path, "a", encoding="utf-8") as file:  # one write, so that several jobs can share the file
+        file.write(text.getvalue() if file.tell() else f"file,label\n{text.getvalue()}")
+
+
+def write_grid(chunks: Iterable[Chunk], path: Path, classes: int) -> Path:
+    from scalegan.figures import save_png
+
+    images = np.concatenate([chunk.images for chunk in chunks])
+    save_png(path, images.transpose(0, 3, 1, 2), classes if 1 < classes <= WIDEST else None)
+    return path
+
+
+def write_npz(chunks: Iterable[Chunk], path: Path, count: int, shape: tuple[int, int, int], classes: Sequence[str]) -> Path:
+    """images uint8 [n, H, W, C], labels int64 [n] and the names of the classes; written chunk by chunk."""
+    channels, height, width = shape
+    labels = []
+    with whole_file(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        with archive.open("images.npy", "w", force_zip64=True) as member:
+            header = {"descr": "|u1", "fortran_order": False, "shape": (count, height, width, channels)}
+            np.lib.format.write_array_header_1_0(member, header)
+            for chunk in chunks:
+                member.write(chunk.images.tobytes())
+                labels.append(chunk.labels)
+        for name, array in (("labels", np.concatenate(labels)), ("classes", np.array(classes, dtype=str))):
+            with archive.open(f"{name}.npy", "w") as member:
+                np.lib.format.write_array(member, array, allow_pickle=False)
+    return path
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[IO[bytes]]:
+    """A file that appears under its name when the block ends well, and vanishes otherwise."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def progress(chunks: Iterator[Chunk], count: int) -> Iterator[Chunk]:
+    """A bar on a terminal, for what takes longer than a moment."""
+    if count <= CHUNK or not sys.stderr.isatty():
+        yield from chunks
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True)) as bar:
+        task: Any = bar.add_task("sampling", total=count)
+        for chunk in chunks:
+            yield chunk
+            bar.advance(task, len(chunk.images))

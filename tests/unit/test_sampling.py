@@ -1,0 +1,305 @@
+"""Images from a trained generator: image i of a seed is one and the same, however it is asked for."""
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny import make_config, make_shards, save_checkpoint
+
+from scalegan import checkpoint, cli, sampling_cli
+from scalegan.data.index import Index
+from scalegan.errors import UserError
+from scalegan.sampling import LoadedGenerator, grid_labels, load_generator, to_uint8
+
+CLASSES = ("Apple", "Kiwi", "Plum")
+SHAPE = (16, 12, 1)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("sampling")
+
+
+@pytest.fixture(scope="module")
+def index(folder) -> Index:
+    return make_shards(folder / "data", samples=50, classes=CLASSES)
+
+
+@pytest.fixture(scope="module")
+def run(folder, index) -> Path:
+    """A run without classes."""
+    config = make_config(folder / "data", folder / "run")
+    save_checkpoint(config, index, 640)
+    return Path(config.run)
+
+
+@pytest.fixture(scope="module")
+def run_with_classes(folder, index) -> Path:
+    config = make_config(folder / "data", folder / "run_with_classes", model={"conditional": True})
+    save_checkpoint(config, index)
+    return Path(config.run)
+
+
+@pytest.fixture
+def generator(run) -> LoadedGenerator:
+    return load_generator(run)
+
+
+@pytest.fixture
+def by_class(run_with_classes) -> LoadedGenerator:
+    return load_generator(run_with_classes)
+
+
+# --- the generator from Python
+
+
+def test_a_generator_gives_as_many_images_as_asked_for(generator):
+    images = generator.sample(5)
+    assert images.shape == (5, *generator.shape) == (5, 1, 16, 12)
+    assert images.dtype == torch.uint8
+
+
+def test_other_numbers_and_other_seeds_are_other_images(generator):
+    images = generator.sample(8)
+    assert len({image.numpy().tobytes() for image in images}) == 8
+    assert not torch.equal(images, generator.sample(8, seed=1))
+
+
+@pytest.mark.parametrize(("first", "count"), [(0, 1), (63, 2), (64, 64), (70, 60), (129, 1)])
+def test_an_image_is_the_same_in_any_slice(generator, first, count):
+    assert torch.equal(generator.sample_range(first, count), generator.sample(130)[first : first + count])
+
+
+def test_an_image_with_a_drawn_label_is_the_same_in_any_slice(by_class):
+    assert torch.equal(by_class.sample_range(60, 20), by_class.sample(80)[60:])
+
+
+def test_an_image_with_a_given_label_is_the_same_in_any_slice(by_class):
+    labels = torch.arange(80) % 3
+    assert torch.equal(by_class.sample_range(60, 20, labels=labels[60:]), by_class.sample(80, labels=labels)[60:])
+
+
+def test_a_label_decides_the_class(by_class):
+    kiwis, plums = by_class.sample(4, labels=[1] * 4), by_class.sample(4, labels=[2] * 4)
+    assert not torch.equal(kiwis, plums)
+
+
+def test_drawn_labels_are_those_that_labels_of_tells_and_follow_the_data(by_class):
+    labels = by_class.labels_of(0, 3000)
+    assert torch.equal(by_class.sample(70), by_class.sample(70, labels=labels[:70]))
+    assert np.bincount(labels) / 3000 == pytest.approx(np.array(by_class.class_counts) / 50, abs=0.03)
+
+
+def test_the_averaged_weights_are_sampled_not_the_raw_ones(generator, run):
+    saved = checkpoint.read(run / "checkpoints" / "000000640")
+    loaded = generator.network.state_dict()
+    assert all(torch.equal(loaded[name], value) for name, value in saved.tensors("ema").items())
+    assert not all(torch.equal(loaded[name], value) for name, value in saved.tensors("generator").items())
+
+
+def test_a_run_stands_for_its_newest_checkpoint_and_a_checkpoint_for_itself(folder, index):
+    config = make_config(folder / "data", folder / "two")
+    older, newer = save_checkpoint(config, index, 100, seed=1), save_checkpoint(config, index, 200, seed=2)
+    assert load_generator(config.run).images_seen == 200
+    assert load_generator(newer).sample(2).equal(load_generator(config.run).sample(2))
+    assert load_generator(older).images_seen == 100
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over(folder, index):
+    config = make_config(folder / "data", folder / "damaged")
+    save_checkpoint(config, index, 100)
+    damage(save_checkpoint(config, index, 200) / "ema.safetensors")
+    assert load_generator(config.run).images_seen == 100
+
+
+def test_a_damaged_checkpoint_that_was_asked_for_is_an_error(folder, index):
+    path = save_checkpoint(make_config(folder / "data", folder / "asked"), index)
+    damage(path / "ema.safetensors")
+    with pytest.raises(UserError, match=r"asked.*ema.safetensors is damaged"):
+        load_generator(path)
+
+
+@pytest.mark.parametrize("labels", [[0, 1], [0, 1, 3], [0, -1, 1]])
+def test_labels_must_be_class_numbers_one_for_each_image(by_class, labels):
+    with pytest.raises(UserError, match=r"3 class numbers from 0 to 2 \(Apple, Kiwi, Plum\)"):
+        by_class.sample(3, labels=labels)
+
+
+def test_labels_for_a_generator_without_classes_are_an_error(generator):
+    with pytest.raises(UserError, match="not class-conditional"):
+        generator.sample(2, labels=[0, 1])
+
+
+def test_no_run_and_no_checkpoint_are_told_apart(tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
+        load_generator(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="no checkpoint yet"):
+        load_generator(tmp_path)
+
+
+def test_pixels_are_rounded_and_kept_in_range():
+    assert to_uint8(torch.tensor([-1.5, -1.0, 0.0, 1.0, 2.0])).tolist() == [0, 0, 128, 255, 255]
+
+
+def test_a_grid_has_a_column_a_class():
+    labels = grid_labels(7, 3)
+    assert labels is not None
+    assert labels.tolist() == [0, 1, 2, 0, 1, 2, 0]
+    assert grid_labels(7, 0) is None
+
+
+# --- the command
+
+
+def sample(*arguments: object) -> int:
+    return cli.main(["sample", *map(str, arguments)])
+
+
+def pixels(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path)).reshape(SHAPE)
+
+
+def damage(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def test_png_files_are_the_images_by_number(run, generator, tmp_path, capsys):
+    assert sample(run, "--n", 3, "--seed", 5, "--out", tmp_path) == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["000000.png", "000001.png", "000002.png"]
+    for i, image in enumerate(generator.sample(3, seed=5)):
+        np.testing.assert_array_equal(pixels(tmp_path / f"{i:06d}.png"), image.permute(1, 2, 0))
+    assert f"3 images of seed 5 in {tmp_path}" in capsys.readouterr().out
+
+
+def test_two_jobs_make_the_same_set_as_one(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(sampling_cli, "CHUNK", 50)
+    assert sample(run, "--n", 120, "--out", tmp_path / "one") == 0
+    assert sample(run, "--n", 70, "--out", tmp_path / "two") == 0
+    assert sample(run, "--n", 50, "--first", 70, "--out", tmp_path / "two") == 0
+    one, two = ({p.name: p.read_bytes() for p in (tmp_path / name).iterdir()} for name in ("one", "two"))
+    assert len(one) == 120
+    assert one == two
+
+
+def test_images_of_another_generator_are_not_mixed_in(run, tmp_path, capsys):
+    assert sample(run, "--n", 4, "--out", tmp_path) == 0
+    before = (tmp_path / "000003.png").stat().st_mtime_ns
+    assert sample(run, "--n", 2, "--first", 3, "--seed", 1, "--out", tmp_path) == 2
+    assert "000003.png exists already" in capsys.readouterr().err
+    assert (tmp_path / "000003.png").stat().st_mtime_ns == before
+
+
+def test_npz_holds_images_labels_and_names(run_with_classes, by_class, tmp_path, monkeypatch):
+    monkeypatch.setattr(sampling_cli, "CHUNK", 32)
+    assert sample(run_with_classes, "--n", 70, "--format", "npz", "--out", tmp_path) == 0
+    with np.load(tmp_path / "samples.npz", allow_pickle=False) as arrays:
+        np.testing.assert_array_equal(arrays["images"], by_class.sample(70).permute(0, 2, 3, 1))
+        np.testing.assert_array_equal(arrays["labels"], by_class.labels_of(0, 70))
+        assert tuple(arrays["classes"]) == CLASSES
+    assert [p.name for p in tmp_path.iterdir()] == ["samples.npz"]
+
+
+def test_npz_without_classes_says_minus_one(run, tmp_path):
+    assert sample(run, "--n", 2, "--format", "npz", "--out", tmp_path) == 0
+    with np.load(tmp_path / "samples.npz", allow_pickle=False) as arrays:
+        assert arrays["images"].shape == (2, *SHAPE)
+        assert arrays["labels"].tolist() == [-1, -1]
+
+
+@pytest.mark.parametrize("form", ["npz", "grid"])
+def test_what_fails_half_way_leaves_what_was_there(run, tmp_path, monkeypatch, form):
+    assert sample(run, "--n", 2, "--format", form, "--out", tmp_path) == 0
+    (before,) = tmp_path.iterdir()
+    content = before.read_bytes()
+    monkeypatch.setattr(sampling_cli, "CHUNK", 32)
+    real = LoadedGenerator.sample_range
+
+    def fails(self, first, *rest):
+        if first:
+            raise OSError(28, "No space left on device")
+        return real(self, first, *rest)
+
+    monkeypatch.setattr(LoadedGenerator, "sample_range", fails)
+    assert sample(run, "--n", 70, "--format", form, "--out", tmp_path) == 2
+    assert list(tmp_path.iterdir()) == [before]
+    assert before.read_bytes() == content
+
+
+def test_the_grid_is_one_picture(run, tmp_path):
+    assert sample(run, "--n", 9, "--format", "grid", "--out", tmp_path) == 0
+    assert Image.open(tmp_path / "grid.png").size == (3 * 12 + 4, 3 * 16 + 4)
+
+
+def test_a_grid_of_chosen_classes_has_a_column_for_each(run_with_classes, by_class, tmp_path):
+    assert sample(run_with_classes, "--n", 8, "--class", "Plum", "Apple", "--format", "grid", "--out", tmp_path) == 0
+    picture = np.asarray(Image.open(tmp_path / "grid.png"))
+    assert picture.shape == (4 * 16 + 6, 2 * 12 + 2)
+    apple = by_class.sample(2, labels=[2, 0])[1, 0].numpy()
+    np.testing.assert_array_equal(picture[:16, 14:], apple)
+
+
+def test_labels_are_given_by_name_and_written_beside_the_files(run_with_classes, by_class, tmp_path):
+    assert sample(run_with_classes, "--n", 3, "--class", "Kiwi", "--class", "Plum", "--out", tmp_path) == 0
+    assert sample(run_with_classes, "--n", 1, "--first", 3, "--class", "Kiwi", "Plum", "--out", tmp_path) == 0
+    with open(tmp_path / "labels.csv", newline="") as file:
+        rows = [(row["file"], row["label"]) for row in csv.DictReader(file)]
+    assert rows == [("000000.png", "Kiwi"), ("000001.png", "Plum"), ("000002.png", "Kiwi"), ("000003.png", "Plum")]
+    expected = by_class.sample(4, labels=[1, 2, 1, 2])
+    np.testing.assert_array_equal(pixels(tmp_path / "000003.png"), expected[3].permute(1, 2, 0))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--n", "0"], "--n is 0: give at least 1"),
+        (["--first", "-1"], "--first is -1: give 0 or more"),
+        (["--n", "5000", "--format", "grid"], "give at most 4096, or --format png"),
+        (["--class", "kiwwi"], "no such class; did you mean Kiwi?"),
+        (["--class", "Zebra"], "no such class; there are Apple, Kiwi, Plum"),
+        (["--claas", "Kiwi"], "did you mean --class?"),
+    ],
+)
+def test_bad_input_is_one_line_and_writes_nothing(run_with_classes, tmp_path, capsys, arguments, message):
+    assert sample(run_with_classes, "--out", tmp_path / "out", *arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("scalegan: error: ")
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_classes_for_a_generator_without_are_refused(run, tmp_path, capsys):
+    assert sample(run, "--class", "Kiwi", "--out", tmp_path) == 2
+    assert "trained without classes" in capsys.readouterr().err
+
+
+def test_out_must_be_a_folder(run, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert sample(run, "--out", tmp_path / "file") == 2
+    assert "is a file: give a folder" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without GPU")
+def test_a_missing_gpu_is_told(run, tmp_path, capsys):
+    assert sample(run, "--device", "cuda", "--out", tmp_path) == 2
+    assert "torch sees no GPU here" in capsys.readouterr().err
+
+
+def test_help_loads_no_torch():
+    code = (
+        "import sys, argparse\nfrom scalegan import sampling_cli\n"
+        "sampling_cli.add_arguments(argparse.ArgumentParser())\nassert 'torch' not in sys.modules and 'PIL' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
