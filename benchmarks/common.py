@@ -1,0 +1,165 @@
+"""What the benchmarks share: which machine and commit a figure is of, real shards, child processes, the record of a run."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+REPO = Path(__file__).resolve().parents[1]
+OUT = REPO / "benchmarks" / "out"
+"""Shards, grids and figures that the benchmarks make; git-ignored."""
+MEASURED = ("src", "configs", "launch", "benchmarks")
+"""What decides a figure: a change to anything else is no other commit."""
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """Real images, and how shards are made of them."""
+
+    folder: str
+    """Below `SCALEGAN_DATA` or ../shared/data."""
+    options: tuple[str, ...] = ()
+    """Of `scalegan shards`."""
+
+
+DATA = {
+    "kiwi64": DataSet("fruits360", ("--classes", "Kiwi", "--split", "Training", "--size", "64")),
+    "kiwi100": DataSet("fruits360", ("--classes", "Kiwi", "--split", "Training")),
+    "brain": DataSet("brain", ("--split", "train", "--channels", "1", "--size", "104x88")),
+    "fashion": DataSet("fashion-mnist", ("--split", "train")),
+}
+
+
+def real_data() -> Path:
+    """The folder of real images; ends the program where there is none."""
+    root = Path(os.environ.get("SCALEGAN_DATA") or REPO.parent / "shared" / "data")
+    if not root.is_dir():
+        sys.exit(f"{root} is not there: set SCALEGAN_DATA to a folder that holds fruits360/, brain/ and fashion-mnist/")
+    return root
+
+
+def shards(name: str) -> Path:
+    """Shards of one of `DATA`, made when they are missing."""
+    out = OUT / "shards" / name
+    if not (out / "index.json").is_file():
+        data = DATA[name]
+        run([*scalegan("shards"), str(real_data() / data.folder), str(out), *data.options])
+    return out
+
+
+def scalegan(command: str) -> list[str]:
+    """The start of a command line, by this interpreter, wherever its scripts are."""
+    return [sys.executable, "-m", "scalegan.cli", command]
+
+
+@dataclass(frozen=True)
+class Done:
+    """A process that has ended well."""
+
+    text: str
+    """What it printed to standard output."""
+    seconds: float
+    memory_mb: float
+    """Peak resident memory of the process, or of the largest of its children."""
+
+
+def run(command: Sequence[str], threads: int | None = None) -> Done:
+    """Run a command to its end; ends the program, with what the command said, where it fails."""
+    environment = os.environ | {"WANDB_MODE": "offline"}
+    if threads:
+        environment |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    start = time.perf_counter()
+    with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(command, cwd=REPO, env=environment, stdout=output, stderr=errors, text=True)
+        try:
+            _, status, usage = os.wait4(process.pid, 0)
+        except BaseException:
+            process.terminate()
+            process.wait()
+            raise
+        seconds = time.perf_counter() - start
+        process.returncode = os.waitstatus_to_exitcode(status)
+        output.seek(0)
+        errors.seek(0)
+        text = output.read()
+        if process.returncode:
+            sys.exit(f"exit code {process.returncode}: {' '.join(command)}\n{text[-2000:]}{errors.read()[-4000:]}")
+    return Done(text, seconds, usage.ru_maxrss / 1024)
+
+
+def child(script: str, arguments: Sequence[str], threads: int) -> dict[str, Any]:
+    """Run a benchmark script's `--child` in a fresh process; its last line of output is JSON."""
+    done = run([sys.executable, str(REPO / "benchmarks" / script), "--child", *arguments], threads)
+    values: dict[str, Any] = json.loads(done.text.splitlines()[-1])
+    return values
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def append_jsonl(path: Path, record: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+def speed(run_dir: Path, after: int) -> float:
+    """Images per second of a run from its first line of timing at `after` images or later to its last one, all included."""
+    lines = [line for line in read_jsonl(run_dir / "timing.jsonl") if line["images_seen"] >= after]
+    first, last = lines[0], lines[-1]
+    return float((last["images_seen"] - first["images_seen"]) / (last["seconds"] - first["seconds"]))
+
+
+def machine() -> dict[str, Any]:
+    """What a figure's table names of where it was taken."""
+    return {
+        "cpu": cpu_model(),
+        "cores": len(os.sched_getaffinity(0)),
+        "load": round(os.getloadavg()[0], 2),
+        "python": ".".join(map(str, sys.version_info[:3])),
+        "torch": importlib.metadata.version("torch"),
+        "commit": commit(),
+    }
+
+
+def cpu_model() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return os.uname().machine
+
+
+def commit() -> str:
+    """Short hash of HEAD; with local changes to what is measured, a hash of them after a plus sign."""
+    head = git("rev-parse", "--short", "HEAD").strip() or "no-git"
+    changes = git("diff", "HEAD", "--", *MEASURED)
+    new = git("ls-files", "--others", "--exclude-standard", "--", *MEASURED).splitlines()
+    changes += "".join(name + (REPO / name).read_text(errors="replace") for name in new)
+    return f"{head}+{hashlib.sha256(changes.encode()).hexdigest()[:7]}" if changes else head
+
+
+def git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], cwd=REPO, capture_output=True, text=True, check=False).stdout
+
+
+def headline(**more: Any) -> str:
+    """One line over a table: the machine, and whatever else the figures depend on."""
+    return ", ".join(f"{name} {value}" for name, value in (machine() | more).items())
+
+
+def verdict(what: str, value: float, limit: float, *, at_least: bool = True) -> bool:
+    """Print one figure beside its target; returns whether it is reached."""
+    reached = value >= limit if at_least else value < limit
+    print(f"{what}: {value:.2f} (target {'>=' if at_least else '<'} {limit:g}): {'reached' if reached else 'MISSED'}")
+    return reached
