@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# Real images from shards to a figure, on two processes: kiwi, brain and Fashion-MNIST, a few minutes in all.
+# usage: .ci/real_run.sh DATA [OUT]
+set -euo pipefail
+cd "$(dirname "$0")/.."
+data=$(realpath "$1")
+out=${2:-runs/ci}
+bin=${VENV:-.venv}/bin
+export OMP_NUM_THREADS=1 WANDB_MODE=offline
+
+rm -rf "$out"
+mkdir -p "$out"
+
+# train NAME PRESET IMAGES: a short run of a preset on the shards of that name, as two processes, then evaluated as one.
+train() {
+    local run=$out/$1
+    "$bin/accelerate" launch --config_file launch/cpu.yaml -m scalegan.train --config "configs/$2.yaml" \
+        --run "$run" --data.path "$out/data/$1" --train.images "$3" --log.every 512 --log.samples "$3" \
+        --log.checkpoint "$3" --evaluation.every 0 --evaluation.samples 256 --evaluation.real 256
+    "$bin/scalegan" evaluate "$run" --samples 256
+    "$bin/scalegan" plot "$run"
+    "$bin/scalegan" sample "$run" --n 16 --seed 0 --out "$run/sampled"
+    "$bin/scalegan" doctor "$run"
+    "$bin/python" .ci/check_run.py "$run" "$3"
+}
+
+"$bin/scalegan" shards "$data/fruits360" "$out/data/kiwi" --classes Kiwi --size 64 --split Training
+train kiwi kiwi_small 4096
+
+"$bin/scalegan" shards "$data/brain" "$out/data/brain" --size 104x88 --channels 1 --split train
+train brain brain_small 2048
+
+"$bin/scalegan" shards "$data/fashion-mnist" "$out/data/fashion" --split train
+train fashion fashion_small 8192
