@@ -1,0 +1,279 @@
+"""`scalegan shards SOURCE OUT`: from images or volumes, in the form they are found in, to the shards that training reads."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scalegan.errors import UserError
+
+if TYPE_CHECKING:
+    from scalegan.data.index import Index
+    from scalegan.data.sources.base import Request, Source
+    from scalegan.data.sources.convert import Spool
+    from scalegan.data.sources.encode import Transform
+
+AXES = {"sagittal": 0, "coronal": 1, "axial": 2, "0": 0, "1": 1, "2": 2}
+KINDS = ("auto", "folders", "flat", "stylegan", "idx", "cifar10", "nifti", "dicom", "webdataset")
+MOST_SIDE = 8192
+
+EPILOG = """\
+kinds of SOURCE, found out by themselves (--kind overrides):
+  folders     SOURCE/<class>/*.jpg, or SOURCE/Training/<class>/*.jpg and SOURCE/Test/<class>/*.jpg (Fruits-360)
+  flat        images in one folder, with --labels file.csv (columns file,label) or without labels
+  stylegan    zip, or folder, of images with dataset.json
+  idx         train-images-idx3-ubyte[.gz] with its labels: MNIST and its relatives; a folder of them, or the file of images
+  cifar10     cifar-10-binary.tar.gz
+  nifti       .nii, .nii.gz, also Analyze (.hdr) and MGH: a file, a folder, or a pattern in quotes
+  dicom       a folder of series, or files
+  webdataset  tars of <key>.jpg and <key>.cls or .json, with an index of ours or without; a folder, or a pattern in quotes
+
+A JPEG or PNG that needs no change is stored as it is, everything else becomes PNG. --size resizes by an antialiased
+Lanczos filter. Images are shuffled (--seed) and cut into tars of --shard-samples; the same source and options give the
+same index whatever --workers is. While it runs, OUT needs room for the images twice.
+
+  scalegan shards fruits360 shards/kiwi --classes Kiwi --size 64
+  scalegan shards brain.nii.gz shards/brain --axis axial --slices 30%:80% --size 96x80
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = EPILOG
+    add = parser.add_argument
+    add("source", metavar="SOURCE", help="folder, file, or pattern in quotes")
+    add("out", metavar="OUT", type=Path, help="new folder for the shards, index.json and contact.png")
+    add("--kind", choices=KINDS, default="auto", help="what SOURCE is (default: found out)")
+    add("--size", metavar="N|HxW", help="height x width to resize to; one number for a square (default: as they are)")
+    fit = "when the aspect differs: keep the middle, add a black margin, or distort (default: crop; pad for volumes)"
+    add("--fit", choices=("crop", "pad", "stretch"), help=fit)
+    add("--channels", type=int, choices=(1, 3), help="1 grey, 3 colour (default: as they are)")
+    add("--classes", metavar="A,B", help="only these classes; labels are numbered in this order (default: all, by name)")
+    labels = "table with the columns file,label; file is relative to SOURCE (for DICOM: the folder of a series)"
+    add("--labels", metavar="CSV", help=labels)
+    add("--split", help="Training (or train), Test, val or all, where SOURCE has them (default: train)")
+    axis = "direction of slices, 0 1 2 meaning the same in this order (default: axial; DICOM: as acquired)"
+    add("--axis", choices=tuple(AXES), help=axis)
+    slices = "part of the axis, such as 40:150, 30%%:80%% or 40: (default: slices with at least 5%% foreground)"
+    add("--slices", metavar="LO:HI", help=slices)
+    window = (
+        "intensities that become black and white, such as 0,1500; or percentiles of the foreground of each volume or image, "
+        "such as p1,p99 (default for volumes); or `dicom`, the window in the files; --window=-1000,400 where LO is negative"
+    )
+    add("--window", metavar="LO,HI", help=window)
+    add("--seed", type=int, default=0, help="of the shuffle (default: 0)")
+    add("--shard-samples", type=int, default=1000, metavar="N", help="most images in one tar (default: 1000)")
+    add("--workers", type=int, metavar="N", help="processes that decode and encode (default: one per core)")
+    add("--licence", default="", metavar="TEXT", help="of the images, for the index")
+    add("--force", action="store_true", help="replace OUT if it holds shards")
+
+
+def run(args: argparse.Namespace) -> int:
+    with _stopped_by_term():
+        try:
+            lines = write(args)[1]
+        except KeyboardInterrupt:
+            print("scalegan: interrupted: nothing was written", file=sys.stderr)
+            return 130
+    print("\n".join(lines))
+    return 0
+
+
+@contextmanager
+def _stopped_by_term() -> Iterator[None]:
+    """A scheduler's SIGTERM cleans up as Ctrl-C does."""
+
+    def stop(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not the main thread: signals are someone else's
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def write(args: argparse.Namespace) -> tuple[Index, list[str]]:
+    """Do it; returns the index and the lines of the summary."""
+    from scalegan.data.contact import contact_sheet
+    from scalegan.data.sources.convert import Spool
+    from scalegan.data.sources.detect import open_source
+    from scalegan.data.sources.encode import Transform
+    from scalegan.data.writer import check_free, fill_folder, new_folder
+
+    size = parse_size(args.size) if args.size else None
+    request, out = make_request(args), Path(os.path.abspath(args.out))
+    workers = _at_least_one("--workers", args.workers if args.workers is not None else len(os.sched_getaffinity(0)))
+    shard_samples = _at_least_one("--shard-samples", args.shard_samples)
+    if args.seed < 0:
+        raise UserError(f"--seed {args.seed}: give 0 or more")
+    check_free(out, force=args.force)
+    if request.folder and out in (folder := request.folder.resolve(), *folder.parents):
+        raise UserError(f"{out} holds SOURCE: write to another folder")
+    source = open_source(request)
+    if not source.count:
+        raise UserError(f"{args.source} holds no images of the classes and split that were asked for")
+    of_files = source.unit == "images"
+    transform = Transform(size, args.fit or source.fit, args.channels, request.window if of_files else None)
+    with new_folder(out, force=args.force) as folder, Spool(folder / "spool") as spool:
+        _read_all(source, transform, workers, spool)
+        (height, width), channels = next(iter(spool.sizes)), next(iter(spool.depths))
+        index = fill_folder(
+            folder, spool.shuffled(args.seed), shard_samples, height=height, width=width, channels=channels,
+            classes=source.classes, source=_source_name(args.source), licence=args.licence,
+            details=make_details(args, source, transform, spool),
+        )  # fmt: skip
+        contact_sheet(folder, index)
+        hints = _hints(index, args.channels)
+    return index, summary(index, out, source, spool, hints)
+
+
+def _read_all(source: Source, transform: Transform, workers: int, spool: Spool) -> None:
+    from scalegan.data.sources.convert import run_tasks
+
+    with _progress(source) as advance:
+        for results in run_tasks(source, transform, workers):
+            spool.add(results)
+            advance(len(results[0]) if source.unit == "images" else 1)
+    if not len(spool):
+        raise UserError("no images: nothing was written")
+
+
+@contextmanager
+def _progress(source: Source) -> Iterator[Any]:
+    """A bar on stderr, where that is a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda done: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(source.unit, total=source.count)
+        yield lambda done: progress.advance(task, done)
+
+
+def make_request(args: argparse.Namespace) -> Request:
+    from scalegan.data.sources.base import Request
+    from scalegan.data.sources.window import parse_slices, parse_window
+
+    classes = tuple(name.strip() for name in args.classes.split(",")) if args.classes else ()
+    if args.classes is not None and not all(classes or [""]):
+        raise UserError("--classes has an empty name: give names separated by commas")
+    return Request(
+        path=args.source,
+        kind=args.kind,
+        labels=args.labels,
+        classes=classes,
+        split=args.split,
+        axis=AXES[args.axis] if args.axis else None,
+        slices=parse_slices(args.slices) if args.slices else None,
+        window=parse_window(args.window) if args.window else None,
+    )
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """`64` or `208x176` -> height, width.
+
+    >>> parse_size("208x176")
+    (208, 176)
+    """
+    match = re.fullmatch(r"(\d{1,5})(?:x(\d{1,5}))?", text.strip().lower())
+    size = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+    if not all(1 <= side <= MOST_SIDE for side in size):
+        raise UserError(f"--size {text}: give one number or height x width, such as 64 or 208x176, up to {MOST_SIDE}")
+    return size
+
+
+def _at_least_one(option: str, value: int) -> int:
+    if value < 1:
+        raise UserError(f"{option} {value}: give at least 1")
+    return value
+
+
+def _source_name(path: str) -> str:
+    """The last part alone: where the source lies on this machine is no part of what it is."""
+    return Path(os.path.abspath(path)).name
+
+
+def make_details(args: argparse.Namespace, source: Source, transform: Transform, spool: Spool) -> dict[str, Any]:
+    """What was done to the images, for whoever finds the shards later."""
+    from scalegan.data.sources.volume import held_out_note
+
+    details: dict[str, Any] = {"kind": source.kind, "seed": args.seed, **source.details}
+    if transform.size:
+        details |= {"size": list(transform.size), "fit": transform.fit, "filter": "lanczos"}
+    if transform.window:
+        details["window"] = str(transform.window)
+    if args.channels:
+        details["channels"] = args.channels
+    if source.unit == "volumes":
+        details["volumes"] = spool.facts
+        note = held_out_note([facts["taken"] for facts in spool.facts])
+        if note:
+            details["held_out_note"] = note
+    return details
+
+
+def _hints(index: Index, channels: int | None) -> list[str]:
+    """What a look at some of the images tells."""
+    from scalegan.data.contact import first_images
+
+    if index.channels == 1 or channels:
+        return []
+    images = first_images(index, 64)
+    grey = all((image[..., :1] == image).all() for image in images)
+    return ["the images are grey but stored in colour: --channels 1 makes training lighter"] if grey else []
+
+
+def summary(index: Index, out: Path, source: Source, spool: Spool, hints: list[str]) -> list[str]:
+    """Lines to print."""
+    shards = f"{len(index.shards)} shard" + ("s" if len(index.shards) > 1 else "")
+    megabytes = sum(shard.bytes for shard in index.shards) / 1e6
+    channels = "grey" if index.channels == 1 else "colour"
+    lines = [
+        f"{index.samples:,} images, {index.height}x{index.width} (height x width), {channels}, {shards}, {megabytes:.1f} MB"
+    ]
+    if index.labelled:
+        counted = [f"{name} {count:,}" for name, count in zip(index.classes, index.class_counts, strict=True)]
+        more = f", and {len(counted) - 20} classes more" if len(counted) > 20 else ""
+        lines.append(f"classes: {', '.join(counted[:20])}{more}")
+    else:
+        lines.append("classes: none (no labels)")
+    told = [name for name in ("split", "axis", "slices", "window", "fit") if index.details.get(name)]
+    if told:
+        lines.append(", ".join(f"{name}: {index.details[name]}" for name in told))
+    if source.unit == "volumes":
+        lines += volume_lines(spool.facts)
+    if spool.transparent:
+        hints = [f"{spool.transparent} images had transparency: it was laid over white", *hints]
+    held_out = index.details.get("held_out_note")
+    lines += [f"note: {note}" for note in (*source.notes, *hints, *([held_out] if held_out else []))]
+    lines.append(f"written to {out}; look at {out / 'contact.png'}")
+    return lines
+
+
+def volume_lines(facts: list[dict[str, Any]]) -> list[str]:
+    lines = []
+    for number, fact in enumerate(facts[:3]):
+        if "slices" in fact:
+            low, high = fact["slices"]
+            lines.append(
+                f"volume {number}: {fact['taken']} of {fact['of']} slices ({low} to {high - 1}), window {fact['window']}"
+            )
+    if len(facts) > 3:
+        lines.append(f"and {len(facts) - 3} volumes more: see index.json")
+    notes = dict.fromkeys(fact["note"] for fact in facts if "note" in fact)
+    return lines + [f"note: {note}" for note in notes]

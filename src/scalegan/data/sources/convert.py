@@ -1,0 +1,143 @@
+"""Runs the tasks of a source through a transform, in processes, and keeps the results in one temporary file.
+
+The source is read in its own order, each volume or archive once; the shards are then written in shuffled order from that
+file. So the result does not depend on the number of workers, and memory holds a few tasks, not the data set.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from array import array
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scalegan.data.sources.base import Source, Task
+from scalegan.data.sources.encode import Encoded, Transform
+from scalegan.data.writer import Sample
+from scalegan.errors import UserError
+
+INLINE = 600
+"""Fewer images than this are done sooner than worker processes have started."""
+
+Result = tuple[list[Encoded], dict[str, Any]]
+
+
+def work(task: Task, transform: Transform) -> Result:
+    pictures, facts = task.open()
+    return [transform(picture) for picture in pictures], facts
+
+
+def run_tasks(source: Source, transform: Transform, workers: int) -> Iterator[Result]:
+    """Results in the order of the tasks."""
+    few = source.unit == "images" and source.count < INLINE
+    if workers < 2 or few or len(source.tasks) < 2:
+        for task in source.tasks:
+            yield work(task, transform)
+        return
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(min(workers, len(source.tasks)), mp_context=context, initializer=_start_worker)
+    waiting: deque[Future[Result]] = deque()
+    try:
+        for task in source.tasks:
+            waiting.append(pool.submit(work, task, transform))
+            if len(waiting) > 3 * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    except BrokenProcessPool:
+        raise UserError("a worker process was killed, most likely for want of memory: try fewer --workers") from None
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _start_worker() -> None:
+    """Ctrl-C is the parent's to act on; a worker whose parent is killed ends itself."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch(join: Callable[[], None] = parent.join) -> None:
+        join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@dataclass
+class Spool:
+    """All encoded images in one file, and what is known about them."""
+
+    path: Path
+
+    def __post_init__(self) -> None:
+        self.file = open(self.path, "w+b")  # noqa: SIM115 - closed by __exit__
+        self.starts, self.lengths, self.labels = array("q"), array("q"), array("q")
+        self.png = bytearray()
+        self.sizes: dict[tuple[int, int], str] = {}
+        self.depths: dict[int, str] = {}
+        self.counts: Counter[int] = Counter()
+        self.facts: list[dict[str, Any]] = []
+        self.transparent = 0
+
+    def __enter__(self) -> Spool:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.file.close()
+        self.path.unlink(missing_ok=True)
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def add(self, results: Result) -> None:
+        """Store the images of one task; those of another size or number of channels are an error."""
+        images, facts = results
+        if facts:
+            self.facts.append(facts)
+        for image in images:
+            self.sizes.setdefault((image.height, image.width), image.name)
+            self.depths.setdefault(image.channels, image.name)
+            self.check_alike()
+            self.starts.append(self.file.tell())
+            self.lengths.append(len(image.data))
+            self.labels.append(image.label)
+            self.png.append(image.suffix == "png")
+            self.counts[image.label] += 1
+            self.transparent += image.transparent
+            self.file.write(image.data)
+
+    def check_alike(self) -> None:
+        if len(self.sizes) > 1:
+            shown = " and ".join(f"{h}x{w} ({name})" for (h, w), name in self.sizes.items())
+            raise UserError(f"images of several sizes, height x width: {shown}: choose one with --size, such as --size 64")
+        if len(self.depths) > 1:
+            names = {1: "grey", 3: "colour"}
+            shown = " and ".join(f"{names[channels]} ({name})" for channels, name in sorted(self.depths.items()))
+            raise UserError(f"both grey and colour images: {shown}: choose with --channels 1 or --channels 3")
+
+    def order(self, seed: int) -> NDArray[np.int64]:
+        """The shuffled order: by uniform numbers of a counter-based generator, the same on every machine."""
+        numbers = np.random.Generator(np.random.Philox(seed)).random(len(self))
+        return np.argsort(numbers, kind="stable").astype(np.int64)
+
+    def sample(self, number: int) -> Sample:
+        data = os.pread(self.file.fileno(), self.lengths[number], self.starts[number])
+        suffix: Literal["png", "jpg"] = "png" if self.png[number] else "jpg"
+        return Sample(data, suffix, self.labels[number])
+
+    def shuffled(self, seed: int) -> Iterator[Sample]:
+        self.file.flush()
+        for number in self.order(seed).tolist():
+            yield self.sample(number)

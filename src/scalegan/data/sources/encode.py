@@ -1,0 +1,195 @@
+"""From a picture to the bytes that are stored: decode, check, window, resize, encode.
+
+A JPEG or PNG file that needs no change is stored as it is; everything else becomes PNG, so that nothing is lost to a
+second compression. Resizing is by Pillow's Lanczos filter, which is antialiased: it averages over all pixels that fall
+into a new one.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+import zlib
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from scalegan.data.sources.base import Fit, Picture
+from scalegan.data.sources.window import Window, apply_window
+from scalegan.errors import UserError
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
+JPEG = ("JPEG", "MPO")  # MPO: a telephone's JPEG with further pictures behind it, which no ordinary reader looks at
+MOST_PIXELS = 100_000_000
+"""A file of some kilobytes can claim more pixels than memory holds."""
+EXIF_ORIENTATION = 0x0112
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One image as it goes into a shard."""
+
+    name: str
+    data: bytes
+    suffix: Literal["jpg", "png"]
+    label: int
+    height: int
+    width: int
+    channels: int
+    transparent: bool = False
+    """It had transparency, which was laid over white."""
+
+
+@dataclass(frozen=True)
+class Transform:
+    size: tuple[int, int] | None
+    """Height and width."""
+    fit: Fit
+    channels: int | None
+    """1, 3, or None: as the picture is."""
+    window: Window | None = None
+    """Of greyscale files; slices of volumes come through theirs already."""
+
+    def __call__(self, picture: Picture) -> Encoded:
+        content = picture.content
+        if isinstance(content, bytes):
+            return self._file(picture, content)
+        if content.dtype == np.uint8 and not self.window:
+            return self._finish(picture, Image.fromarray(content))
+        if content.dtype == np.uint8:
+            return self._finish(picture, self._windowed(picture.name, Image.fromarray(content)))
+        return self._finish(picture, Image.fromarray(np.asarray(content * 255.0, np.float32)))
+
+    def _file(self, picture: Picture, data: bytes) -> Encoded:
+        image, unchanged = _decode(picture.name, data)
+        transparent = image.mode in ("LA", "La", "RGBA", "RGBa", "PA") or "transparency" in image.info
+        if transparent:
+            image, unchanged = _over_white(image), False
+        if self.window:
+            image, unchanged = self._windowed(picture.name, image), False
+        elif image.mode in ("F", "I") or image.mode.startswith("I;16"):
+            raise UserError(
+                f"{picture.name} has more than 8 bits: say which intensities become black and white, "
+                "such as --window 0,65535 or --window p1,p99"
+            )
+        elif image.mode not in ("L", "RGB"):
+            image, unchanged = image.convert("L" if image.mode == "1" else "RGB"), False
+        size_kept = self.size is None or self.size == (image.height, image.width)
+        channels = 1 if image.mode == "L" else 3
+        if unchanged and size_kept and self.channels in (None, channels):
+            suffix: Literal["jpg", "png"] = "jpg" if image.format in JPEG else "png"
+            return Encoded(picture.name, data, suffix, picture.label, image.height, image.width, channels)
+        return self._finish(picture, image, transparent)
+
+    def _windowed(self, name: str, image: Image.Image) -> Image.Image:
+        """A greyscale image of any depth -> mode F, from 0 to 255."""
+        assert self.window is not None
+        if self.window.kind == "dicom":
+            raise UserError(f"--window dicom: {name} is no DICOM file: give LO,HI or percentiles such as p1,p99")
+        if image.mode not in ("L", "1", "I", "F") and not image.mode.startswith("I;16"):
+            raise UserError(f"--window is for grey images and {name} is in colour: leave it out, or convert the image first")
+        values = np.asarray(image, np.float64)
+        low, high = self.window.limits(values, name)
+        return Image.fromarray((apply_window(values, low, high) * 255.0).astype(np.float32))
+
+    def _finish(self, picture: Picture, image: Image.Image, transparent: bool = False) -> Encoded:
+        """Mode L, RGB or F (grey, from 0 to 255) -> resized, with the channels asked for, as PNG."""
+        if self.channels == 1 and image.mode == "RGB":
+            image = image.convert("L")
+        size = self.size or _square_pixels(image.height, image.width, picture.spacing)
+        image = resize(image, size, self.fit, picture.spacing)
+        if image.mode == "F":
+            image = Image.fromarray(np.rint(np.clip(np.asarray(image), 0, 255)).astype(np.uint8))
+        if self.channels == 3 and image.mode == "L":
+            image = image.convert("RGB")
+        channels = 1 if image.mode == "L" else 3
+        data = _png(image)
+        return Encoded(picture.name, data, "png", picture.label, image.height, image.width, channels, transparent)
+
+
+def _decode(name: str, data: bytes) -> tuple[Image.Image, bool]:
+    """The image, upright, and whether its file says all there is to say about it."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
+            if image.width * image.height > MOST_PIXELS:
+                raise UserError(f"{name} has {image.width}x{image.height} pixels, over {MOST_PIXELS:,}: make it smaller first")
+            if image.format not in JPEG and getattr(image, "n_frames", 1) > 1:
+                raise UserError(f"{name} holds several images: save them as one file each")
+            if image.mode in ("RGB", "RGBA", "LA", "CMYK") and any("16" in str(tile[3]) for tile in image.tile):  # type: ignore[attr-defined]
+                raise UserError(f"{name} is in colour with 16 bits, which would be cut to 8: convert it to 8 bits first")
+            image.load()
+            if image.getexif().get(EXIF_ORIENTATION, 1) != 1:
+                return ImageOps.exif_transpose(image), False
+    except UserError:
+        raise
+    except Image.DecompressionBombError:
+        raise UserError(f"{name} has far more than {MOST_PIXELS:,} pixels: make it smaller first") from None
+    except (OSError, SyntaxError, ValueError, EOFError, TypeError, IndexError, KeyError, ArithmeticError) as error:
+        said = "" if isinstance(error, UnidentifiedImageError) else f" ({error})"
+        raise UserError(f"{name} is no readable image{said}: repair it or take it away") from None
+    return image, image.format in (*JPEG, "PNG")
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    grey = image.mode in ("L", "LA", "La", "1")
+    image = image.convert("RGBA")
+    flat = Image.new("RGBA", image.size, (255, 255, 255, 255))
+    flat.alpha_composite(image)
+    return flat.convert("L" if grey else "RGB")
+
+
+def _png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", compress_type=zlib.Z_RLE)  # as small as the default for filtered images, in half the time
+    return buffer.getvalue()
+
+
+def _square_pixels(height: int, width: int, spacing: tuple[float, float]) -> tuple[int, int]:
+    """Size that keeps every detail and makes pixels square: the finer spacing in both directions."""
+    down, across = spacing
+    fine = min(spacing)
+    if max(spacing) / fine < 1.01:
+        return height, width
+    return max(1, round(height * down / fine)), max(1, round(width * across / fine))
+
+
+def resize(image: Image.Image, size: tuple[int, int], fit: Fit, spacing: tuple[float, float] = (1.0, 1.0)) -> Image.Image:
+    """Bring an image to height and width `size`. `crop` keeps the middle, `pad` adds a black margin, `stretch` distorts."""
+    height, width = size
+    down, across = spacing
+    tall, wide = image.height * down, image.width * across
+    if fit == "stretch":
+        return _lanczos(image, size, (0, 0, image.width, image.height))
+    if fit == "crop":
+        scale = min(tall / height, wide / width)
+        rows, columns = height * scale / down, width * scale / across
+        top, left = (image.height - rows) / 2, (image.width - columns) / 2
+        box = (max(left, 0), max(top, 0), min(left + columns, image.width), min(top + rows, image.height))
+        return _lanczos(image, size, box)
+    scale = max(tall / height, wide / width)
+    inner = min(height, max(1, round(tall / scale))), min(width, max(1, round(wide / scale)))
+    small = _lanczos(image, inner, (0, 0, image.width, image.height))
+    if inner == size:
+        return small
+    framed = Image.new(image.mode, (width, height))
+    framed.paste(small, ((width - inner[1]) // 2, (height - inner[0]) // 2))
+    return framed
+
+
+def _lanczos(image: Image.Image, size: tuple[int, int], box: tuple[float, float, float, float]) -> Image.Image:
+    whole = (0.0, 0.0, float(image.width), float(image.height))
+    if size == (image.height, image.width) and box == whole:
+        return image
+    return image.resize((size[1], size[0]), Image.Resampling.LANCZOS, box=box)
+
+
+def decode(data: bytes) -> NDArray[np.uint8]:
+    """A stored image -> uint8 [H, W] or [H, W, 3]."""
+    with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
+        return np.asarray(image)

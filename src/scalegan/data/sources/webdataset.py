@@ -1,0 +1,159 @@
+"""Existing WebDatasets: tars of `<key>.jpg|jpeg|png|webp` with `<key>.cls` or `<key>.json`; ours, with an index, among them."""
+
+from __future__ import annotations
+
+import json
+import os
+import tarfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scalegan.data.index import INDEX_NAME, TAR_BLOCK, read_index, read_offsets, safe_name
+from scalegan.data.sources.base import Picture, Request, Source, choose_classes, chunks, number_order
+from scalegan.errors import UserError
+
+IMAGES = ("jpg", "jpeg", "png", "webp")
+MOST_LABEL_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one image lies."""
+
+    name: str
+    start: int
+    length: int
+    label: int
+
+
+@dataclass(frozen=True)
+class Members:
+    """Some images of a tar, read by offset."""
+
+    archive: str
+    places: tuple[Place, ...]
+
+    def open(self) -> tuple[Iterable[Picture], dict[str, Any]]:
+        return self._pictures(), {}
+
+    def _pictures(self) -> Iterator[Picture]:
+        with open(self.archive, "rb") as file:
+            for place in self.places:
+                content = os.pread(file.fileno(), place.length, place.start)
+                yield Picture(f"{self.archive}:{place.name}", content, place.label)
+
+
+def webdataset(request: Request) -> Source:
+    request.refuse("a WebDataset", "axis", "slices", "labels", "split")
+    if request.folder and (request.folder / INDEX_NAME).is_file():
+        return _indexed(request, request.folder)
+    paths = sorted(request.folder.glob("*.tar")) if request.folder else [p for p in request.files if p.suffix == ".tar"]
+    if not paths:
+        raise UserError(f"{request.path} holds no .tar files: give the folder of the shards, or a pattern in quotes")
+    found = {path: list(scan(path)) for path in paths}
+    given = {label for entries in found.values() for *_, label in entries if label is not None}
+    for path, entries in found.items():
+        for name, *_, label in entries:
+            if given and label is None:
+                raise UserError(f"{path}: {name} has no label and others have: add its .cls, or take the others away")
+    known = _numbered(given) if given else ()
+    if request.classes and not known:
+        raise UserError(f"--classes: {request.path} has no labels")
+    classes = choose_classes(known, request.classes, request.path)
+    number = {name: label for label, name in enumerate(classes)}
+    tasks, count = [], 0
+    for path, entries in found.items():
+        places = [
+            Place(name, start, length, number[label] if label else -1)
+            for name, start, length, label in entries
+            if label is None or label in number
+        ]
+        tasks += [Members(str(path), tuple(places[part])) for part in chunks(len(places))]
+        count += len(places)
+    return Source("webdataset", tasks, count, classes=classes, details={"from_shards": len(paths)})
+
+
+def _numbered(given: set[str]) -> tuple[str, ...]:
+    """Class names: numbers keep their value as label, even where one of them has no image."""
+    if all(name.isdecimal() for name in given) and max(map(int, given)) < 100_000:
+        return tuple(str(n) for n in range(max(map(int, given)) + 1))
+    return tuple(number_order(given))
+
+
+def _indexed(request: Request, folder: Path) -> Source:
+    index = read_index(folder)
+    if request.classes and not index.labelled:
+        raise UserError(f"--classes: {folder} has no labels")
+    classes = choose_classes(index.classes, request.classes, str(folder))
+    number = {index.classes.index(name): label for label, name in enumerate(classes)} if classes else {-1: -1}
+    tasks, count = [], 0
+    for shard_number, shard in enumerate(index.shards):
+        rows = enumerate(read_offsets(index, shard_number).tolist())
+        places = [Place(f"row {row}", start, size, number[label]) for row, (start, size, label) in rows if label in number]
+        tasks += [Members(str(folder / shard.name), tuple(places[part])) for part in chunks(len(places))]
+        count += len(places)
+    details = {"from": {"index": index.sha256, "source": index.source, "licence": index.licence, "details": index.details}}
+    held_out = index.details.get("held_out_note")
+    if held_out:
+        details["held_out_note"] = held_out
+    return Source("webdataset", tasks, count, classes=classes, details=details)
+
+
+def scan(path: Path) -> Iterator[tuple[str, int, int, str | None]]:
+    """Name, offset, length and label text of each image in a tar, by its headers alone."""
+    size = path.stat().st_size
+    images: dict[str, tuple[str, int, int]] = {}
+    labels: dict[str, dict[str, str]] = {"cls": {}, "json": {}}
+    end = 0
+    try:
+        with tarfile.open(path, "r:") as archive:
+            for member in archive:
+                end = member.offset_data + -(-member.size // TAR_BLOCK) * TAR_BLOCK
+                if member.isdir():
+                    continue
+                safe_name(member.name)
+                if not member.isreg():
+                    raise UserError(f"{path}: {member.name} is a link or a device, no file: pack it again")
+                if member.offset_data + member.size > size:
+                    raise UserError(f"{path} is cut: {member.name} ends behind the end of the file; fetch it again")
+                folder, _, base = member.name.rpartition("/")
+                stem, _, suffix = base.partition(".")
+                key, suffix = f"{folder}/{stem}", suffix.lower()
+                if suffix in IMAGES:
+                    if key in images:
+                        raise UserError(f"{path}: {images[key][0]} and {member.name} have the same key: pack it again")
+                    images[key] = member.name, member.offset_data, member.size
+                elif suffix in ("cls", "json"):
+                    label = _label(archive, member, suffix, path)
+                    if label is not None:
+                        labels[suffix][key] = label
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise UserError(f"{path} cannot be read ({error}): fetch it again") from None
+    with open(path, "rb") as file:
+        if os.pread(file.fileno(), TAR_BLOCK, end) != bytes(TAR_BLOCK):
+            raise UserError(f"{path} is cut: it lacks the mark at its end; fetch it again")
+    lost = [key for key in labels["cls"] if key not in images]
+    if lost:
+        raise UserError(f"{path}: {lost[0].lstrip('/')} has a label and no image: it is incomplete; fetch it again")
+    for key, (name, start, length) in images.items():
+        yield name, start, length, labels["cls"].get(key, labels["json"].get(key))
+
+
+def _label(archive: tarfile.TarFile, member: tarfile.TarInfo, suffix: str, path: Path) -> str | None:
+    if member.size > MOST_LABEL_BYTES:
+        raise UserError(f"{path}: {member.name} has {member.size:,} bytes, too many for a label")
+    file = archive.extractfile(member)
+    assert file is not None
+    try:
+        text = file.read().decode()
+        if suffix == "cls":
+            return text.strip() or None
+        content = json.loads(text)
+    except ValueError:
+        raise UserError(f"{path}: {member.name} is no {'text' if suffix == 'cls' else 'JSON'}: pack it again") from None
+    if not isinstance(content, dict):
+        return None
+    label = next((content[name] for name in ("label", "cls", "class") if name in content), None)
+    return None if label is None else str(label)
