@@ -21,6 +21,7 @@ KEY = $(CURDIR) $$(cat pyproject.toml src/scalegan/__init__.py | cksum)
 # Empty unless TORCH was given now: a later `make test` without it keeps the torch that is installed.
 ASKED_TORCH := $(if $(filter file,$(origin TORCH)),,$(TORCH))
 MNI = $$($(BIN)/python -c "from importlib.util import find_spec; print(find_spec('nilearn').submodule_search_locations[0])")/datasets/data/mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz
+MNI_LICENCE := Copyright (C) 1993-2009 Louis Collins, McConnell Brain Imaging Centre, Montreal Neurological Institute, McGill University
 
 .PHONY: help venv install wheelhouse quickstart lint test test-all clean
 
@@ -49,6 +50,19 @@ install: venv
 wheelhouse: venv
 	$(BIN)/python -m pip wheel $(PIP_FLAGS) --wheel-dir wheelhouse "$(TORCH)" ".[$(EXTRAS)]" "setuptools>=77"
 	@echo 'next, on the machine without network: make install PIP_FLAGS="--no-index --find-links wheelhouse"'
+
+# Slices of the MNI152 T1 volume that nilearn brings, so nothing is downloaded but packages.
+quickstart: install
+	@test -f data/quickstart/index.json || \
+		$(BIN)/scalegan shards "$(MNI)" data/quickstart --axis axial --size 64x56 --licence "$(MNI_LICENCE)"
+	@$(BIN)/scalegan train --config configs/quickstart.yaml
+	@$(BIN)/scalegan evaluate runs/quickstart
+	@echo
+	@echo "real slices:       runs/quickstart/samples/real.png"
+	@echo "generated slices:  $$(ls runs/quickstart/samples/[0-9]*.png | tail -1)"
+	@echo "figures:           runs/quickstart/evaluations.jsonl, runs/quickstart/metrics.jsonl"
+	@echo "next:              $(BIN)/scalegan plot runs/quickstart"
+	@echo "                   $(BIN)/scalegan sample runs/quickstart --n 64 --format grid --out samples"
 
 lint: install
 	$(BIN)/ruff check .
