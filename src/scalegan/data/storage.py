@@ -89,7 +89,9 @@ class Storage:
             return
         lock = record.with_name(f"{name}.lock")
         with locked(lock, required=False):  # so that one process of the machine reads it through, not all
-            if name not in noted(record) and digest(handle) != sha256:
+            if name in noted(record):
+                return
+            if digest(handle) != sha256:
                 raise Unreadable(f"shard {path} does not match its checksum, its bytes changed: copy or write the shards again")
             with contextlib.suppress(OSError):  # a cache that cannot be written costs the check again, nothing more
                 with open(record, "a") as file:
@@ -98,11 +100,14 @@ class Storage:
 
     def _open_copy(self, path: Path, name: str, sha256: str, size: int | None) -> int:
         while True:
+            if not path.exists():
+                self._fetch(path, name, sha256, size)
             try:
                 handle = os.open(path, os.O_RDONLY)
-            except FileNotFoundError:
-                self._fetch(path, name, sha256, size)
+            except FileNotFoundError:  # it has just made room for another
                 continue
+            except OSError as error:
+                raise UserError(f"{path} cannot be opened ({error.strerror}): set data.cache to a folder of your own") from None
             if size is not None and os.fstat(handle).st_size != size:  # cut by a crash of the machine
                 os.close(handle)
                 path.unlink(missing_ok=True)

@@ -1,0 +1,299 @@
+"""A shard is opened whole and checked, from the folder it lies in or from a copy of what lies far away."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import ssl
+import subprocess
+import threading
+import time
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+from small_shards import damage, make_shards
+
+from scalegan.config import DataConfig
+from scalegan.data import storage as module
+from scalegan.data.index import Index, read_index
+from scalegan.data.storage import Prefetcher, Storage, Unreadable
+from scalegan.errors import UserError
+
+
+def config(tmp_path: Path, **fields: object) -> DataConfig:
+    return DataConfig(cache=str(tmp_path / "cache"), **fields)  # type: ignore[arg-type]
+
+
+def whole(storage: Storage, number: int) -> bytes:
+    handle = storage.open(number)
+    try:
+        return os.pread(handle, 1 << 20, 0)
+    finally:
+        os.close(handle)
+
+
+# --- local
+
+
+def test_a_shard_is_read_where_it_lies(tmp_path: Path) -> None:
+    index = make_shards(tmp_path / "shards")
+    assert whole(Storage(index, config(tmp_path)), 1) == (tmp_path / "shards" / index.shards[1].name).read_bytes()
+
+
+def test_a_missing_shard_is_named(tmp_path: Path) -> None:
+    index = make_shards(tmp_path / "shards")
+    (tmp_path / "shards" / index.shards[1].name).unlink()
+    with pytest.raises(Unreadable, match=r"shard-000001.tar cannot be opened"):
+        Storage(index, config(tmp_path)).open(1)
+
+
+def test_a_cut_shard_is_named(tmp_path: Path) -> None:
+    index = make_shards(tmp_path / "shards")
+    os.truncate(tmp_path / "shards" / index.shards[2].name, 1000)
+    with pytest.raises(Unreadable, match=r"shard-000002.tar has 1000 bytes, the index says"):
+        Storage(index, config(tmp_path)).open(2)
+
+
+def test_one_changed_byte_is_noticed_and_no_handle_is_left_open(tmp_path: Path) -> None:
+    index = make_shards(tmp_path / "shards")
+    damage(tmp_path / "shards" / index.shards[0].name, 3000)
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(Unreadable, match=r"shard-000000.tar does not match its checksum"):
+        Storage(index, config(tmp_path)).open(0)
+    assert len(os.listdir("/proc/self/fd")) == len(before)
+
+
+def test_the_bytes_are_checked_once_and_again_when_the_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    index = make_shards(tmp_path / "shards")
+    checked = []
+    true_digest = module.digest
+    monkeypatch.setattr(module, "digest", lambda handle: checked.append(handle) or true_digest(handle))
+    for _ in range(3):
+        whole(Storage(index, config(tmp_path)), 0)
+    assert len(checked) == 1
+    damage(tmp_path / "shards" / index.shards[0].name, 3000)
+    with pytest.raises(Unreadable):
+        Storage(index, config(tmp_path)).open(0)
+    assert [path.name for path in (tmp_path / "cache" / "checked").iterdir() if path.suffix != ".lock"] == [index.sha256]
+
+
+def test_a_cache_that_cannot_be_written_only_costs_the_check(tmp_path: Path) -> None:
+    index = make_shards(tmp_path / "shards")
+    (tmp_path / "cache").write_text("a file where the folder should be")
+    assert whole(Storage(index, config(tmp_path)), 0)
+
+
+# --- remote
+
+
+class Remote:
+    """The shards in fsspec's memory, and what was fetched from there."""
+
+    def __init__(self, index: Index) -> None:
+        self.index = index
+        self.fetched: list[str] = []
+        self.faults: list[Exception] = []
+
+
+@pytest.fixture
+def remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Remote:
+    monkeypatch.setattr("scalegan.data.index.REMOTE_PROTOCOLS", ("memory",))
+    monkeypatch.setattr(module, "PAUSE", 0.0)
+    make_shards(tmp_path / "shards")
+    system = fsspec.filesystem("memory")
+    system.store.clear()
+    system.pseudo_dirs[:] = [""]
+    system.put(str(tmp_path / "shards"), "/far/shards", recursive=True)
+    shutil.rmtree(tmp_path / "shards")
+    found = Remote(read_index("memory://far/shards"))
+    get_file = type(system).get_file
+
+    def counted(self: object, source: str, target: str, **options: object) -> None:
+        found.fetched.append(source.rsplit("/", 1)[1])
+        if found.faults:
+            raise found.faults.pop(0)
+        get_file(self, source, target, **options)
+
+    monkeypatch.setattr(type(system), "get_file", counted)
+    return found
+
+
+def test_a_remote_shard_is_fetched_once_and_checked(tmp_path: Path, remote: Remote) -> None:
+    for _ in range(3):
+        storage = Storage(remote.index, config(tmp_path))
+        assert whole(storage, 3) == fsspec.filesystem("memory").cat("/far/shards/shard-000003.tar")
+        assert storage.offsets(3).shape == (16, 3)
+    assert remote.fetched == ["shard-000003.tar", "shard-000003.npy"]
+    assert not list((tmp_path / "cache").rglob("*.part"))
+
+
+def test_a_broken_connection_is_tried_again(tmp_path: Path, remote: Remote) -> None:
+    remote.faults = [ConnectionResetError("reset by peer"), TimeoutError(), RuntimeError("503 slow down")]
+    assert whole(Storage(remote.index, config(tmp_path)), 0)
+    assert len(remote.fetched) == 4
+
+
+def test_a_connection_that_stays_broken_is_told_in_one_line(tmp_path: Path, remote: Remote) -> None:
+    remote.faults = [RuntimeError("503 slow down\nand a page of HTML")] * 4
+    with pytest.raises(Unreadable) as caught:
+        Storage(remote.index, config(tmp_path)).open(0)
+    assert str(caught.value) == (
+        "memory://far/shards/shard-000000.tar cannot be fetched, 4 times tried: RuntimeError: 503 slow down"
+    )
+
+
+def test_a_remote_shard_with_other_bytes_never_gets_into_the_cache(tmp_path: Path, remote: Remote) -> None:
+    system = fsspec.filesystem("memory")
+    data = bytearray(system.cat("/far/shards/shard-000001.tar"))
+    data[2000] ^= 1
+    system.pipe("/far/shards/shard-000001.tar", bytes(data))
+    with pytest.raises(Unreadable, match=r"shard-000001.tar cannot be fetched, 4 times tried: it does not match the checksum"):
+        Storage(remote.index, config(tmp_path)).open(1)
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.suffix in (".tar", ".part")]
+
+
+def test_a_missing_remote_shard_is_named_at_once(tmp_path: Path, remote: Remote) -> None:
+    fsspec.filesystem("memory").rm("/far/shards/shard-000001.tar")
+    with pytest.raises(Unreadable, match=r"far/shards/shard-000001.tar cannot be fetched \(FileNotFoundError\)"):
+        Storage(remote.index, config(tmp_path)).open(1)
+    assert remote.fetched == ["shard-000001.tar"]
+
+
+def test_a_copy_that_a_crash_cut_is_fetched_again(tmp_path: Path, remote: Remote) -> None:
+    storage = Storage(remote.index, config(tmp_path))
+    data = whole(storage, 0)
+    os.truncate(storage.folder / "shard-000000.tar", 100)
+    assert whole(storage, 0) == data
+
+
+def test_the_cache_stays_within_its_bound_and_drops_what_was_used_longest_ago(tmp_path: Path, remote: Remote) -> None:
+    size = max(shard.bytes for shard in remote.index.shards)
+    storage = Storage(remote.index, config(tmp_path, cache_gb=3.2 * size / 1e9))
+    for number in (0, 1, 2):
+        whole(storage, number)
+        os.utime(storage.folder / f"shard-00000{number}.tar", (number, number))
+    whole(storage, 0)  # used just now: 1 is the oldest
+    whole(storage, 3)
+    held = {path.name for path in storage.folder.glob("*.tar")}
+    assert held == {"shard-000000.tar", "shard-000002.tar", "shard-000003.tar"}
+
+
+def test_other_files_in_the_cache_folder_are_left_alone(tmp_path: Path, remote: Remote) -> None:
+    size = max(shard.bytes for shard in remote.index.shards)
+    mine = tmp_path / "cache" / "thesis.tar"
+    mine.parent.mkdir()
+    mine.write_bytes(bytes(10 * size))
+    storage = Storage(remote.index, config(tmp_path, cache_gb=1.1 * size / 1e9))
+    for number in range(4):
+        whole(storage, number)
+    assert mine.exists()
+    assert len(list(storage.folder.glob("*.tar"))) == 1
+
+
+def test_an_open_shard_can_be_read_after_it_made_room(tmp_path: Path, remote: Remote) -> None:
+    size = max(shard.bytes for shard in remote.index.shards)
+    storage = Storage(remote.index, config(tmp_path, cache_gb=1.1 * size / 1e9))
+    handle = storage.open(0)
+    whole(storage, 1)
+    assert len(os.pread(handle, 1 << 20, 0)) == remote.index.shards[0].bytes
+    os.close(handle)
+
+
+def test_a_cache_smaller_than_one_shard_is_refused(tmp_path: Path, remote: Remote) -> None:
+    with pytest.raises(UserError, match=r"data.cache_gb 1e-06 is less than the shard shard-000000.tar"):
+        Storage(remote.index, config(tmp_path, cache_gb=1e-6)).open(0)
+
+
+def test_what_a_killed_process_left_half_fetched_is_cleared_away(tmp_path: Path, remote: Remote) -> None:
+    size = max(shard.bytes for shard in remote.index.shards)
+    storage = Storage(remote.index, config(tmp_path, cache_gb=1.5 * size / 1e9))
+    whole(storage, 0)
+    left = storage.folder / f".shard-000005.tar.99-99.{size}.part"
+    left.write_bytes(b"half")
+    old = time.time() - 2 * module.STALE
+    os.utime(left, (old, old))
+    whole(storage, 1)
+    assert not left.exists()
+
+
+def test_many_threads_fetch_a_shard_once(tmp_path: Path, remote: Remote) -> None:
+    read: list[bytes] = []
+    threads = [
+        threading.Thread(target=lambda: read.append(whole(Storage(remote.index, config(tmp_path)), 2))) for _ in range(6)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert remote.fetched == ["shard-000002.tar"]
+    assert read == [read[0]] * 6
+
+
+def test_a_full_disk_is_told_in_one_line(tmp_path: Path, remote: Remote) -> None:
+    remote.faults = [OSError(errno.ENOSPC, "No space left on device")]
+    with pytest.raises(UserError, match=r"no space left for memory://far/shards/shard-000000.tar"):
+        Storage(remote.index, config(tmp_path)).open(0)
+
+
+def test_a_cache_that_cannot_be_written_is_told_in_one_line(tmp_path: Path, remote: Remote) -> None:
+    (tmp_path / "cache").write_text("a file where the folder should be")
+    with pytest.raises(UserError, match=r"set data.cache to a folder"):
+        Storage(remote.index, config(tmp_path)).open(0)
+
+
+def test_shards_are_fetched_ahead(tmp_path: Path, remote: Remote) -> None:
+    storage = Storage(remote.index, config(tmp_path))
+    prefetcher = Prefetcher(storage)
+    prefetcher.want([4, 2])
+    prefetcher.want([2, 4])  # under way already
+    deadline = time.monotonic() + 10
+    while len(list(storage.folder.glob("shard-*.tar"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    prefetcher.close()
+    assert sorted(remote.fetched) == ["shard-000002.npy", "shard-000002.tar", "shard-000004.npy", "shard-000004.tar"]
+
+
+@pytest.mark.parametrize(
+    "root", ["http://a/b", "file:///a/b", "pipe:cat a://", "simplecache::s3://a/b", "memory://a", "ftp://a"]
+)
+def test_other_protocols_and_chains_are_refused_by_name(tmp_path: Path, root: str) -> None:
+    index = make_shards(tmp_path / "shards")
+    with pytest.raises(UserError, match=r"is not read"):
+        Storage(Index(**{**vars(index), "root": root}), config(tmp_path))
+
+
+def test_shards_come_over_https(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not shutil.which("openssl"):
+        pytest.skip("needs the openssl command to make a certificate")
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    name = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    subprocess.run([*command, *name, "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    local = make_shards(tmp_path / "shards")
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("localhost", 0), partial(Quiet, directory=str(tmp_path / "shards")))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    try:
+        index = read_index(f"https://localhost:{server.server_port}/")
+        storage = Storage(index, config(tmp_path))
+        assert index.sha256 == local.sha256
+        assert whole(storage, 1) == (tmp_path / "shards" / local.shards[1].name).read_bytes()
+        assert np.array_equal(storage.offsets(1), Storage(local, config(tmp_path)).offsets(1))
+        (tmp_path / "shards" / local.shards[2].name).unlink()
+        with pytest.raises(Unreadable, match=r"shard-000002.tar cannot be fetched"):
+            storage.open(2)
+    finally:
+        server.shutdown()
