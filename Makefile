@@ -17,7 +17,7 @@ PYTEST_FLAGS ?=
 EXTRAS := quickstart,dev
 BIN := $(VENV)/bin
 # What an install was made from. Another folder counts, as scripts in $(VENV) hold its path.
-KEY = $(CURDIR) $$(cat pyproject.toml src/scalegan/__init__.py | cksum)
+KEY = $(CURDIR) $$(cksum < pyproject.toml)
 # Empty unless TORCH was given now: a later `make test` without it keeps the torch that is installed.
 ASKED_TORCH := $(if $(filter file,$(origin TORCH)),,$(TORCH))
 MNI = $$($(BIN)/python -c "from importlib.util import find_spec; print(find_spec('nilearn').submodule_search_locations[0])")/datasets/data/mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz

@@ -186,6 +186,7 @@ def test_a_missing_revision_is_one_line(repository, tmp_path, capsys):
     printed = capsys.readouterr().err
     assert printed.count("\n") == 1
     assert "couldn't find remote ref nope" in printed
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_missing_git_is_one_line(tmp_path, capsys, monkeypatch):
@@ -283,6 +284,7 @@ def test_without_network_one_line_says_which_file_goes_where(tiny_mnist, tmp_pat
     assert printed.count("\n") == 1
     assert "http://127.0.0.1:1/mnist/t10k-images-idx3-ubyte.gz" in printed
     assert f"put it at {out}/t10k-images-idx3-ubyte.gz and run this again" in printed
+    assert not out.exists()
 
 
 def test_cifar10_comes_as_its_binary_archive():

@@ -14,7 +14,7 @@ import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
@@ -97,19 +97,29 @@ def run(args: argparse.Namespace) -> int:
     folder: Path = args.folder
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file: give a folder")
-    if args.dataset == "fruits360":
-        run_fruits360(folder, args.classes, args.revision, args.url)
-        return 0
-    if args.classes or args.revision:
+    if args.dataset != "fruits360" and (args.classes or args.revision):
         raise UserError(f"--classes and --revision are for fruits360, not {args.dataset}: leave them out")
-    dataset = DATASETS[args.dataset]
-    mirrors = (args.url.rstrip("/") + "/",) if args.url else dataset.mirrors
+    new = not folder.exists()
+    try:
+        if args.dataset == "fruits360":
+            run_fruits360(folder, args.classes, args.revision, args.url)
+        else:
+            run_download(DATASETS[args.dataset], folder, args.url)
+    except BaseException:
+        if new:
+            with suppress(OSError):  # it stays when something has come
+                folder.rmdir()
+        raise
+    return 0
+
+
+def run_download(dataset: Dataset, folder: Path, url: str) -> None:
+    mirrors = (url.rstrip("/") + "/",) if url else dataset.mirrors
     folder.mkdir(parents=True, exist_ok=True)
     for remote in dataset.files:
         fetch_file(remote, mirrors, folder)
     print(f"{dataset.title} is in {folder}")
     print_next(str(folder), dataset.shards, "--split", "train")
-    return 0
 
 
 def run_fruits360(folder: Path, classes: str, revision: str, url: str) -> None:
