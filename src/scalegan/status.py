@@ -1,7 +1,7 @@
 """What a run says while it runs: one line a tick on standard output and in RUN/log.txt, and a bar on a terminal.
 
 The line speaks StyleGAN's dialect, which people and their log scrapers know:
-`kimg 48.0  time 3m 12s  sec/kimg 3.42  img/s 292  D 1.23  G 0.87  D(x) 61%  mem 812MB  eta 4m 10s`.
+`kimg 48.0  time 3m 12s  sec/kimg 3.42  img/s 292  D 1.23  G 0.87  acc real 61% fake 58%  mem 812MB  eta 4m 10s`.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def tick_line(images_seen: int, metrics: Mapping[str, float], timing: Mapping[st
     if pace > 0:
         parts += [f"sec/kimg {1000 / pace:.2f}", f"img/s {pace:.0f}" if pace >= 10 else f"img/s {pace:.2g}"]
     parts += [f"{name} {metrics[key]:.3g}" for name, key in (("D", "loss/D"), ("G", "loss/G")) if key in metrics]
-    shares = (("D(x)", "accuracy/real"), ("D(G(z))", "accuracy/fake"))
-    parts += [f"{name} {metrics[key]:.0%}" for name, key in shares if key in metrics]
+    if "accuracy/real" in metrics:
+        parts.append(f"acc real {metrics['accuracy/real']:.0%} fake {metrics['accuracy/fake']:.0%}")
     if metrics.get("skipped_steps"):
         parts.append(f"skipped {metrics['skipped_steps']:.0f}")
     if timing.get("data_wait_share", 0.0) >= 0.1:

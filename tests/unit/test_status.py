@@ -16,7 +16,7 @@ TIMING = {"seconds": 192.0, "images_per_s": 292.4, "data_wait_share": 0.02, "mem
 
 def test_a_tick_is_one_line_in_the_dialect_of_the_field() -> None:
     assert tick_line(48_000, METRICS, TIMING, 250.0) == (
-        "kimg 48.0  time 3m 12s  sec/kimg 3.42  img/s 292  D 1.23  G 0.871  D(x) 61%  D(G(z)) 58%  mem 812MB  eta 4m 10s"
+        "kimg 48.0  time 3m 12s  sec/kimg 3.42  img/s 292  D 1.23  G 0.871  acc real 61% fake 58%  mem 812MB  eta 4m 10s"
     )
 
 

@@ -1,0 +1,315 @@
+"""`scalegan plot RUN`: the curves of a run, its grids at a few epochs, and a film of its training, in RUN/figures.
+
+Works on a run that is still running, or has not been evaluated yet: what there is nothing to draw from is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+from PIL import Image
+
+from scalegan.data.index import read_index
+from scalegan.errors import UserError
+from scalegan.figures import captioned, fit, save_gif, save_picture, side_by_side
+from scalegan.files import write_atomically
+from scalegan.tracking import read_lines
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Lines = list[dict[str, Any]]
+
+BLUE, ORANGE, GREY = "#2f6db3", "#e07b28", "#8a8a8a"
+STYLE: Any = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#666666",
+    "axes.grid": True,
+    "grid.color": "#e4e4e4",
+    "grid.linewidth": 0.8,
+    "axes.axisbelow": True,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "lines.linewidth": 1.6,
+    "legend.frameon": False,
+    "figure.dpi": 120,
+}
+MOST_FRAMES = 60
+"""Frames of a film: with the pause between them, 12 seconds."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
+
+
+def run(args: argparse.Namespace) -> int:
+    if not args.run.is_dir():
+        raise UserError(f"no run folder {args.run}: give the folder that --run named in training")
+    made = plot_run(args.run)
+    if not made:
+        raise UserError(f"nothing to plot in {args.run}: it has no line of metrics and no samples yet, train first")
+    for path in made:
+        print(path)
+    return 0
+
+
+def plot_run(run_dir: Path) -> list[Path]:
+    """Draw all that a run has data for; returns the files that were written, none for a run that has only begun."""
+    history = read_history(run_dir)
+    drawn = [draw_losses(history), draw_accuracy(history), draw_quality(history), draw_schedule(history)]
+    drawn += [draw_epochs(history), make_gif(run_dir)]
+    return [path for path in drawn if path]
+
+
+@dataclass(frozen=True)
+class History:
+    """What a run has written so far."""
+
+    run_dir: Path
+    metrics: Lines
+    evaluations: Lines
+    samples: list[tuple[int, Path]]
+    """(images seen, sample grid), oldest first."""
+    epoch: int | None
+    """Images of one epoch; None where the data is not at hand."""
+    loss: str
+
+    def caption(self, images_seen: int) -> str:
+        kimg = f"{images_seen / 1000:,.0f} kimg" if images_seen >= 10_000 else f"{images_seen / 1000:.1f} kimg"
+        if self.epoch is None:
+            return kimg
+        epochs = images_seen / self.epoch
+        return f"epoch {epochs:.0f}, {kimg}" if epochs >= 10 or epochs.is_integer() else f"epoch {epochs:.1f}, {kimg}"
+
+
+def read_history(run_dir: Path) -> History:
+    config = _read_config(run_dir)
+    found = sorted((int(path.stem), path) for path in run_dir.glob("samples/*.png") if path.stem.isdigit())
+    return History(
+        run_dir,
+        read_lines(run_dir / "metrics.jsonl"),
+        read_lines(run_dir / "evaluations.jsonl"),
+        found,
+        _epoch_length(config.get("data", {}).get("path", "")),
+        config.get("loss", {}).get("name", ""),
+    )
+
+
+def _read_config(run_dir: Path) -> dict[str, Any]:
+    path = run_dir / "config.yaml"
+    return yaml.safe_load(path.read_text(encoding="utf-8")) or {} if path.exists() else {}
+
+
+def _epoch_length(data: str) -> int | None:
+    try:
+        return read_index(data).samples if data else None
+    except UserError:  # moved, or on another machine: the plots then count in kimg alone
+        return None
+
+
+def series(lines: Lines, key: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(kimg, value) where the key was written; null, which stands for NaN, is a gap."""
+    rows = [(line["images_seen"] / 1000, line[key]) for line in lines if key in line]
+    values = [math.nan if value is None else float(value) for _, value in rows]
+    return np.array([kimg for kimg, _ in rows]), np.array(values)
+
+
+def draw_losses(history: History) -> Path | None:
+    if not history.metrics:
+        return None
+    steps = _read_steps(history.run_dir / "losses.csv")
+    with _figure(history, "losses.png") as axes_of:
+        [axes] = axes_of(1)
+        seen = []
+        for column, (name, key, colour) in enumerate((("D", "loss/D", BLUE), ("G", "loss/G", ORANGE)), 1):
+            kimg, values = series(history.metrics, key)
+            seen.append(values)
+            if len(steps):
+                axes.plot(steps[:, 0] / 1000, steps[:, column], color=colour, alpha=0.25, linewidth=0.6)
+                seen.append(steps[:, column])
+            axes.plot(kimg, values, color=colour, label=name, marker=_marker(kimg))
+        if history.loss == "non_saturating":
+            for height, colour, text in ((2 * math.log(2), BLUE, "D"), (math.log(2), ORANGE, "G")):
+                label = f"{text} while D only guesses"
+                axes.axhline(height, color=colour, linestyle=(0, (2, 3)), linewidth=1, label=label)
+        _limit(axes, seen)
+        axes.set(title="Losses" + (" (every step, and its mean per tick)" if len(steps) else ""), ylabel="loss (nats)")
+        axes.legend(ncols=2)
+    return history.run_dir / "figures" / "losses.png"
+
+
+def draw_accuracy(history: History) -> Path | None:
+    if not any("accuracy/real" in line for line in history.metrics):
+        return None
+    with _figure(history, "accuracy.png") as axes_of:
+        [axes] = axes_of(1)
+        for name, colour in (("real", BLUE), ("fake", ORANGE)):
+            kimg, values = series(history.metrics, f"accuracy/{name}")
+            axes.plot(kimg, 100 * values, color=colour, label=f"{name} images", marker=_marker(kimg))
+        axes.axhline(50, color=GREY, linestyle="--", linewidth=1, label="guessing")
+        axes.set(title="Accuracy of the discriminator", ylabel="judged right (%)", ylim=(0, 102))
+        axes.legend(ncols=3)
+    return history.run_dir / "figures" / "accuracy.png"
+
+
+def draw_quality(history: History) -> Path | None:
+    """Each measure beside what it has to be compared with."""
+    lines = history.evaluations
+    names = sorted({key for line in lines for key in line if key == "fid" or key.startswith("fd_")})
+    distances = [name for name in names if not name.endswith("_floor")]
+    panels = [
+        (name, f"{name}_floor", "real images against real images", "Fréchet distance, lower is better") for name in distances
+    ]
+    panels += [
+        ("ssim_max", "ssim_mean_image", "mean training image", "largest SSIM to a real image"),
+        ("diversity", "diversity_real", "real images", "diversity of the samples"),
+    ]
+    panels = [panel for panel in panels if any(panel[0] in line for line in lines)]
+    if not panels:
+        return None
+    with _figure(history, "quality.png") as axes_of:
+        for axes, (name, control, words, what) in zip(axes_of(len(panels)), panels, strict=True):
+            kimg, values = series(lines, name)
+            axes.plot(kimg, values, color=BLUE, marker="o", markersize=4, label=name)
+            axes.plot(*series(lines, control), color=GREY, linestyle="--", linewidth=1.2, label=words, marker=_marker(kimg))
+            axes.set(title=_title(name, what, kimg, values), ylabel=name)
+            axes.legend()
+            if name in distances:
+                axes.set_ylim(bottom=0)
+    return history.run_dir / "figures" / "quality.png"
+
+
+def _title(name: str, what: str, kimg: NDArray[np.float64], values: NDArray[np.float64]) -> str:
+    if name in ("ssim_max", "diversity") or not np.isfinite(values).any():
+        return what[0].upper() + what[1:]
+    best = int(np.nanargmin(values))
+    return f"{what}; best {values[best]:.4g} at {kimg[best]:,.0f} kimg"
+
+
+def draw_schedule(history: History) -> Path | None:
+    if not any("lr/G" in line for line in history.metrics):
+        return None
+    with _figure(history, "schedule.png") as axes_of:
+        rates, half_life = axes_of(2)
+        rates.plot(*series(history.metrics, "lr/D"), color=BLUE, label="D", linewidth=3)
+        rates.plot(*series(history.metrics, "lr/G"), color=ORANGE, label="G")
+        rates.set(title="Learning rate", ylabel="learning rate")
+        rates.yaxis.set_major_formatter("{x:g}")
+        rates.legend()
+        kimg, values = series(history.metrics, "ema/half_life")
+        half_life.plot(kimg, values / 1000, color=BLUE)
+        half_life.set(title="Half-life of the averaged generator", ylabel="half-life (kimg)")
+        for axes in (rates, half_life):
+            axes.set_ylim(0, 1.08 * axes.get_ylim()[1])
+    return history.run_dir / "figures" / "schedule.png"
+
+
+def draw_epochs(history: History, count: int = 5) -> Path | None:
+    """The first grid and those at the quarters of the way so far, side by side: of 100 epochs 5, 25, 50, 75 and 100."""
+    if len(history.samples) < 2:
+        return None
+    chosen = nearest([seen for seen, _ in history.samples], count)
+    panels = []
+    for i in chosen:
+        seen, path = history.samples[i]
+        with Image.open(path) as picture:
+            panels.append(captioned(fit(picture, 240, 480), history.caption(seen)))
+    path = history.run_dir / "figures" / "epochs.png"
+    save_picture(path, side_by_side(panels))
+    return path
+
+
+def nearest(positions: Sequence[int], count: int) -> list[int]:
+    """Places in ascending `positions` that lie nearest to equal shares of the last one, the first one in any case."""
+    last = positions[-1]
+    wanted = [positions[0]] + [last * part / (count - 1) for part in range(1, count)]
+    return sorted({min(range(len(positions)), key=lambda i: abs(positions[i] - want)) for want in wanted})
+
+
+def make_gif(run_dir: Path) -> Path | None:
+    """RUN/figures/training.gif from the sample grids; None when there are fewer than two."""
+    history = read_history(run_dir)
+    samples = history.samples
+    if len(samples) > MOST_FRAMES:
+        samples = [samples[round(i * (len(samples) - 1) / (MOST_FRAMES - 1))] for i in range(MOST_FRAMES)]
+    frames = []
+    for seen, path in samples:
+        with Image.open(path) as picture:
+            frames.append(captioned(fit(picture, 320, 560), history.caption(seen)))
+    frames = [frame for frame in frames if frame.size == frames[-1].size]  # the grid may have been changed on the way
+    if len(frames) < 2:
+        return None
+    path = run_dir / "figures" / "training.gif"
+    save_gif(path, frames)
+    return path
+
+
+@contextmanager
+def _figure(history: History, name: str) -> Iterator[Any]:
+    """Gives a function that makes so many axes, one above the other; writes the figure at the end.
+
+    Without pyplot, which keeps state: this runs at the end of a training, perhaps inside another program.
+    """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    figure = Figure(layout="constrained")
+
+    def axes_of(rows: int) -> list[Axes]:
+        figure.set_size_inches(8, 1.2 + 2.8 * rows)
+        axes = list(figure.subplots(rows, 1, sharex=True, squeeze=False)[:, 0])
+        axes[-1].set_xlabel("images seen (kimg)")
+        return axes
+
+    with mpl.rc_context(STYLE):
+        yield axes_of
+        if history.epoch:
+            length = history.epoch / 1000
+            top = figure.axes[0].secondary_xaxis("top", functions=(_times(1 / length), _times(length)))
+            top.set_xlabel("epochs")
+        figure.axes[0].set_xlim(left=0)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png")
+    path = history.run_dir / "figures" / name
+    path.parent.mkdir(exist_ok=True)
+    write_atomically(path, buffer.getvalue())
+
+
+def _times(factor: float) -> Callable[[Any], Any]:
+    return lambda values: values * factor
+
+
+def _read_steps(path: Path) -> NDArray[np.float64]:
+    """losses.csv as [steps, 3]; a last line that is still being written is left out."""
+    if not path.exists():
+        return np.zeros((0, 3))
+    whole = path.read_text(encoding="utf-8").rpartition("\n")[0].splitlines()[1:]
+    return np.array([line.split(",") for line in whole], np.float64).reshape(-1, 3)
+
+
+def _marker(kimg: NDArray[np.float64]) -> str:
+    """A dot where a line of one or two points would not be seen."""
+    return "o" if len(kimg) < 3 else ""
+
+
+def _limit(axes: Axes, curves: Sequence[NDArray[np.float64]]) -> None:
+    """Let the few highest values, mostly of the first steps, leave the picture rather than flatten all others."""
+    values = np.concatenate(curves)
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return
+    low, usual, high = float(values.min()), float(np.quantile(values, 0.99)), float(values.max())
+    if high > 2 * usual > 0:
+        axes.set_ylim(min(0.0, low), 1.2 * usual)

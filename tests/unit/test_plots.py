@@ -1,0 +1,126 @@
+"""The figures of a run: what there is data for is drawn, what there is none for is left out."""
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from scalegan import plots
+from scalegan.cli import main
+from scalegan.config import Config, LogConfig
+from scalegan.figures import save_png
+from scalegan.plots import make_gif, nearest, plot_run, read_history, series
+from scalegan.tracking import Tracker
+
+CONFIG = Config(log=LogConfig(wandb="off", step_losses=True))
+ALL = ["losses.png", "accuracy.png", "quality.png", "schedule.png", "epochs.png", "training.gif"]
+
+
+def make_run(run_dir: Path, ticks: int, *, evaluated: bool = True, samples: int = 0, channels: int = 3) -> Path:
+    """A run of so many ticks of 1,000 images; its sample grids get brighter."""
+    tracker = Tracker(run_dir, CONFIG, 0)
+    for seen in range(1000, 1000 * ticks + 1, 1000):
+        tracker.losses((step, 1.4, 0.7 + 30 * (step == 500)) for step in (seen - 500, seen))
+        values = {"loss/D": 1.4, "loss/G": math.nan if seen == 2000 else 0.7, "accuracy/real": 0.6, "accuracy/fake": 0.7}
+        tracker.log(seen, values | {"lr/G": 1e-3, "lr/D": 1e-3, "ema/half_life": seen / 20})
+        if evaluated:
+            controls = {"fd_lite0_floor": 11.0, "ssim_mean_image": 0.69, "diversity_real": 0.4}
+            tracker.record(seen, controls | {"fd_lite0": 1e5 / seen, "ssim_max": 0.7, "diversity": 0.3, "extractor": "lite0"})
+    tracker.close()
+    for i in range(samples):
+        images = np.full((4, channels, 12, 10), i * 255 // samples, np.uint8)
+        save_png(run_dir / "samples" / f"{(i + 1) * 1000:09d}.png", images)
+    save_png(run_dir / "samples" / "real.png", np.zeros((4, channels, 12, 10), np.uint8))
+    return run_dir
+
+
+def frames(path: Path) -> int:
+    with Image.open(path) as film:
+        return int(getattr(film, "n_frames", 1))
+
+
+def test_a_run_gets_all_its_figures(tmp_path: Path) -> None:
+    made = plot_run(make_run(tmp_path, 4, samples=4))
+    assert made == [tmp_path / "figures" / name for name in ALL]
+    for path in made:
+        with Image.open(path) as picture:
+            assert min(picture.size) > 100
+            assert len(np.unique(np.asarray(picture.convert("L")))) > 3
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_film_has_a_frame_for_every_grid_and_none_for_the_real_images(tmp_path: Path, channels: int) -> None:
+    path = make_gif(make_run(tmp_path, 1, samples=7, channels=channels))
+    assert path is not None
+    assert frames(path) == 7
+
+
+def test_a_long_run_makes_a_film_of_bounded_length(tmp_path: Path) -> None:
+    path = make_gif(make_run(tmp_path, 1, samples=plots.MOST_FRAMES + 40))
+    assert path is not None
+    assert frames(path) == plots.MOST_FRAMES
+
+
+def test_a_run_that_was_not_evaluated_yet_lacks_that_figure_alone(tmp_path: Path) -> None:
+    made = plot_run(make_run(tmp_path, 1, evaluated=False, samples=1))
+    assert [path.name for path in made] == ["losses.png", "accuracy.png", "schedule.png"]
+
+
+def test_a_line_that_is_still_being_written_does_not_disturb(tmp_path: Path) -> None:
+    run = make_run(tmp_path, 2)
+    for name, torn in (("metrics.jsonl", '{"images_seen": 30'), ("losses.csv", "2500,1.2"), ("evaluations.jsonl", "{")):
+        with open(run / name, "a") as file:
+            file.write(torn)
+    assert [path.name for path in plot_run(run)] == ["losses.png", "accuracy.png", "quality.png", "schedule.png"]
+
+
+def test_nan_is_a_gap_in_the_curve(tmp_path: Path) -> None:
+    kimg, values = series(read_history(make_run(tmp_path, 3)).metrics, "loss/G")
+    assert kimg.tolist() == [1, 2, 3]
+    assert np.isnan(values).tolist() == [False, True, False]
+
+
+def test_a_run_of_100_epochs_shows_the_5th_25th_50th_75th_and_100th() -> None:
+    every_fifth = [60_000 * epoch for epoch in range(5, 101, 5)]
+    assert [every_fifth[i] // 60_000 for i in nearest(every_fifth, 5)] == [5, 25, 50, 75, 100]
+    assert nearest([1000, 2000, 3000], 5) == [0, 1, 2]
+
+
+def test_captions_name_the_epoch_where_the_data_is_at_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_run(tmp_path, 1)
+    assert read_history(tmp_path).caption(300_000) == "300 kimg"
+    (tmp_path / "config.yaml").write_text("data: {path: data/mnist}\nloss: {name: non_saturating}\n")
+    assert read_history(tmp_path).caption(300_000) == "300 kimg"  # the folder is not there
+    monkeypatch.setattr(plots, "read_index", lambda path: SimpleNamespace(samples=60_000))
+    history = read_history(tmp_path)
+    assert history.caption(300_000) == "epoch 5, 300 kimg"
+    assert history.caption(4_000) == "epoch 0.1, 4.0 kimg"
+    assert [path.name for path in plot_run(tmp_path)][0] == "losses.png"
+
+
+def test_the_command_prints_what_it_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_run(tmp_path, 2, samples=2)
+    assert main(["plot", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.splitlines() == [str(tmp_path / "figures" / name) for name in ALL]
+
+
+@pytest.mark.parametrize(("folder", "said"), [("nowhere", "no run folder"), (".", "nothing to plot in")])
+def test_nothing_to_plot_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], folder: str, said: str) -> None:
+    assert main(["plot", str(tmp_path / folder)]) == 2
+    error = capsys.readouterr().err.splitlines()
+    assert len(error) == 1
+    assert error[0].startswith(f"scalegan: error: {said}")
+
+
+def test_help_loads_neither_torch_nor_matplotlib() -> None:
+    code = (
+        "import argparse, sys, scalegan.plots as p; p.add_arguments(argparse.ArgumentParser());"
+        "print([m for m in ('torch', 'matplotlib', 'wandb') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
