@@ -100,7 +100,7 @@ def test_captions_name_the_epoch_where_the_data_is_at_hand(tmp_path: Path, monke
     history = read_history(tmp_path)
     assert history.caption(300_000) == "epoch 5, 300 kimg"
     assert history.caption(4_000) == "epoch 0.1, 4.0 kimg"
-    assert [path.name for path in plot_run(tmp_path)][0] == "losses.png"
+    assert plot_run(tmp_path)[0].name == "losses.png"
 
 
 def test_the_command_prints_what_it_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
