@@ -134,8 +134,12 @@ def write(args: argparse.Namespace) -> tuple[Index, list[str]]:
             classes=source.classes, source=_source_name(args.source), licence=args.licence,
             details=make_details(args, source, transform, spool),
         )  # fmt: skip
-        contact_sheet(folder, index)
-        hints = _hints(index, args.channels)
+        grey = contact_sheet(folder, index)
+    hints = []
+    if grey and channels == 3 and not args.channels:
+        hints.append("the images are grey but stored in colour: --channels 1 makes training lighter")
+    if spool.transparent:
+        hints.append(f"{spool.transparent} images had transparency: it was laid over white")
     return index, summary(index, out, source, spool, hints)
 
 
@@ -227,17 +231,6 @@ def make_details(args: argparse.Namespace, source: Source, transform: Transform,
     return details
 
 
-def _hints(index: Index, channels: int | None) -> list[str]:
-    """What a look at some of the images tells."""
-    from scalegan.data.contact import first_images
-
-    if index.channels == 1 or channels:
-        return []
-    images = first_images(index, 64)
-    grey = all((image[..., :1] == image).all() for image in images)
-    return ["the images are grey but stored in colour: --channels 1 makes training lighter"] if grey else []
-
-
 def summary(index: Index, out: Path, source: Source, spool: Spool, hints: list[str]) -> list[str]:
     """Lines to print."""
     shards = f"{len(index.shards)} shard" + ("s" if len(index.shards) > 1 else "")
@@ -257,8 +250,6 @@ def summary(index: Index, out: Path, source: Source, spool: Spool, hints: list[s
         lines.append(", ".join(f"{name}: {index.details[name]}" for name in told))
     if source.unit == "volumes":
         lines += volume_lines(spool.facts)
-    if spool.transparent:
-        hints = [f"{spool.transparent} images had transparency: it was laid over white", *hints]
     held_out = index.details.get("held_out_note")
     lines += [f"note: {note}" for note in (*source.notes, *hints, *([held_out] if held_out else []))]
     lines.append(f"written to {out}; look at {out / 'contact.png'}")
