@@ -16,12 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from scalegan.errors import UserError
 
 MANIFEST = "manifest.json"
+ASIDE = ".old"
+"""Ending of a checkpoint that is being replaced by one of the same name."""
 
 
 @dataclass(frozen=True)
@@ -59,12 +62,13 @@ def checkpoints(run_dir: Path) -> Path:
 
 
 def save(run_dir: Path, images_seen: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> Path:
-    """Write checkpoint `images_seen`; returns its folder. An older one of the same name is replaced."""
+    """Write checkpoint `images_seen`; returns its folder. An older one of the same name is replaced. Raises `OSError`."""
     parent = checkpoints(run_dir)
     parent.mkdir(parents=True, exist_ok=True)
     for left_over in parent.glob(".tmp-*"):
-        shutil.rmtree(left_over)
-    temporary = parent / f".tmp-{images_seen:09d}-{os.getpid()}"
+        shutil.rmtree(left_over, ignore_errors=True)
+    final = parent / f"{images_seen:09d}"
+    temporary, aside = parent / f".tmp-{final.name}-{os.getpid()}", parent / f"{final.name}{ASIDE}"
     temporary.mkdir()
     try:
         files = {}
@@ -77,14 +81,18 @@ def save(run_dir: Path, images_seen: int, tensors: Mapping[str, Mapping[str, Ten
         (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
         _flush(temporary / MANIFEST)
         _flush(temporary)
-        final = parent / f"{images_seen:09d}"
-        if final.exists():
-            shutil.rmtree(final)
+        if final.exists():  # a folder cannot be replaced in one go: between the two renames the old one counts
+            shutil.rmtree(aside, ignore_errors=True)
+            final.rename(aside)
         temporary.rename(final)
         _flush(parent)
+    except SafetensorError as error:  # its word for a full disk
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise OSError(str(error)) from None
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+    shutil.rmtree(aside, ignore_errors=True)
     return final
 
 
@@ -101,9 +109,13 @@ def read(path: Path) -> Checkpoint:
 
 def folders(run_dir: Path) -> list[Path]:
     """Checkpoint folders, newest first."""
-    parent = checkpoints(run_dir)
-    found = [p for p in parent.glob("[0-9]*") if p.is_dir() and p.name.isdigit()]
-    return sorted(found, key=lambda p: int(p.name), reverse=True)
+    found = [p for p in checkpoints(run_dir).glob("[0-9]*") if p.is_dir() and p.name.removesuffix(ASIDE).isdigit()]
+    return sorted(found, key=lambda p: (number(p), not p.name.endswith(ASIDE)), reverse=True)
+
+
+def number(path: Path) -> int:
+    """Images seen, from the name of a checkpoint's folder."""
+    return int(path.name.removesuffix(ASIDE))
 
 
 def latest(run_dir: Path) -> tuple[Checkpoint | None, list[str]]:
@@ -135,11 +147,14 @@ def list_valid(run_dir: Path) -> list[Checkpoint]:
     return valid
 
 
-def prune(run_dir: Path, keep: int, also: Iterable[int]) -> None:
-    """Delete all but the newest `keep` and those of `also` (images seen). Called after the newest has been verified."""
+def prune(run_dir: Path, newest: int, keep: int, also: Iterable[int]) -> None:
+    """Delete all but `newest` (images seen), which the caller has verified, the `keep` - 1 before it, and those of `also`.
+
+    Folders newer than `newest` are damaged ones, else the run would have gone on from them: they take no other's place.
+    """
     kept = set(also)
-    for path in folders(run_dir)[keep:]:
-        if int(path.name) not in kept:
+    for path in [p for p in folders(run_dir) if number(p) <= newest][keep:]:
+        if number(path) not in kept:
             shutil.rmtree(path)
 
 
@@ -150,10 +165,14 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Moments get the memory layout of their parameter: fused kernels walk through both as they lie in memory."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         number, name = key.split(".", 1)
-        state.setdefault(int(number), {})[name] = value
+        parameter = parameters[int(number)]
+        laid_out = torch.empty_like(parameter, dtype=value.dtype).copy_(value) if value.shape == parameter.shape else value
+        state.setdefault(int(number), {})[name] = laid_out
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

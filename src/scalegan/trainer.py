@@ -159,7 +159,7 @@ class Trainer:
                 if damaged:
                     raise OSError(damaged)
                 best = [self.best["images_seen"]] if self.best else []
-                checkpoint.prune(self.run_dir, self.config.log.keep, best)
+                checkpoint.prune(self.run_dir, self.clock.images_seen, self.config.log.keep, best)
             except OSError as error:
                 problem = f"checkpoint at {self.clock.images_seen} images was NOT saved: {error}"
         problem = from_main(problem, self.group)
