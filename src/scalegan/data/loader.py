@@ -7,9 +7,11 @@ workers as it has this time, and gets those that the first one would have got.
 
 from __future__ import annotations
 
+import os
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import count
@@ -20,15 +22,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from scalegan.config import Config, DataConfig
-from scalegan.data.index import Index, locate
+from scalegan.data.index import Index, is_remote, locate
 from scalegan.data.order import Order, make_order, samples_at, shards_ahead, substitutes
 from scalegan.data.resident import Resident, bytes_needed
-from scalegan.data.storage import Prefetcher, Storage
+from scalegan.data.storage import Prefetcher, Storage, Unreadable
 from scalegan.data.stream import StreamReader, replace_rows
 from scalegan.data.workers import Decoder, Task, Workers, check_attempts
 from scalegan.errors import UserError
 
 PLANNED = 4096  # images whose places are computed in one go, as the arithmetic costs the same for one and for hundreds
+SORTED = 0.9  # share of its most common class from which a shard counts as sorted
+PROBED = 8  # shards whose labels are looked at to tell
 
 
 @dataclass
@@ -161,8 +165,49 @@ def batches(index: Index, config: Config, images_seen: int, rank: int, processes
         )
     order = make_order(data, index, train.seed)
     plan = Plan(order, train.batch, train.accumulate, train.batch // (processes * train.accumulate), rank)
+    storage = Storage(index, data)
+    if storage.remote:
+        check_cache(storage, plan, images_seen)
+    if order.kind == "blocks" and rank == 0:
+        warn_of_sorted_shards(storage, order)
     kind = ResidentBatches if is_resident(index, data) else StreamBatches
     return kind(index, data, plan, images_seen, device)
+
+
+def check_cache(storage: Storage, plan: Plan, images_seen: int) -> None:
+    """Refuse a cache so small that the same shards would be fetched again and again."""
+    shards, order = storage.index.shards, plan.order
+    if order.kind == "full":
+        needed = sum(shard.bytes for shard in shards)
+        advice = "or read them in order, --data.order blocks"
+    else:  # the window that is read and the one that is fetched meanwhile, on each process of this machine
+        open_shards = shards_ahead(order, images_seen, plan.streams, 2 * order.stride).tolist()
+        needed = sum(shards[number].bytes for number in open_shards) * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        advice = "or give fewer data.streams or a smaller data.window"
+    if needed > storage.limit:
+        raise UserError(
+            f"data.order {order.kind} needs {needed / 1e9:.3g} GB of shards at hand "
+            f"and data.cache_gb is {storage.limit / 1e9:g}: raise it, {advice}"
+        )
+
+
+def warn_of_sorted_shards(storage: Storage, order: Order) -> None:
+    """`blocks` mixes only what a window holds; of shards with one class each that are few classes."""
+    index = storage.index
+    most_common = max(index.class_counts, default=0) / index.samples
+    if most_common == 0 or most_common > SORTED:
+        return
+    shares = []
+    for number in np.unique(np.linspace(0, len(index.shards) - 1, PROBED).astype(int)).tolist():
+        with suppress(Unreadable):  # told when its turn comes
+            shares.append(np.bincount(storage.offsets(number)[:, 2]).max() / index.shards[number].samples)
+    if shares and np.mean(shares) > SORTED:
+        mixed = order.stride * len(index.shards) / index.samples
+        warnings.warn(
+            f"the shards of {index.root} are sorted by class: data.window {order.window} mixes about {max(1, round(mixed))} "
+            "of them in each stream; raise it, or write the shards again with `scalegan shards`, which shuffles",
+            stacklevel=2,
+        )
 
 
 class Batches(ABC):
@@ -230,8 +275,7 @@ class StreamBatches(Batches):
 
     def __init__(self, index: Index, data: DataConfig, plan: Plan, images_seen: int, device: torch.device) -> None:
         super().__init__(index, data, plan, device)
-        storage = Storage(index, data)
-        self.prefetcher = Prefetcher(storage) if storage.remote else None
+        self.prefetcher = Prefetcher(Storage(index, data)) if is_remote(index.root) else None
         decoder = Decoder(index, data, plan.order, plan.batch)
         tasks = self._tasks(images_seen)
         self.workers = Workers(decoder, tasks, data.workers, pin=device.type == "cuda") if data.workers else None

@@ -11,11 +11,14 @@ it can save, so the workers, and the server, are born with them blocked.
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
+from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -110,13 +113,14 @@ class Workers:
             sampler=Tasks(tasks),
             num_workers=processes,
             collate_fn=unchanged,  # type: ignore[arg-type] # torch expects lists, which batch_size=None does not make
-            worker_init_fn=ignore_signals,
+            worker_init_fn=settle,
             multiprocessing_context=context,
             prefetch_factor=AHEAD,
             pin_memory=pin,
             generator=torch.Generator(),  # of a seed that nothing uses; the global one must not move
         )
         others = set(multiprocessing.active_children())
+        resource_tracker.ensure_running()  # it starts with the server, and lifts the block when it does
         with blocked_signals():
             self.iterator: Iterator[Decoded] | None = iter(loader)
         self.processes: set[BaseProcess] = set(multiprocessing.active_children()) - others
@@ -128,11 +132,12 @@ class Workers:
         assert self.iterator is not None
         try:
             return next(self.iterator)
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+        except (RuntimeError, OSError, EOFError):  # which of them depends on what the worker was at
+            dead = [process.pid for process in self.processes if not process.is_alive()]
+            if not dead:
                 raise
             raise UserError(
-                f"{str(error).splitlines()[0].rstrip('.')}: it was killed, or ran out of memory or of /dev/shm, where batches "
+                f"a loader process (pid {dead[0]}) ended: it was killed, or ran out of memory or of /dev/shm, where batches "
                 "wait; free some, or read with fewer processes: --data.workers 0"
             ) from None
 
@@ -157,9 +162,19 @@ def unchanged(decoded: Decoded) -> Decoded:
     return decoded
 
 
-def ignore_signals(worker: int) -> None:
+def settle(worker: int) -> None:
+    """What a worker does first: be deaf to the signals for the training, and end when that ends, however it does."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+def end_with_parent() -> None:
+    """DataLoader watches the parent of its workers, which is the fork server; that one lives as long as they do."""
+    parent = multiprocessing.parent_process()
+    assert parent
+    parent.join()
+    os._exit(1)
 
 
 @contextmanager
