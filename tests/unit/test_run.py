@@ -1,0 +1,151 @@
+"""The run folder: one writer at a time, and one configuration for life."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from scalegan import settings
+from scalegan.config import Config, DataConfig, LogConfig, OptimConfig, TrainConfig
+from scalegan.errors import UserError
+from scalegan.run import Lock, claim, differences, flatten, plain, write_text
+
+
+def config(**sections) -> Config:
+    return replace(Config(run="runs/x", data=DataConfig(path="data/x")), **sections)
+
+
+# --- identity
+
+
+def test_the_same_configuration_may_go_on(tmp_path):
+    claim(tmp_path, config(), "sha")
+    claim(tmp_path, config(), "sha")
+
+
+def test_another_configuration_is_refused_with_the_difference(tmp_path):
+    claim(tmp_path, config(), "sha")
+    before = (tmp_path / "run.json").read_text(), (tmp_path / "config.yaml").read_text()
+    other = config(optim=OptimConfig(lr_g=1e-3, betas_d=(0.0, 0.99)), train=TrainConfig(seed=7))
+    with pytest.raises(UserError) as error:
+        claim(tmp_path, other, "sha")
+    message = str(error.value)
+    assert "optim.lr_g: 0.0002 -> 0.001" in message
+    assert "optim.betas_d: [0.5, 0.999] -> [0.0, 0.99]" in message
+    assert "train.seed: 0 -> 7" in message
+    assert message.count("->") == 3
+    assert f"run folder {tmp_path}" in message
+    assert before == ((tmp_path / "run.json").read_text(), (tmp_path / "config.yaml").read_text())
+
+
+def test_other_data_is_another_configuration(tmp_path):
+    claim(tmp_path, config(), "one")
+    with pytest.raises(UserError, match="data: one -> two"):
+        claim(tmp_path, config(), "two")
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        config(log=LogConfig(every=1, wandb="off")),
+        config(data=DataConfig(path="elsewhere/x", reader="stream", workers=7)),
+        config(train=TrainConfig(images=2_000_000)),
+        config(run="runs/moved"),
+    ],
+    ids=["log", "reader", "longer", "moved"],
+)
+def test_what_does_not_change_the_weights_may_change(tmp_path, other):
+    claim(tmp_path, config(), "sha")
+    claim(tmp_path, other, "sha")
+    assert settings.read_config(tmp_path / "config.yaml") == other
+
+
+def test_the_length_may_not_change_where_the_schedule_depends_on_it(tmp_path):
+    cosine = OptimConfig(schedule="cosine")
+    claim(tmp_path, config(optim=cosine), "sha")
+    with pytest.raises(UserError, match=r"train.images: 1000000 -> 2000000"):
+        claim(tmp_path, config(optim=cosine, train=TrainConfig(images=2_000_000)), "sha")
+
+
+def test_a_damaged_identity_is_told(tmp_path):
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(UserError, match=r"run\.json is damaged"):
+        claim(tmp_path, config(), "sha")
+
+
+def test_the_configuration_is_kept_as_plain_yaml(tmp_path):
+    claim(tmp_path, config(), "sha")
+    fields = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    assert fields["optim"]["betas_g"] == [0.5, 0.999]
+    assert settings.to_config(fields) == config()
+    assert json.loads((tmp_path / "run.json").read_text())["data"] == "sha"
+
+
+# --- the lock
+
+
+def test_a_second_writer_is_refused_and_told_who_the_first_is(tmp_path):
+    lock = Lock(tmp_path / "run")
+    with pytest.raises(UserError, match=rf"being written by process {os.getpid()} on .*: stop it, or give --run another"):
+        Lock(tmp_path / "run")
+    lock.close()
+
+
+def test_a_second_process_is_refused(tmp_path):
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom scalegan.errors import UserError\nfrom scalegan.run import Lock\n"
+        "try:\n    Lock(Path(sys.argv[1]))\nexcept UserError as error:\n    sys.exit(str(error))"
+    )
+    lock = Lock(tmp_path)
+    refused = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
+    lock.close()
+    assert refused.returncode == 1
+    assert f"process {os.getpid()}" in refused.stderr
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)]).returncode == 0
+
+
+def test_the_folder_is_free_again_after_close(tmp_path):
+    Lock(tmp_path).close()
+    Lock(tmp_path).close()
+
+
+def test_a_killed_writer_holds_nothing(tmp_path):
+    code = (
+        "import os, sys\nfrom pathlib import Path\nfrom scalegan.run import Lock\n"
+        "lock = Lock(Path(sys.argv[1]))\nos.kill(os.getpid(), 9)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)]).returncode == -9
+    Lock(tmp_path).close()
+
+
+# --- small parts
+
+
+def test_differences_name_new_and_lost_fields():
+    assert differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "d": (3,)}}) == ["a.c: 2 -> None", "a.d: None -> [3]"]
+
+
+def test_flatten_joins_names_by_dots():
+    assert flatten({"a": {"b": {"c": 1}}, "d": (1, 2)}) == {"a.b.c": 1, "d": [1, 2]}
+
+
+def test_plain_has_no_tuples():
+    assert plain({"a": (1, (2, 3)), "b": [{"c": (4,)}]}) == {"a": [1, [2, 3]], "b": [{"c": [4]}]}
+
+
+def test_a_file_is_replaced_whole(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    write_text(path, "before")
+
+    def fails(self: Path, target: Path) -> None:
+        raise OSError("no")
+
+    monkeypatch.setattr(Path, "replace", fails)
+    with pytest.raises(OSError, match="no"):
+        write_text(path, "after")
+    assert path.read_text() == "before"
