@@ -1,0 +1,78 @@
+"""Structural similarity (Wang et al. 2004) of samples to the images they are nearest to, and how varied a set of images is.
+
+The largest similarity alone proves nothing: the mean of the training images has a high one. So it stands beside the score
+of that mean image, and beside the diversity of samples and of real images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+WINDOW = 11
+SIGMA = 1.5
+RANGE = 255.0
+C1, C2 = (0.01 * RANGE) ** 2, (0.03 * RANGE) ** 2
+THUMBNAIL = 32
+NEIGHBOURS = 16
+AT_ONCE = 4096
+
+
+def ssim(a: Tensor, b: Tensor) -> Tensor:
+    """uint8 [n, C, H, W] twice, sides from 11 on -> SSIM float32 [n], the mean over channels and over windows inside the image.
+
+    Gaussian window of 11x11 with sigma 1.5, data range 255, as in the paper.
+    """
+    x, y = a.float(), b.float()
+    maps = torch.cat([x, y, x * x, y * y, x * y])
+    n, _, height, width = x.shape
+    taps = torch.exp(-((torch.arange(WINDOW, dtype=torch.float32) - WINDOW // 2) ** 2) / (2 * SIGMA**2))
+    taps = (taps / taps.sum()).to(x.device)
+    flat = maps.reshape(-1, 1, height, width)  # reshape, as images may lie channels last
+    means = F.conv2d(F.conv2d(flat, taps.view(1, 1, -1, 1)), taps.view(1, 1, 1, -1))
+    mx, my, mxx, myy, mxy = means.view(5, n, -1).unbind()
+    vx, vy, cov = mxx - mx * mx, myy - my * my, mxy - mx * my
+    index = (2 * mx * my + C1) * (2 * cov + C2) / ((mx * mx + my * my + C1) * (vx + vy + C2))
+    return index.mean(1)
+
+
+def measurable(height: int, width: int) -> bool:
+    return min(height, width) >= WINDOW
+
+
+def thumbnails(images: Tensor) -> Tensor:
+    """uint8 [n, 1 or 3, H, W] -> grey uint8 [n, 32, 32] by area."""
+    x = images.float()
+    if x.shape[1] == 3:
+        x = (x * torch.tensor([0.299, 0.587, 0.114], device=x.device).view(3, 1, 1)).sum(1, keepdim=True)
+    return F.adaptive_avg_pool2d(x, THUMBNAIL).round().to(torch.uint8)[:, 0]
+
+
+def nearest(thumbs: Tensor, real: Tensor) -> Tensor:
+    """uint8 [n, 32, 32], [m, 32, 32] -> places int64 [n, min(16, m)] of the real images with the smallest L2 distance."""
+    x = thumbs.flatten(1).double()
+    parts = (real[first : first + AT_ONCE].flatten(1).double() for first in range(0, len(real), AT_ONCE))
+    distances = torch.cat([torch.cdist(x, part) for part in parts], 1)
+    return distances.topk(min(NEIGHBOURS, len(real)), largest=False).indices
+
+
+def best_matches(images: Tensor, real_thumbs: Tensor, read: Callable[[NDArray[np.int64]], Tensor]) -> Tensor:
+    """uint8 [n, C, H, W] -> the largest SSIM of each to its nearest real images, float32 [n].
+
+    `read` gives the real images at places of `real_thumbs`, uint8 [k, C, H, W].
+    """
+    best = []
+    for image, places in zip(images, nearest(thumbnails(images), real_thumbs), strict=True):
+        real = read(places.numpy())
+        best.append(ssim(image.expand_as(real), real).max())
+    return torch.stack(best)
+
+
+def diversity(thumbs: Tensor) -> float:
+    """uint8 [n, 32, 32], n > 1 -> mean over pairs of the root mean square difference, in grey levels."""
+    return float(torch.pdist(thumbs.flatten(1).double()).mean()) / THUMBNAIL
