@@ -1,0 +1,13 @@
+"""Fixtures that several folders of tests share; this file also puts `tests` on the path, for `helpers`."""
+
+import pytest
+
+from helpers.shards import make_shards
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory):
+    """A folder of 200 labelled images, 16 x 16 RGB."""
+    folder = tmp_path_factory.mktemp("shards") / "shapes"
+    make_shards(folder)
+    return folder

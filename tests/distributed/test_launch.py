@@ -1,0 +1,117 @@
+"""The files in launch/: how many processes each really starts, and that they find each other."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from helpers.launcher import ACCELERATE, LAUNCH
+from helpers.worlds import free_port
+
+pytestmark = pytest.mark.distributed
+
+FILES = {path.stem: yaml.safe_load(path.read_text()) for path in LAUNCH.glob("*.yaml")}
+
+# Stands in for scalegan.train: sets up the processes as it does, adds 1 over all of them, and writes down what came out.
+# On the CPU throughout: what is counted are processes, and a file for GPUs starts as many of them without any.
+PROBE = """
+import json, os, sys
+import torch
+from scalegan.config import TrainConfig
+from scalegan.distributed import make_accelerator
+accelerator = make_accelerator(TrainConfig(device="cpu", precision="fp32"))
+one = torch.ones(())
+total = int(accelerator.reduce(one, "sum"))
+seen = {"rank": accelerator.process_index, "processes": accelerator.num_processes, "sum": total,
+        "threads": torch.get_num_threads(), "machine": int(os.environ.get("GROUP_RANK", 0)),
+        "debug": os.environ.get("ACCELERATE_DEBUG_MODE", ""), "type": accelerator.distributed_type.value}
+with open(os.path.join(sys.argv[1], f"{os.getpid()}.json"), "w") as file:
+    json.dump(seen, file)
+accelerator.end_training()
+"""
+
+
+@pytest.fixture
+def launch(tmp_path, monkeypatch):
+    """Start the probe, in several launches at once where several lists of options are given; what its processes saw."""
+    probe = tmp_path / "probe.py"
+    probe.write_text(PROBE)
+    # A file such as `accelerate config` leaves behind must not be listened to.
+    hidden = tmp_path / "home" / "accelerate"
+    hidden.mkdir(parents=True)
+    (hidden / "default_config.yaml").write_text("distributed_type: MULTI_GPU\nnum_processes: 5\nmixed_precision: bf16\n")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+
+    def start(name, *launches):
+        out = tmp_path / "seen"
+        out.mkdir()
+        command = [*ACCELERATE, "--config_file", str(LAUNCH / f"{name}.yaml")]
+        started = [
+            subprocess.Popen([*command, *options, str(probe), str(out)], stderr=subprocess.PIPE, text=True)
+            for options in launches or [()]
+        ]
+        for process in started:
+            _, errors = process.communicate(timeout=120)
+            assert process.returncode == 0, errors
+        return sorted((json.loads(path.read_text()) for path in out.iterdir()), key=lambda seen: seen["rank"])
+
+    return start
+
+
+def test_each_file_is_tested():
+    assert sorted(FILES) == ["cpu", "debug", "multi_gpu", "multi_node", "single_gpu"]
+
+
+@pytest.mark.parametrize("name", ["cpu", "debug", "single_gpu", "multi_gpu"])
+def test_a_file_starts_its_processes_in_one_world(launch, name):
+    expected = FILES[name]["num_processes"]
+    seen = launch(name)
+    assert len(seen) == expected
+    assert [s["rank"] for s in seen] == list(range(expected))
+    assert {(s["processes"], s["sum"]) for s in seen} == {(expected, expected)}
+    assert {s["debug"] for s in seen} == {"true" if name == "debug" else ""}
+    assert expected == (2 if name in ("cpu", "multi_gpu") else 1)
+
+
+def test_the_number_of_processes_and_of_their_threads_can_be_given(launch):
+    seen = launch("cpu", ["--num_processes", "3", "--num_cpu_threads_per_process", "2"])
+    assert [(s["rank"], s["sum"], s["threads"]) for s in seen] == [(0, 3, 2), (1, 3, 2), (2, 3, 2)]
+
+
+def test_one_process_takes_all_cores_with_the_file_for_the_cpu(launch):
+    import psutil
+
+    seen = launch("cpu", ["--num_processes", "1"])
+    assert [(s["processes"], s["threads"]) for s in seen] == [(1, psutil.cpu_count(logical=False))]
+
+
+def test_two_machines_form_one_world_in_the_order_of_their_numbers(launch):
+    port = ["--main_process_port", str(free_port())]
+    seen = launch("multi_node", ["--machine_rank", "1", *port], ["--machine_rank", "0", *port])
+    assert [(s["rank"], s["machine"], s["sum"]) for s in seen] == [(0, 0, 4), (1, 0, 4), (2, 1, 4), (3, 1, 4)]
+
+
+def test_a_launch_that_makes_a_world_of_one_each_is_seen_through(tmp_path):
+    """`accelerate launch --multi_gpu` without GPUs: Accelerate alone would let each process believe that it is the only one."""
+    probe = tmp_path / "probe.py"
+    probe.write_text(PROBE)
+    options = ["--multi_gpu", "--num_processes", "2", "--main_process_port", str(free_port())]
+    subprocess.run([*ACCELERATE, *options, str(probe), str(tmp_path)], check=True, timeout=120, capture_output=True)
+    assert [json.loads(path.read_text())["sum"] for path in tmp_path.glob("*.json")] == [2, 2]
+
+
+def test_a_launcher_that_accelerate_does_not_agree_with_is_refused(shards, tmp_path):
+    """A launcher that sets only some of the variables: each process would train alone and write to the same folder."""
+    environment = os.environ | {"WORLD_SIZE": "2"}
+    command = [sys.executable, "-m", "scalegan.train", f"--data.path={shards}", f"--run={tmp_path / 'run'}"]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 2
+    lines = [line for line in ended.stderr.splitlines() if line.startswith("scalegan: error: ")]
+    assert len(lines) == 1
+    assert "the launcher started 2 processes but Accelerate sees 1" in lines[0]
+    assert not Path(tmp_path / "run").exists()

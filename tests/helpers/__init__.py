@@ -1,0 +1,1 @@
+"""What several tests share: small labelled shards, and ways to start several processes."""

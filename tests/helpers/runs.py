@@ -1,0 +1,96 @@
+"""Small training runs, and what to compare of them."""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file
+
+SMALL = {
+    "train.batch": 32,
+    "train.precision": "fp32",
+    "model.width": 8,
+    "model.max_width": 16,
+    "model.critic_width": 8,
+    "model.critic_max_width": 16,
+    "log.every": 64,
+    "log.samples": 10_000_000,
+    "log.checkpoint": 10_000_000,
+    "log.grid": 16,
+    "log.wandb": "off",
+    "evaluation.every": 0,
+    "evaluation.samples": 32,
+    "evaluation.real": 32,
+    "evaluation.batch": 32,
+    "evaluation.ssim": "false",
+}
+# Everything that has a state: averages, moments, augmentation, a penalty every other step, rounds, labels.
+FULL = {
+    "model.critic_norm": "none",
+    "model.init": "kaiming",
+    "model.conditional": "true",
+    "loss.r1_gamma": 0.5,
+    "loss.r1_every": 2,
+    "augment.brightness": 0.5,
+    "augment.shift": 0.125,
+    "augment.mirror": "true",
+    "train.accumulate": 2,
+    "optim.schedule": "cosine",
+    "optim.warmup": 128,
+    "ema.half_life": 500,
+    "log.step_losses": "true",
+}
+
+
+def arguments(shards: Path, run: Path, images: int, **changes: Any) -> list[str]:
+    """Of `scalegan train`; names of options with `__` for the dot."""
+    given = {name.replace("__", "."): value for name, value in changes.items()}
+    options = {"data.path": shards, "run": run, "train.images": images} | SMALL | given
+    return [f"--{name}={value}" for name, value in options.items()]
+
+
+def training(argv: Sequence[str], *, evaluation: bool = False) -> bool:
+    """One process of a run; whether its end was reached. Without evaluation and plots, which take seconds, unless asked."""
+    from scalegan import outputs, settings, train
+
+    if not evaluation:
+        outputs.Outputs.evaluate = lambda self, ema, images_seen: {self.metric: 1.0}  # type: ignore[method-assign]
+        outputs.Outputs.finished = lambda self, images_seen: self.say(f"done: {images_seen}")  # type: ignore[method-assign]
+    return train.train(settings.parse(argv).config)
+
+
+def stopped_training(argv: Sequence[str], rank: int, number: int, images_seen: int, *, evaluation: bool = False) -> bool:
+    """`training` in which process `rank` gets the signal `number` in the middle of the step from `images_seen`."""
+    from scalegan.steps import Game
+
+    step: Callable[..., Any] = Game.generator_step
+
+    def interrupted(self: Game, seen: int) -> Any:
+        if seen == images_seen and int(os.environ.get("RANK", "0")) == rank:
+            os.kill(os.getpid(), number)
+        return step(self, seen)
+
+    Game.generator_step = interrupted  # type: ignore[method-assign]
+    return training(argv, evaluation=evaluation)
+
+
+def newest(run: Path) -> Path:
+    return max((run / "checkpoints").iterdir())
+
+
+def tensors(run: Path, name: str) -> dict[str, np.ndarray]:
+    return load_file(newest(run) / f"{name}.safetensors")
+
+
+def metrics(run: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def contents(run: Path) -> dict[str, bytes]:
+    """What has to be equal to the byte when a run was interrupted: the last checkpoint's tensors, metrics, losses, samples."""
+    files = [*newest(run).glob("*.safetensors"), run / "metrics.jsonl", run / "losses.csv", *(run / "samples").iterdir()]
+    files += [run / "evaluations.jsonl"]
+    return {file.name: file.read_bytes() for file in files if file.is_file()}
