@@ -1,0 +1,132 @@
+"""The benchmarks compare like with like, and start."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from scalegan import settings
+from scalegan.data.loader import Batch
+from scalegan.steps import DataFacts, Game
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+SCRIPTS = ("throughput", "processes", "quality", "startup")
+
+
+@pytest.fixture
+def bare(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    return importlib.import_module("bare")
+
+
+@pytest.fixture
+def common(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    return importlib.import_module("common")
+
+
+def weights(network: nn.Module) -> list[Tensor]:
+    """Parameters, layer after layer in the order of the computation, whatever the layers are called."""
+    kinds: dict[str, list[Tensor]] = {"linear": [], "norm": [], "conv": []}
+    for module in network.modules():
+        kind = "linear" if isinstance(module, nn.Linear) else "norm" if "Norm" in type(module).__name__ else "conv"
+        kinds[kind] += module.parameters(recurse=False)
+    return kinds["linear"] + kinds["norm"] + kinds["conv"]
+
+
+@pytest.mark.parametrize("form", ["plain", "optimised"])
+@pytest.mark.parametrize("images_seen", [0, 8], ids=["penalised", "unpenalised"])
+def test_the_bare_loops_step_is_the_same_mathematics_as_ours(
+    bare: Any, monkeypatch: pytest.MonkeyPatch, form: str, images_seen: int
+) -> None:
+    torch.set_num_threads(1)
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    from throughput import preset_recipe
+
+    config = settings.parse(
+        ["--config=kiwi_small", "--train.batch=8", "--train.precision=fp32", "--model.width=4", "--model.critic_width=4"]
+    ).config
+    game = Game(config, Accelerator(cpu=True), DataFacts((3, 64, 64), ()))
+    recipe = bare.Recipe(**{**vars(preset_recipe()), "batch": 8, "width": 4, "critic_width": 4})
+    loop = bare.BareLoop(recipe, form)
+    monkeypatch.setattr(loop, "autocast", lambda: torch.autocast("cpu", enabled=False))  # the same precision on both sides
+    for own, other in ((game.bare_generator, loop.generator), (game.bare_critic, loop.discriminator)):
+        for ours, theirs in zip(weights(own), weights(other), strict=True):
+            theirs.data.copy_(ours)
+
+    real = torch.randint(0, 256, (8, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    first = game.draws.first(images_seen, 0)
+
+    def draws(purpose: str) -> Tensor:
+        views = game.draws.views(purpose, first)
+        assert views is not None
+        return views[:, [0, 3, 4, 5]]
+
+    penalised = images_seen // 8 % recipe.r1_every == 0
+    ours = game.discriminator_step([Batch(real, torch.full((8,), -1))], images_seen).means()
+    theirs = loop.discriminator_step(real, game.draws.latents("d", first), draws("real"), draws("fake"), penalised)
+    assert ("r1" in ours) == penalised
+    assert theirs.item() == pytest.approx(ours["loss/D"].item(), rel=1e-5)
+    assert_same_gradients(game.bare_critic, loop.discriminator)
+
+    # Adam's first step is the sign of the gradient, which rounding may turn: start the generator's step alike.
+    for own, other in zip(weights(game.bare_critic), weights(loop.discriminator), strict=True):
+        other.data.copy_(own)
+    ours = game.generator_step(images_seen).means()
+    theirs = loop.generator_step(game.draws.latents("g", first), draws("g"))
+    assert theirs.item() == pytest.approx(ours["loss/G"].item(), rel=1e-5)
+    assert_same_gradients(game.bare_generator, loop.generator)
+
+
+def assert_same_gradients(own: nn.Module, other: nn.Module) -> None:
+    for ours, theirs in zip(weights(own), weights(other), strict=True):
+        assert ours.grad is not None
+        torch.testing.assert_close(theirs.grad, ours.grad, rtol=1e-3, atol=1e-5 * float(ours.grad.abs().max()))
+
+
+def test_the_bare_average_is_ours(bare: Any) -> None:
+    from scalegan import schedules
+    from scalegan.config import EmaConfig
+    from scalegan.ema import make_ema, update_ema
+
+    recipe = bare.Recipe(8, 4, 4, 4, 0.1, 8, 0.5, 0.125, 1e-3, (0.5, 0.99), (0.0, 0.99), 5000, 0.05)
+    for form in bare.FORMS:
+        loop = bare.BareLoop(recipe, form)
+        ema = make_ema(loop.ema)
+        nn.init.normal_(loop.generator[0].weight)
+        update_ema(ema, loop.generator, schedules.ema_decay(EmaConfig(half_life=5000, ramp=0.05), 800, 8))
+        loop.average(800)
+        torch.testing.assert_close(loop.ema[0].weight, ema[0].weight)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_script_tells_its_options(script: str) -> None:
+    done = subprocess.run([sys.executable, BENCHMARKS / f"{script}.py", "--help"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert f"python benchmarks/{script}.py" in done.stdout
+
+
+def test_a_figure_names_machine_threads_and_commit(common: Any) -> None:
+    line = common.headline(threads=2)
+    for name in ("cpu ", "cores ", "torch ", "commit ", "threads 2"):
+        assert name in line
+
+
+def test_speed_leaves_out_the_warm_up(common: Any, tmp_path: Path) -> None:
+    for images_seen, seconds in ((100, 50.0), (200, 51.0), (400, 53.0)):
+        common.append_jsonl(tmp_path / "timing.jsonl", {"images_seen": images_seen, "seconds": seconds})
+    assert common.speed(tmp_path, after=100) == 100.0
+    assert common.speed(tmp_path, after=200) == 100.0
+
+
+def test_a_child_that_fails_ends_the_benchmark_with_what_it_said(common: Any) -> None:
+    with pytest.raises(SystemExit, match="no such luck"):
+        common.run([sys.executable, "-c", "raise SystemExit('no such luck')"])
