@@ -76,7 +76,11 @@ class Outputs:
         images = open_reader(self.index, self.config.data, torch.device("cpu")).read(chosen).images
         figures.save_png(self.run_dir / "samples" / "real.png", images.numpy())
 
-    def log(self, images_seen: int, metrics: dict[str, float], steps: list[tuple[int, float, float]], memory: float) -> None:
+    def losses(self, steps: list[tuple[int, float, float]]) -> None:
+        if self.main:
+            self.tracker.losses(steps)
+
+    def log(self, images_seen: int, metrics: dict[str, float], memory: float) -> None:
         now = time.perf_counter()
         passed = max(now - self.read_at, 1e-9)
         timing = {
@@ -89,7 +93,6 @@ class Outputs:
         if self.main:
             self.tracker.log(images_seen, metrics)
             self.tracker.timing(images_seen, timing)
-            self.tracker.losses(steps)
             self.status.tick(images_seen, metrics, timing)
 
     def samples(self, ema: nn.Module, images_seen: int) -> None:
@@ -135,7 +138,12 @@ class Outputs:
         """Time since `start` counts neither as training nor as waiting."""
         self.read_at += time.perf_counter() - start
 
-    def stopped(self, images_seen: int) -> None:
+    def stopped(self, images_seen: int, saved: bool) -> None:
+        if not saved:
+            self.say(
+                f"stopped at {images_seen} images on request, NOT saved: the same command goes on from the checkpoint before"
+            )
+            return
         if self.main:
             (self.run_dir / REQUEUE).write_text(f"{images_seen}\n")
         self.say(f"stopped at {images_seen} images on request, checkpoint saved: run the same command to go on")

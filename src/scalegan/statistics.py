@@ -64,15 +64,28 @@ class Statistics:
         return means, int(self.row.max().item())
 
     def read_steps(self) -> list[tuple[int, float, float]]:
-        """(images seen, loss of D, loss of G) of every step since the last reading, on this process."""
-        rows = [(images_seen, *losses.tolist()) for images_seen, losses in self.steps]
+        """(images seen, loss of D, loss of G) of every step since the last reading, over all processes."""
+        if not self.steps:
+            return []
+        losses = torch.stack([values for _, values in self.steps])
+        if dist.is_initialized():
+            dist.all_reduce(losses)
+            losses /= dist.get_world_size()
+        rows = [(seen, d, g) for (seen, _), (d, g) in zip(self.steps, losses.tolist(), strict=True)]
         self.steps = []
         return rows
 
     def state(self) -> dict[str, Tensor]:
-        return {"sums": self.sums, "counts": self.counts, "row": self.row}
+        """For a checkpoint: the sums of every process [processes, names]. To be called on every process."""
+        sums = [self.sums]
+        if dist.is_initialized():
+            sums = [torch.empty_like(self.sums) for _ in range(dist.get_world_size())]
+            dist.all_gather(sums, self.sums)
+        return {"sums": torch.stack(sums), "counts": self.counts, "row": self.row}
 
-    def restore(self, state: dict[str, Tensor]) -> None:
-        self.sums.copy_(state["sums"])
+    def restore(self, state: dict[str, Tensor], rank: int, processes: int) -> None:
+        """Each process takes its own sums; where their number has changed, each the mean, which has the same total."""
+        sums = state["sums"]
+        self.sums.copy_(sums[rank] if len(sums) == processes else sums.mean(0))
         self.counts.copy_(state["counts"])
         self.row.copy_(state["row"])

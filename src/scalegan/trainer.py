@@ -52,10 +52,10 @@ class Trainer:
         self.clock = Clock(0, config.train.batch)
         self.run_dir = Path(config.run)
         self.best: dict[str, Any] = {}
+        self.done: dict[str, int] = {}  # what was made last at how many images
         self.game.prime()
         wandb_id = self.resume()
         self.outputs = Outputs(config, accelerator, index, self.clock.images_seen, wandb_id, self.group)
-        self.done: dict[str, int] = {}  # what was made last at how many images
 
     def train(self) -> bool:
         """Run to the end, or to a notice to stop; returns whether the end was reached."""
@@ -79,7 +79,8 @@ class Trainer:
                 clock.advance()
                 self.game.average(clock.images_seen)
                 self.statistics.add(critic_values, generator_values, clock.images_seen)
-                self.run_due(clock.crossed)
+                if clock.images_seen < config.train.images:  # else the last pass makes everything
+                    self.run_due(clock.crossed)
             self.finish(stopped)
         finally:
             loader.close()
@@ -97,7 +98,7 @@ class Trainer:
     def run_due(self, due: Callable[[int], bool]) -> None:
         log = self.config.log
         improved = False
-        if due(log.every):
+        if due(log.every) and self.statistics.counts.any():
             self.log()
         if due(log.samples):
             self.once("samples", lambda: self.outputs.samples(self.game.ema, self.clock.images_seen))
@@ -117,10 +118,8 @@ class Trainer:
         """After the loop: a last pass of everything, or just a checkpoint for the one who asked to stop."""
         if stopped:
             self.once("checkpoint", self.save)
-            self.outputs.stopped(self.clock.images_seen)
+            self.outputs.stopped(self.clock.images_seen, saved=self.done.get("checkpoint") == self.clock.images_seen)
             return
-        if self.statistics.counts.any():
-            self.log()
         self.run_due(lambda every: True)
         self.outputs.finished(self.clock.images_seen)
 
@@ -133,7 +132,8 @@ class Trainer:
             "lr/D": self.config.optim.lr_d * factor,
             "ema/half_life": schedules.half_life(self.config.ema, images_seen),
         }
-        self.outputs.log(images_seen, means, self.statistics.read_steps(), memory_mb(self.accelerator.device))
+        self.outputs.log(images_seen, means, memory_mb(self.accelerator.device))
+        self.outputs.losses(self.statistics.read_steps())
         if row >= self.config.train.nonfinite_limit:
             raise UserError(
                 f"gradients were not finite in {row} steps in a row, up to image {images_seen}: lower optim.lr_g and "
@@ -152,9 +152,12 @@ class Trainer:
     def save(self) -> None:
         """Process 0 writes; a failure to write is told loudly and training goes on with the checkpoint before."""
         problem: str | None = None
+        self.outputs.losses(self.statistics.read_steps())  # no checkpoint keeps them: those before it are to be in the file
+        statistics = self.statistics.state()
         if self.accelerator.is_main_process:
             try:
-                path = checkpoint.save(self.run_dir, self.clock.images_seen, self.tensors(), self.state())
+                tensors = self.tensors() | {"statistics": statistics}
+                path = checkpoint.save(self.run_dir, self.clock.images_seen, tensors, self.state())
                 damaged = checkpoint.read(path).problem()
                 if damaged:
                     raise OSError(damaged)
@@ -164,6 +167,7 @@ class Trainer:
                 problem = f"checkpoint at {self.clock.images_seen} images was NOT saved: {error}"
         problem = from_main(problem, self.group)
         if problem:
+            self.done.pop("checkpoint")
             self.outputs.say(problem)
 
     def tensors(self) -> dict[str, dict[str, torch.Tensor]]:
@@ -174,7 +178,6 @@ class Trainer:
             "ema": game.ema.state_dict(),
             "opt_g": checkpoint.optimizer_tensors(game.opt_g.optimizer),
             "opt_d": checkpoint.optimizer_tensors(game.opt_d.optimizer),
-            "statistics": self.statistics.state(),
         }
 
     def state(self) -> dict[str, Any]:
@@ -185,6 +188,7 @@ class Trainer:
             "config_hash": self.config.hash(),
             "data": data | {"class_counts": index.class_counts, "path": str(self.config.data.path), "sha256": index.sha256},
             "best": self.best,
+            "done": self.done,
             "wandb_id": self.outputs.wandb_id,
             "processes": self.accelerator.num_processes,
             "torch": torch.__version__,
@@ -196,8 +200,11 @@ class Trainer:
         if self.accelerator.is_main_process:
             newest, complaints = checkpoint.latest(self.run_dir)
             found = (newest.path if newest else None, complaints)
-            for complaint in complaints:
-                print(f"scalegan: {complaint}; going on with the one before", file=sys.stderr)
+            if complaints and newest is None:
+                found = UserError(f"{complaints[0]}, and no other is whole: restore one, or give --run another folder")
+            else:
+                for complaint in complaints:
+                    print(f"scalegan: {complaint}; going on with the one before", file=sys.stderr)
         path, _ = from_main(found, self.group)
         if path is None:
             return None
@@ -207,9 +214,9 @@ class Trainer:
         self.game.ema.load_state_dict(taken.tensors("ema"))
         checkpoint.restore_optimizer(self.game.opt_g.optimizer, taken.tensors("opt_g"))
         checkpoint.restore_optimizer(self.game.opt_d.optimizer, taken.tensors("opt_d"))
-        self.statistics.restore(taken.tensors("statistics"))
+        self.statistics.restore(taken.tensors("statistics"), self.accelerator.process_index, self.accelerator.num_processes)
         self.clock.images_seen = taken.images_seen
-        self.best = taken.state["best"]
+        self.best, self.done = taken.state["best"], taken.state["done"]
         return taken.state["wandb_id"]  # type: ignore[no-any-return]
 
 

@@ -1,0 +1,100 @@
+"""A run that was stopped or killed, and started again by the same command, ends as if nothing had happened."""
+
+import shutil
+import signal
+
+import pytest
+
+from helpers.runs import FULL, arguments, contents, metrics, newest, stopped_training, training
+from helpers.worlds import run_world
+
+pytestmark = pytest.mark.distributed
+
+IMAGES = 32 * 14
+SAVED = {"log__checkpoint": 128, "log__samples": 192, "log__keep": 1}
+FULL_ARGUMENTS = {name.replace(".", "__"): value for name, value in FULL.items()} | SAVED
+
+
+@pytest.fixture(scope="module")
+def unbroken(shards, tmp_path_factory):
+    """Run folders of undisturbed runs, by the number of processes."""
+    made = {}
+
+    def run(processes):
+        if processes not in made:
+            folder = tmp_path_factory.mktemp(f"unbroken{processes}")
+            ended = run_world(folder, processes, training, arguments(shards, folder / "run", IMAGES, **FULL_ARGUMENTS))
+            assert [e.value for e in ended] == [True] * processes, ended
+            made[processes] = folder / "run"
+        return made[processes]
+
+    return run
+
+
+def assert_same(run, reference):
+    ours, theirs = contents(run), contents(reference)
+    assert ours.keys() == theirs.keys()
+    changed = [name for name in ours if ours[name] != theirs[name]]
+    assert changed == []
+
+
+@pytest.mark.parametrize(
+    ("processes", "rank", "number"),
+    [
+        (1, 0, signal.SIGTERM),
+        (2, 1, signal.SIGUSR1),
+        (2, 0, signal.SIGTERM),
+        pytest.param(4, 1, signal.SIGTERM, marks=pytest.mark.slow),
+    ],
+)
+def test_a_run_stopped_by_a_signal_goes_on_to_the_same_bytes(shards, tmp_path, unbroken, processes, rank, number):
+    reference = unbroken(processes)
+    command = arguments(shards, tmp_path / "run", IMAGES, **FULL_ARGUMENTS)
+    stopped = run_world(tmp_path, processes, stopped_training, command, rank, number, 32 * 5)
+    assert [e.value for e in stopped] == [False] * processes, stopped
+    assert [e.exitcode for e in stopped] == [0] * processes
+    # One process stops at once; several have to tell each other first.
+    expected = 32 * 6 if processes == 1 else 32 * 7
+    assert int(newest(tmp_path / "run").name) == expected
+    assert (tmp_path / "run" / "requeue").read_text() == f"{expected}\n"
+    again = run_world(tmp_path, processes, training, command)
+    assert [e.value for e in again] == [True] * processes, again
+    assert not (tmp_path / "run" / "requeue").exists()
+    assert_same(tmp_path / "run", reference)
+
+
+def test_a_finished_run_started_again_changes_nothing(shards, unbroken, tmp_path):
+    shutil.copytree(unbroken(1), tmp_path / "run")
+    before = contents(tmp_path / "run")
+    again = run_world(tmp_path, 1, training, arguments(shards, tmp_path / "run", IMAGES, **FULL_ARGUMENTS))
+    assert [e.value for e in again] == [True], again
+    assert contents(tmp_path / "run") == before
+
+
+def test_every_line_of_metrics_is_there_once(unbroken):
+    seen = [line["images_seen"] for line in metrics(unbroken(2))]
+    assert seen == [*range(64, IMAGES, 64), IMAGES]
+    steps = (unbroken(2) / "losses.csv").read_text().splitlines()[1:]
+    assert [int(line.split(",")[0]) for line in steps] == list(range(32, IMAGES + 1, 32))
+
+
+def test_a_longer_run_goes_on_from_a_finished_one(shards, unbroken, tmp_path):
+    """With a schedule, the length belongs to the run's identity and another one is refused."""
+    shutil.copytree(unbroken(1), tmp_path / "run")
+    longer = arguments(shards, tmp_path / "run", 2 * IMAGES, **FULL_ARGUMENTS)
+    (ended,) = run_world(tmp_path, 1, training, longer)
+    assert f"train.images: {IMAGES} -> {2 * IMAGES}" in str(ended.value)
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), pytest.param(4, 2, marks=pytest.mark.slow)])
+def test_a_run_goes_on_with_another_number_of_processes(shards, tmp_path, before, after):
+    """As close as float32 allows. One round a step, as batch norm sees other images together in rounds of another length."""
+    changes = FULL_ARGUMENTS | {"train__accumulate": 1, "optim__warmup": 0}
+    reference = arguments(shards, tmp_path / "reference", IMAGES, **changes)
+    command = arguments(shards, tmp_path / "run", IMAGES, **changes)
+    run_world(tmp_path, before, training, reference)
+    run_world(tmp_path, before, stopped_training, command, 0, signal.SIGTERM, 32 * 5)
+    again = run_world(tmp_path, after, training, command)
+    assert [e.value for e in again] == [True] * after, again
+    for ours, theirs in zip(metrics(tmp_path / "run"), metrics(tmp_path / "reference"), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-5)
