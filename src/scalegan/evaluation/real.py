@@ -1,0 +1,119 @@
+"""The real side of an evaluation: every chosen image once, in one pass over all processes, then kept in a file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from scalegan.data.index import Index
+from scalegan.data.loader import Batch
+from scalegan.errors import UserError
+from scalegan.evaluation import real_cache
+from scalegan.evaluation.features import Extractor
+from scalegan.evaluation.frechet import FrechetDistance
+from scalegan.evaluation.real_cache import RealStatistics, Reference
+from scalegan.evaluation.ssim import THUMBNAIL, best_matches, measurable, thumbnails
+from scalegan.evaluation.team import Team, add_up
+
+MOST_THUMBNAILS = 50_000
+FEWEST = 4
+"""Images whose halves still have a covariance."""
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being looked at, images done and images in all."""
+
+
+class Reads(Protocol):
+    def read(self, samples: NDArray[np.int64]) -> Batch: ...
+
+
+class RealImages:
+    """The images that are compared, and the random half that each belongs to: a function of the two counts alone.
+
+    A fixed choice, so that class-sorted shards do not give one class and every run on the data has the same floor.
+    """
+
+    def __init__(self, index: Index, wanted: int, reader: Reads) -> None:
+        if index.samples < max(FEWEST, wanted):
+            remedy = "give 0 to take all" if wanted > FEWEST else "use more data"
+            raise UserError(
+                f"{max(FEWEST, wanted)} real images are to be compared and {index.root} holds {index.samples}: {remedy}"
+            )
+        self.index, self.reader = index, reader
+        self.count = wanted or index.samples
+        order = np.argsort(np.random.Philox(key=0).random_raw(index.samples), kind="stable")[: self.count]
+        self.samples: NDArray[np.int64] = np.sort(order)
+        """int64 [count], in the order they are read."""
+        self.in_first_half = torch.from_numpy(np.isin(self.samples, order[: self.count // 2]))
+        """bool [count]"""
+        self.shown = np.unique(np.linspace(0, self.count - 1, min(self.count, MOST_THUMBNAILS)).astype(np.int64))
+        """Places in `samples` that thumbnails are kept of."""
+
+    @property
+    def has_ssim(self) -> bool:
+        return measurable(self.index.height, self.index.width)
+
+    def read(self, first: int, count: int) -> Tensor:
+        """uint8 [count, C, H, W] on the reader's device."""
+        return self.reader.read(self.samples[first : first + count]).images
+
+    def read_shown(self, numbers: NDArray[np.int64]) -> Tensor:
+        """The images of thumbnails: uint8 [n, C, H, W] on the CPU."""
+        return self.reader.read(self.samples[self.shown[numbers]]).images.cpu()
+
+
+def real_statistics(
+    images: RealImages, extractor: Extractor, batch: int, team: Team, cache: Path, progress: Progress
+) -> RealStatistics | None:
+    """From the file, else measured by all processes and then saved. Complete on process 0, None on the others."""
+    reference = Reference(images.index.sha256, extractor.name, extractor.weights_sha256, extractor.network.resize, images.count)
+    path = reference.file(cache)
+    known = real_cache.load(path) if team.first else None
+    if team.from_first(known is not None):
+        return known
+    measured = measure(images, extractor, batch, team, progress)
+    if measured is not None:
+        real_cache.save(path, measured)
+    return measured
+
+
+def measure(images: RealImages, extractor: Extractor, batch: int, team: Team, progress: Progress) -> RealStatistics | None:
+    index = images.index
+    halves = FrechetDistance(extractor.width).to(extractor.device)
+    thumbs = torch.zeros(len(images.shown), THUMBNAIL, THUMBNAIL, dtype=torch.uint8)
+    total = torch.zeros(index.channels, index.height, index.width, dtype=torch.int64)
+    error = None
+    try:
+        for first, size in team.blocks(images.count, batch):
+            progress("real images", first, images.count)
+            pixels = images.read(first, size)
+            features = extractor(pixels)
+            own = images.in_first_half[first : first + size].to(features.device)
+            halves.update(features[own], real=True)
+            halves.update(features[~own], real=False)
+            low, high = np.searchsorted(images.shown, (first, first + size))
+            thumbs[low:high] = thumbnails(pixels[torch.from_numpy(images.shown[low:high] - first)]).cpu()
+            total += pixels.long().sum(0).cpu()
+    except UserError as met:
+        error = met
+    team.agree(error)
+    halves.sync(dist_sync_fn=halves.dist_sync_fn)
+    thumbs, total = add_up(thumbs), add_up(total)
+    counts = int(halves.real_features_num_samples), int(halves.fake_features_num_samples)
+    assert sum(counts) == images.count, f"{sum(counts)} real images were counted, not {images.count}"
+    if not team.first:
+        return None
+    similarity = 0.0
+    if images.has_ssim:
+        mean = (total.double() / images.count).round().to(torch.uint8)
+        similarity = float(best_matches(mean[None], thumbs, images.read_shown))
+    sums = (halves.real_features_sum + halves.fake_features_sum).cpu().numpy()
+    squares = (halves.real_features_cov_sum + halves.fake_features_cov_sum).cpu().numpy()
+    floor = float(halves.compute())  # last: after it the metric has the states of this process alone again
+    return RealStatistics(sums, squares, counts, floor, thumbs.numpy(), similarity)

@@ -1,0 +1,102 @@
+"""What evaluation needs to know of the real images, kept in a file that is named after everything it depends on.
+
+An .npz without pickle, written whole or not at all, with a checksum of its own; one that does not match is made again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import zipfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scalegan.files import write_atomically
+
+FORMAT = 1
+"""To be raised when the numbers below come about in another way."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What the statistics depend on."""
+
+    index_sha256: str
+    extractor: str
+    weights_sha256: str
+    resize: str
+    images: int
+
+    def file(self, folder: Path) -> Path:
+        text = json.dumps(asdict(self) | {"format": FORMAT}, sort_keys=True)
+        return folder / f"real-{hashlib.sha256(text.encode()).hexdigest()[:20]}.npz"
+
+
+@dataclass(frozen=True)
+class RealStatistics:
+    features_sum: NDArray[np.float64]
+    """[d]"""
+    features_squares: NDArray[np.float64]
+    """[d, d]: sum of outer products."""
+    halves: tuple[int, int]
+    """Images in each of the two random halves that `floor` compares."""
+    floor: float
+    """Frechet distance between the halves."""
+    thumbnails: NDArray[np.uint8]
+    """[m, 32, 32] of all images, or of some tens of thousands of them."""
+    ssim_mean_image: float
+    """Largest SSIM of the mean image to a real one; 0 for images too small to have one."""
+
+    @property
+    def images(self) -> int:
+        return sum(self.halves)
+
+    def arrays(self) -> dict[str, NDArray[np.generic]]:
+        return {
+            "features_sum": self.features_sum,
+            "features_squares": self.features_squares,
+            "halves": np.array(self.halves, np.int64),
+            "floor": np.array(self.floor, np.float64),
+            "thumbnails": self.thumbnails,
+            "ssim_mean_image": np.array(self.ssim_mean_image, np.float64),
+        }
+
+
+def checksum(arrays: dict[str, NDArray[np.generic]]) -> NDArray[np.uint8]:
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        digest.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode())
+        digest.update(np.ascontiguousarray(arrays[name]).tobytes())
+    return np.frombuffer(digest.digest(), np.uint8)
+
+
+def save(path: Path, statistics: RealStatistics) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    arrays = statistics.arrays()
+    buffer = io.BytesIO()
+    np.savez(buffer, checksum=checksum(arrays), **arrays)  # type: ignore[arg-type]
+    write_atomically(path, buffer.getvalue())
+
+
+def load(path: Path) -> RealStatistics | None:
+    """The statistics in a file, or None when there is none or it is damaged."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        if not np.array_equal(arrays.pop("checksum"), checksum(arrays)):
+            return None
+        first, second = arrays["halves"].tolist()
+        return RealStatistics(
+            arrays["features_sum"],
+            arrays["features_squares"],
+            (first, second),
+            float(arrays["floor"]),
+            arrays["thumbnails"],
+            float(arrays["ssim_mean_image"]),
+        )
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None

