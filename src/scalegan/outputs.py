@@ -61,7 +61,7 @@ class Outputs:
         (self.run_dir / REQUEUE).unlink(missing_ok=True)
         if images_seen:
             self.say(f"going on at {images_seen} images of {self.config.train.images}")
-        elif self.index.labelled and not self.config.model.conditional:
+        elif len(self.index.classes) > 1 and not self.config.model.conditional:
             self.say(f"the {len(self.index.classes)} classes are not used: model.conditional is false")
         if not (self.run_dir / "samples" / "real.png").exists():
             self.real_grid()
