@@ -24,11 +24,13 @@ AT_ONCE = 4096
 
 
 def ssim(a: Tensor, b: Tensor) -> Tensor:
-    """uint8 [n, C, H, W] twice, sides from 11 on -> SSIM float32 [n], the mean over channels and over windows inside the image.
+    """uint8 [n, C, H, W] twice, sides from 6 on -> SSIM float32 [n], the mean over channels and pixels.
 
-    Gaussian window of 11x11 with sigma 1.5, data range 255, as in the paper.
+    Gaussian window of 11x11 with sigma 1.5 and data range 255, as in the paper; at the edge the image is mirrored, as
+    torchmetrics does it.
     """
-    x, y = a.float(), b.float()
+    edge = [WINDOW // 2] * 4
+    x, y = F.pad(a.float(), edge, mode="reflect"), F.pad(b.float(), edge, mode="reflect")
     maps = torch.cat([x, y, x * x, y * y, x * y])
     n, _, height, width = x.shape
     taps = torch.exp(-((torch.arange(WINDOW, dtype=torch.float32) - WINDOW // 2) ** 2) / (2 * SIGMA**2))
@@ -42,7 +44,8 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
 
 
 def measurable(height: int, width: int) -> bool:
-    return min(height, width) >= WINDOW
+    """Whether images of this size have an SSIM."""
+    return min(height, width) > WINDOW // 2
 
 
 def thumbnails(images: Tensor) -> Tensor:

@@ -1,0 +1,83 @@
+"""The Frechet distance of two sets of features is the one its formula gives, to the last digits, however they were summed."""
+
+import numpy as np
+import pytest
+import torch
+from torchmetrics.image.fid import FrechetInceptionDistance
+
+from scalegan.evaluation.frechet import FrechetDistance, frechet_distance, root
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+def features(n: int, width: int, seed: int, shift: float = 0.0) -> torch.Tensor:
+    """float32 [n, width] with a falling spectrum, as features of networks have it."""
+    generator = np.random.default_rng(seed)
+    scales = np.arange(1, width + 1) ** -0.6
+    mixing = np.linalg.qr(np.random.default_rng(0).normal(size=(width, width)))[0]
+    return torch.from_numpy(((generator.normal(size=(n, width)) * scales) @ mixing + 0.4 + shift).astype(np.float32))
+
+
+def measured(real: torch.Tensor, fake: torch.Tensor, part: int = 16) -> FrechetDistance:
+    metric = FrechetDistance(real.shape[1])
+    for first in range(0, len(real), part):
+        metric.update(real[first : first + part], real=True)
+    for first in range(0, len(fake), part):
+        metric.update(fake[first : first + part], real=False)
+    return metric
+
+
+def exact(a: torch.Tensor, b: torch.Tensor) -> float:
+    """From the points themselves: no covariance, so no eigenvalue that is only rounding."""
+    a, b = a.double(), b.double()
+    x, y = (a - a.mean(0)) / (len(a) - 1) ** 0.5, (b - b.mean(0)) / (len(b) - 1) ** 0.5
+    overlap = torch.linalg.svdvals(x @ y.T).sum()
+    return float((a.mean(0) - b.mean(0)).square().sum() + x.square().sum() + y.square().sum() - 2 * overlap)
+
+
+def test_a_set_is_at_no_distance_from_itself():
+    same = features(50, 24, seed=1)
+    assert abs(measured(same, same).compute()) < 1e-12
+
+
+def test_gaussians_with_diagonal_covariances_have_the_distance_of_the_textbook():
+    variances_a, variances_b = torch.rand(2, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) + 0.1
+    means = torch.arange(6, dtype=torch.float64)
+    distance = frechet_distance(means, variances_a.diag(), 1000, means + 1, variances_b.diag(), 1000)
+    expected = 6 + (variances_a.sqrt() - variances_b.sqrt()).square().sum()
+    assert distance.item() == pytest.approx(expected.item(), rel=1e-12)
+
+
+@pytest.mark.parametrize(("n", "m"), [(40, 30), (40, 300), (300, 400), (2, 2)], ids=str)
+def test_fewer_images_than_features_are_as_exact_as_many(n, m):
+    real, fake = features(n, 64, seed=1), features(m, 64, seed=2, shift=0.02)
+    assert measured(real, fake).compute().item() == pytest.approx(exact(real, fake), rel=1e-9)
+
+
+def test_copies_of_a_few_images_are_exact_too():
+    real, fake = features(200, 64, seed=1), features(5, 64, seed=2).repeat(50, 1)
+    assert measured(real, fake).compute().item() == pytest.approx(exact(real, fake), rel=1e-9)
+
+
+def test_torchmetrics_gives_the_same_from_the_same_sums_but_for_its_rounding():
+    metric = measured(features(300, 32, seed=1), features(200, 32, seed=2, shift=0.1))
+    assert metric.compute().item() == pytest.approx(FrechetInceptionDistance.compute(metric).item(), rel=1e-5)
+    assert isinstance(metric, FrechetInceptionDistance)
+
+
+def test_the_order_of_the_batches_does_not_matter():
+    real, fake = features(80, 64, seed=1), features(90, 64, seed=2)
+    forwards = measured(real, fake, part=8).compute().item()
+    backwards = measured(real.flip(0), fake.flip(0), part=13).compute().item()
+    assert forwards == pytest.approx(backwards, rel=1e-12)
+
+
+def test_a_root_has_no_more_columns_than_the_points_have_directions():
+    covariance = features(10, 64, seed=1).double().T.cov()
+    factor = root(covariance, 10)
+    assert factor.shape == (64, 9)
+    assert torch.allclose(factor @ factor.T, covariance, atol=1e-14)
+    assert root(torch.zeros(4, 4, dtype=torch.float64), 9).abs().max() == 0
