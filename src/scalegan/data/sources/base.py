@@ -143,6 +143,11 @@ def choose_classes(known: Sequence[str], wanted: Sequence[str], where: str) -> t
     return tuple(wanted)
 
 
+def one_line(error: BaseException) -> str:
+    """What a library said, for the middle of a sentence."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def listed(names: Sequence[str], limit: int = 8) -> str:
     shown = ", ".join(map(str, names[:limit]))
     return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scalegan.data.index import safe_name
-from scalegan.data.sources.base import Request, Source, choose_classes, wanted_split
+from scalegan.data.sources.base import Request, Source, choose_classes, one_line, wanted_split
 from scalegan.data.sources.idx import Arrays, array_tasks
 from scalegan.errors import UserError
 
@@ -95,5 +95,5 @@ def _from_tar(path: Path) -> dict[str, bytes]:
                 assert file is not None
                 found[name] = file.read()
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-        raise UserError(f"{path} cannot be read ({error}): fetch it again") from None
+        raise UserError(f"{path} cannot be read ({one_line(error)}): fetch it again") from None
     return found

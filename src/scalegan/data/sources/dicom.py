@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scalegan.data.sources.base import Picture, Request, Source, walk
+from scalegan.data.sources.base import Picture, Request, Source, one_line, walk
 from scalegan.data.sources.folders import csv_labels
 from scalegan.data.sources.volume import Cut, canonical, cut_of, medical_import_error, planes, take
 from scalegan.data.sources.window import Window, apply_window
@@ -153,9 +153,9 @@ def read_file(path: str) -> list[Frame] | NDArray[np.uint8]:
                 f"{path} is compressed ({name}) and no decoder for that is installed: "
                 "pip install 'pylibjpeg[all]', or decompress the files first (gdcmconv --raw, dcmdjpeg)"
             ) from None
-        raise UserError(f"{path} cannot be read ({' '.join(str(error).split())}): repair it or take it away") from None
+        raise UserError(f"{path} cannot be read ({one_line(error)}): repair it or take it away") from None
     except (OSError, EOFError, ValueError, AttributeError, KeyError, TypeError, IndexError) as error:
-        raise UserError(f"{path} cannot be read ({' '.join(str(error).split())}): repair it or take it away") from None
+        raise UserError(f"{path} cannot be read ({one_line(error)}): repair it or take it away") from None
 
 
 def _frame(data: Any, number: int, apply_modality_lut: Any, image: NDArray[Any]) -> Frame:
@@ -217,7 +217,7 @@ def dicom(request: Request) -> Source:
         try:
             header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(HEADER))
         except (pydicom.errors.InvalidDicomError, OSError, ValueError, EOFError) as error:
-            raise UserError(f"{path} is no readable DICOM file ({error}): repair it or take it away") from None
+            raise UserError(f"{path} is no readable DICOM file ({one_line(error)}): repair it or take it away") from None
         if not header.get("Rows"):
             others += 1  # reports, directories and the like hold no image
             continue

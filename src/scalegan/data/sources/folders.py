@@ -17,6 +17,7 @@ from scalegan.data.sources.base import (
     chunks,
     listed,
     number_order,
+    one_line,
     walk,
     wanted_split,
 )
@@ -191,7 +192,7 @@ def read_csv(path: Path) -> dict[str, str]:
     except OSError as error:
         raise UserError(f"--labels {path} cannot be read: {error.strerror}") from None
     except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"--labels {path} is no CSV file in UTF-8: {error}") from None
+        raise UserError(f"--labels {path} is no CSV file in UTF-8: {one_line(error)}") from None
 
 
 def _table(path: Path, rows: csv.DictReader[str]) -> dict[str, str]:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scalegan.data.sources.base import Picture, Request, Source, choose_classes, chunks, listed, wanted_split
+from scalegan.data.sources.base import Picture, Request, Source, choose_classes, chunks, listed, one_line, wanted_split
 from scalegan.errors import UserError
 
 IMAGES = re.compile(r"^(?P<front>.*)images(?P<mark>[-.]idx)3(?P<end>-ubyte(\.gz)?)$")
@@ -119,7 +119,7 @@ def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
     except UserError:
         raise
     except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path} cannot be read ({error}): fetch it again") from None
+        raise UserError(f"{path} cannot be read ({one_line(error)}): fetch it again") from None
     if len(data) != size or not size:
         held = "more" if len(data) > size else f"{len(data)}"
         raise UserError(f"{path} is damaged: {' x '.join(map(str, shape))} bytes announced, {held} there; fetch it again")

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from scalegan.data.sources.base import Picture, Request, Source, walk
+from scalegan.data.sources.base import Picture, Request, Source, one_line, walk
 from scalegan.data.sources.folders import csv_labels
 from scalegan.data.sources.volume import MOST_VOXELS, Cut, canonical, cut_of, medical_import_error, planes, take
 from scalegan.errors import UserError
@@ -46,9 +46,9 @@ class File:
         except UserError:
             raise
         except (nibabel.filebasedimages.ImageFileError, nibabel.spatialimages.HeaderDataError) as error:
-            raise UserError(f"{self.path} is no readable volume ({error}): repair it or take it away") from None
+            raise UserError(f"{self.path} is no readable volume ({one_line(error)}): repair it or take it away") from None
         except (OSError, EOFError, ValueError, zlib.error, ArithmeticError, TypeError) as error:
-            raise UserError(f"{self.path} cannot be read ({error}): repair it or take it away") from None
+            raise UserError(f"{self.path} cannot be read ({one_line(error)}): repair it or take it away") from None
         assert self.cut.axis is not None
         stack, spacing = planes(values, sizes, self.cut.axis)
         pictures, facts = take(stack, spacing, self.cut, name=self.path, label=self.label)

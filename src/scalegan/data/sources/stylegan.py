@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from scalegan.data.index import safe_name
-from scalegan.data.sources.base import Picture, Request, Source, choose_classes, chunks, walk
+from scalegan.data.sources.base import Picture, Request, Source, choose_classes, chunks, one_line, walk
 from scalegan.data.sources.folders import file_tasks, is_image
 from scalegan.errors import UserError
 
@@ -45,7 +45,7 @@ def open_zip(path: str) -> zipfile.ZipFile:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     except zipfile.BadZipFile as error:
-        raise UserError(f"{path} is no readable zip ({error}): fetch it again") from None
+        raise UserError(f"{path} is no readable zip ({one_line(error)}): fetch it again") from None
 
 
 def read_member(archive: zipfile.ZipFile, path: str, name: str) -> bytes:
@@ -55,7 +55,7 @@ def read_member(archive: zipfile.ZipFile, path: str, name: str) -> bytes:
     try:
         return archive.read(info)
     except (zipfile.BadZipFile, EOFError, RuntimeError, NotImplementedError, OSError) as error:
-        raise UserError(f"{path}: {name} cannot be unpacked ({error}): fetch the archive again") from None
+        raise UserError(f"{path}: {name} cannot be unpacked ({one_line(error)}): fetch the archive again") from None
 
 
 def stylegan(request: Request) -> Source:

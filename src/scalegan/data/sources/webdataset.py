@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from scalegan.data.index import INDEX_NAME, TAR_BLOCK, read_index, read_offsets, safe_name
-from scalegan.data.sources.base import Picture, Request, Source, choose_classes, chunks, number_order
+from scalegan.data.sources.base import Picture, Request, Source, choose_classes, chunks, number_order, one_line
 from scalegan.errors import UserError
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
@@ -53,6 +53,8 @@ def webdataset(request: Request) -> Source:
     if not paths:
         raise UserError(f"{request.path} holds no .tar files: give the folder of the shards, or a pattern in quotes")
     found = {path: list(scan(path)) for path in paths}
+    if not any(found.values()):
+        raise UserError(f"{request.path}: the tars hold no images (.{' .'.join(IMAGES)})")
     given = {label for entries in found.values() for *_, label in entries if label is not None}
     for path, entries in found.items():
         for name, *_, label in entries:
@@ -130,7 +132,7 @@ def scan(path: Path) -> Iterator[tuple[str, int, int, str | None]]:
                     if label is not None:
                         labels[suffix][key] = label
     except (tarfile.TarError, EOFError, OSError) as error:
-        raise UserError(f"{path} cannot be read ({error}): fetch it again") from None
+        raise UserError(f"{path} cannot be read ({one_line(error)}): fetch it again") from None
     with open(path, "rb") as file:
         if os.pread(file.fileno(), TAR_BLOCK, end) != bytes(TAR_BLOCK):
             raise UserError(f"{path} is cut: it lacks the mark at its end; fetch it again")

@@ -1,0 +1,291 @@
+"""`scalegan shards SOURCE OUT`: the same shards however many workers write them, and one line for whatever is wrong."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from opening import encoded, photo, run, save, scan, stored
+from PIL import Image
+
+from scalegan import cli
+from scalegan.data import shards_cli
+from scalegan.data.index import read_index
+from scalegan.data.shards_cli import parse_size
+from scalegan.data.sources import convert
+from scalegan.errors import UserError
+
+DATA = Path(os.environ.get("SCALEGAN_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
+
+
+def classes(root: Path, number: int = 6) -> Path:
+    for label, name in enumerate(("kiwi", "pear", "plum")):
+        for i in range(number):
+            save(root / name / f"{i}.png", photo(100 * label + i))
+    return root
+
+
+def test_a_folder_becomes_shards_with_the_right_labels(tmp_path: Path) -> None:
+    index = run(classes(tmp_path / "fruit"), tmp_path / "s", "--licence", "CC0", "--shard-samples", "5")
+    assert (index.samples, index.height, index.width, index.channels) == (18, 10, 12, 3)
+    assert (index.classes, index.class_counts) == (("kiwi", "pear", "plum"), (6, 6, 6))
+    assert (index.source, index.licence, index.details) == ("fruit", "CC0", {"kind": "folders", "seed": 0})
+    assert [shard.samples for shard in index.shards] == [5, 5, 5, 3]
+    known = {photo(100 * label + i).tobytes(): label for label in range(3) for i in range(6)}
+    assert [label for _, label in stored(index)] == [known[image.tobytes()] for image, _ in stored(index)]
+    assert len({image.tobytes() for image, _ in stored(index)}) == 18
+
+
+def test_files_are_stored_as_they_are(tmp_path: Path) -> None:
+    save(tmp_path / "fruit/a/1.jpg", photo(), quality=80)
+    run(tmp_path / "fruit", tmp_path / "s")
+    assert (tmp_path / "fruit/a/1.jpg").read_bytes() in (tmp_path / "s/shard-000000.tar").read_bytes()
+
+
+def test_images_are_shuffled_by_the_seed(tmp_path: Path) -> None:
+    source = classes(tmp_path / "fruit")
+    first, again, other = (run(source, tmp_path / str(i), "--seed", seed) for i, seed in enumerate(("1", "1", "2")))
+    assert first.sha256 == again.sha256 != other.sha256
+    labels = [label for _, label in stored(first)]
+    assert labels != sorted(labels)
+    assert Counter(labels) == Counter(label for _, label in stored(other))
+
+
+def test_the_place_of_the_source_does_not_matter(tmp_path: Path) -> None:
+    first = run(classes(tmp_path / "x/fruit"), tmp_path / "a")
+    second = run(classes(tmp_path / "y/z/fruit"), tmp_path / "b")
+    assert first.sha256 == second.sha256
+
+
+def test_any_number_of_workers_writes_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(convert, "INLINE", 0)
+    source = classes(tmp_path / "fruit", 50)
+    options = ("--size", "8x9", "--shard-samples", "40")
+    alone = run(source, tmp_path / "1", *options)
+    assert run(source, tmp_path / "3", *options, "--workers", "3").sha256 == alone.sha256
+
+
+def test_an_error_in_a_worker_is_the_same_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(convert, "INLINE", 0)
+    source = classes(tmp_path / "fruit", 50)
+    (source / "pear/30.png").write_bytes(b"broken")
+    with pytest.raises(UserError, match=r"pear/30.png is no readable image"):
+        run(source, tmp_path / "s", "--workers", "2")
+    assert [path.name for path in tmp_path.iterdir()] == ["fruit"]
+
+
+def test_size_is_height_by_width(tmp_path: Path) -> None:
+    index = run(classes(tmp_path / "fruit"), tmp_path / "s", "--size", "20x6")
+    assert (index.height, index.width) == (20, 6)
+    assert {image.shape for image, _ in stored(index)} == {(20, 6, 3)}
+    assert index.details == {"kind": "folders", "seed": 0, "size": [20, 6], "fit": "crop", "filter": "lanczos"}
+
+
+@pytest.mark.parametrize(("text", "size"), [("64", (64, 64)), ("208x176", (208, 176)), ("104X88", (104, 88))])
+def test_sizes_are_read(text: str, size: tuple[int, int]) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["0", "x", "64x", "-4", "64x64x3", "9000", "64.5", "64 x 64"])
+def test_other_sizes_are_refused(text: str) -> None:
+    with pytest.raises(UserError, match=r"--size .*: give one number or height x width"):
+        parse_size(text)
+
+
+def test_mixed_sizes_name_both_and_an_example_of_each(tmp_path: Path) -> None:
+    save(tmp_path / "fruit/a/1.png", photo())
+    save(tmp_path / "fruit/a/2.png", photo(0, 7, 9))
+    with pytest.raises(UserError, match=r"10x12 \(.*a/1.png\) and 7x9 \(.*a/2.png\): choose one with --size"):
+        run(tmp_path / "fruit", tmp_path / "s")
+    assert run(tmp_path / "fruit", tmp_path / "s", "--size", "7").samples == 2
+
+
+def test_mixed_grey_and_colour_name_an_example_of_each(tmp_path: Path) -> None:
+    save(tmp_path / "fruit/a/1.png", photo())
+    save(tmp_path / "fruit/a/2.png", scan())
+    with pytest.raises(UserError, match=r"grey \(.*a/2.png\) and colour \(.*a/1.png\): choose with --channels"):
+        run(tmp_path / "fruit", tmp_path / "s")
+    assert run(tmp_path / "fruit", tmp_path / "s", "--channels", "1").channels == 1
+    assert run(tmp_path / "fruit", tmp_path / "t", "--channels", "3").channels == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--classes", "kiwi,,plum"), "--classes has an empty name"),
+        (("--classes", "kiwi,kiwi"), "names a class twice"),
+        (("--classes", "kiwis"), "did you mean kiwi?"),
+        (("--workers", "0"), "--workers 0: give at least 1"),
+        (("--shard-samples", "0"), "--shard-samples 0: give at least 1"),
+        (("--seed", "-1"), "--seed -1: give 0 or more"),
+        (("--window", "5"), "--window 5: give LO,HI"),
+        (("--slices", "5"), "--slices 5: give LO:HI"),
+        (("--slices", "1:5"), "--slices means nothing for class folders"),
+        (("--window", "0,9"), "in colour"),
+    ],
+)
+def test_options_that_make_no_sense_leave_nothing(tmp_path: Path, options: tuple[str, ...], message: str) -> None:
+    with pytest.raises(UserError) as raised:
+        run(classes(tmp_path / "fruit"), tmp_path / "s", *options)
+    assert message in str(raised.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["fruit"]
+
+
+def test_out_may_not_hold_the_source(tmp_path: Path) -> None:
+    source = classes(tmp_path / "fruit")
+    for out in (source, tmp_path):
+        with pytest.raises(UserError, match="exists already"):
+            run(source, out)
+    shards = tmp_path / "shards"
+    run(source, shards)
+    with pytest.raises(UserError, match="holds SOURCE"):
+        run(shards, shards, "--force")
+    assert read_index(shards).samples == 18
+
+
+def test_force_replaces_earlier_shards(tmp_path: Path) -> None:
+    source = classes(tmp_path / "fruit")
+    run(source, tmp_path / "s")
+    with pytest.raises(UserError, match="exists already"):
+        run(source, tmp_path / "s")
+    assert run(source, tmp_path / "s", "--classes", "plum", "--force").samples == 6
+
+
+def test_the_summary_says_what_was_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = classes(tmp_path / "fruit")
+    (source / "notes.txt").write_text("x")
+    assert cli.main(["shards", str(source), str(tmp_path / "s"), "--workers", "1"]) == 0
+    out, err = capsys.readouterr()
+    assert "18 images, 10x12 (height x width), colour, 1 shard, 0.0 MB" in out
+    assert "classes: kiwi 6, pear 6, plum 6" in out
+    assert "note: 1 other files were left alone" in out
+    assert str(tmp_path / "s/contact.png") in out
+    assert err == ""
+
+
+def test_the_command_line_turns_errors_into_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["shards", str(tmp_path / "nowhere"), str(tmp_path / "s")]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("scalegan: error: ")
+    assert err.count("\n") == 1
+
+
+def test_grey_images_stored_in_colour_are_pointed_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save(tmp_path / "x/a/1.png", np.repeat(scan()[..., None], 3, 2))
+    cli.main(["shards", str(tmp_path / "x"), str(tmp_path / "s")])
+    assert "--channels 1 makes training lighter" in capsys.readouterr().out
+
+
+def test_transparency_is_pointed_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save(tmp_path / "x/a/1.png", np.dstack([photo(), np.full((10, 12), 99, np.uint8)]))
+    cli.main(["shards", str(tmp_path / "x"), str(tmp_path / "s")])
+    assert "1 images had transparency: it was laid over white" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("number", [1, 3, 25])
+def test_the_contact_sheet_has_a_row_for_each_class(tmp_path: Path, number: int) -> None:
+    for i in range(number):
+        save(tmp_path / f"x/{i:02d}/1.png", photo(i))
+    run(tmp_path / "x", tmp_path / "s")
+    with Image.open(tmp_path / "s/contact.png") as sheet:
+        assert sheet.mode == "RGB"
+        assert sheet.height == min(number, 20) * (80 + 2 + 14) - 2
+
+
+def test_a_contact_sheet_of_grey_images_without_labels(tmp_path: Path) -> None:
+    for i in range(12):
+        save(tmp_path / f"x/{i}.png", scan(i, 300, 200))
+    run(tmp_path / "x", tmp_path / "s")
+    with Image.open(tmp_path / "s/contact.png") as sheet:
+        assert (sheet.mode, sheet.size) == ("L", (10 * 87 - 2, 2 * 130 - 2))
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_leaves_nothing_and_says_so(tmp_path: Path, how: signal.Signals) -> None:
+    folder = tmp_path / "x/a"
+    folder.mkdir(parents=True)
+    (folder / "0.png").write_bytes(encoded(photo(0, 400, 400)))
+    for i in range(1, 1500):
+        os.link(folder / "0.png", folder / f"{i}.png")
+    command = [
+        sys.executable,
+        "-m",
+        "scalegan.cli",
+        "shards",
+        str(tmp_path / "x"),
+        str(tmp_path / "s"),
+        "--size",
+        "390",
+        "--workers",
+        "2",
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    spool = tmp_path / ".s.partial" / "spool"
+    deadline = time.monotonic() + 30
+    while not (spool.exists() and spool.stat().st_size) and time.monotonic() < deadline:
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.killpg(process.pid, how) if how is signal.SIGINT else process.send_signal(how)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert (out, err) == ("", "scalegan: interrupted: nothing was written\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = (
+        "import sys, contextlib, io\n"
+        "from scalegan import cli\n"
+        "with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):\n"
+        "    cli.main(['shards', '--help'])\n"
+        "print([name for name in ('torch', 'webdataset', 'numpy', 'PIL', 'rich', 'nibabel') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_writing_shards_needs_no_torch(tmp_path: Path) -> None:
+    classes(tmp_path / "fruit")
+    code = f"""
+import sys
+from scalegan import cli
+cli.main(["shards", {str(tmp_path / "fruit")!r}, {str(tmp_path / "s")!r}])
+print([name for name in ("torch", "webdataset", "matplotlib") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("[]\n")
+
+
+def test_every_kind_has_a_source() -> None:
+    from scalegan.data.sources.detect import KINDS
+
+    assert ("auto", *KINDS) == shards_cli.KINDS
+    parser = argparse.ArgumentParser()
+    shards_cli.add_arguments(parser)
+    for kind in KINDS:
+        assert f"\n  {kind} " in parser.format_help()
+
+
+@pytest.mark.skipif(not (DATA / "fruits360").is_dir(), reason="needs the real images (SCALEGAN_DATA)")
+def test_real_kiwis(tmp_path: Path) -> None:
+    index = run(DATA / "fruits360", tmp_path / "s", "--classes", "Kiwi")
+    assert (index.samples, index.height, index.width, index.channels, index.classes) == (466, 100, 100, 3, ("Kiwi",))
+    files = {path.read_bytes() for path in (DATA / "fruits360/Training/Kiwi").iterdir()}
+    tar = (tmp_path / "s/shard-000000.tar").read_bytes()
+    assert all(data in tar for data in sorted(files)[:20])
+    assert run(DATA / "fruits360", tmp_path / "t", "--classes", "Kiwi", "--split", "Test").samples == 156
+
+
+@pytest.mark.skipif(not (DATA / "brain").is_dir(), reason="needs the real images (SCALEGAN_DATA)")
+def test_real_brain_slices(tmp_path: Path) -> None:
+    index = run(DATA / "brain", tmp_path / "s", "--classes", "ModerateDemented", "--split", "all", "--size", "104x88")
+    assert (index.samples, index.height, index.width, index.channels) == (64, 104, 88, 1)

@@ -1,0 +1,233 @@
+"""Images are stored as they came where nothing changes, and never lose depth, sides or colour without a word."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from opening import encoded, photo, scan
+from PIL import Image
+
+from scalegan.data.sources import encode
+from scalegan.data.sources.base import Picture
+from scalegan.data.sources.encode import Transform, decode, resize
+from scalegan.data.sources.window import Slices, Window, parse_slices, parse_window
+from scalegan.errors import UserError
+
+
+def transform(content: Any, label: int = 0, **options: Any) -> encode.Encoded:
+    settings = {"size": None, "fit": "crop", "channels": None, "window": None} | options
+    return Transform(**settings)(Picture("x.png", content, label))
+
+
+def raw_png(width: int, height: int, bits: int, data: bytes) -> bytes:
+    """A colour PNG of any claims."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, bits, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+def deep(values: np.ndarray) -> bytes:
+    """A 16-bit grey PNG."""
+    return encoded(values.astype(np.uint16))
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG"])
+def test_a_file_that_needs_no_change_is_stored_as_it_is(form: str) -> None:
+    for image in (photo(), scan()):
+        data = encoded(image, form)
+        assert transform(data).data is data
+        assert transform(data, size=(10, 12)).data is data
+        assert transform(data, channels=1 if image.ndim == 2 else 3).data is data
+
+
+def test_suffix_size_and_channels_are_stated() -> None:
+    made = transform(encoded(scan(), "JPEG"), label=3)
+    assert (made.suffix, made.height, made.width, made.channels, made.label) == ("jpg", 10, 12, 1, 3)
+
+
+@pytest.mark.parametrize("form", ["WEBP", "BMP", "TIFF"])
+def test_other_formats_become_png_without_loss(form: str) -> None:
+    made = transform(encoded(photo(), form, **({"lossless": True} if form == "WEBP" else {})))
+    assert made.suffix == "png"
+    np.testing.assert_array_equal(decode(made.data), photo())
+
+
+def test_arrays_become_png_without_loss() -> None:
+    np.testing.assert_array_equal(decode(transform(photo()).data), photo())
+    np.testing.assert_array_equal(decode(transform(scan()).data), scan())
+
+
+def test_grey_and_colour_convert_when_asked() -> None:
+    grey = transform(encoded(photo(), "JPEG"), channels=1)
+    assert (grey.suffix, grey.channels, decode(grey.data).shape) == ("png", 1, (10, 12))
+    colour = decode(transform(encoded(scan()), channels=3).data)
+    np.testing.assert_array_equal(colour, np.repeat(scan()[..., None], 3, 2))
+
+
+def test_a_palette_is_looked_up() -> None:
+    image = Image.fromarray(photo()).quantize(16)
+    data = io.BytesIO()
+    image.save(data, "PNG")
+    np.testing.assert_array_equal(decode(transform(data.getvalue()).data), np.asarray(image.convert("RGB")))
+
+
+def test_transparency_is_laid_over_white_and_counted() -> None:
+    image = np.dstack([photo(), np.zeros((10, 12), np.uint8)])
+    made = transform(encoded(image))
+    assert made.transparent
+    assert (decode(made.data) == 255).all()
+
+
+def test_a_photograph_is_turned_upright() -> None:
+    exif = Image.Exif()
+    exif[encode.EXIF_ORIENTATION] = 6
+    made = transform(encoded(photo(), "JPEG", exif=exif, quality=95))
+    assert (made.height, made.width, made.suffix) == (12, 10, "png")
+
+
+def test_sixteen_bits_need_a_window() -> None:
+    data = deep(scan().astype(np.uint16) * 200)
+    with pytest.raises(UserError, match=r"x.png has more than 8 bits.*--window"):
+        transform(data)
+
+
+def test_a_window_maps_in_full_depth_and_rounds() -> None:
+    values = np.array([[0, 1000, 1002, 1500, 2000, 65535]])
+    made = decode(transform(deep(values), window=Window("range", 1000, 2000)).data)
+    assert made.tolist() == [[0, 0, 1, 128, 255, 255]]  # 1002 -> 0.51, 1500 -> 127.5 to even
+
+
+def test_percentiles_are_of_the_foreground() -> None:
+    values = np.zeros((10, 12))
+    values[:2] = np.linspace(1000, 5000, 24).reshape(2, 12)
+    assert Window("percentile", 0, 100).limits(values, "x") == (pytest.approx(1000), pytest.approx(5000))
+
+
+def test_a_window_works_on_8_bits_too_but_not_on_colour() -> None:
+    made = decode(transform(encoded(scan()), window=Window("range", 100, 101)).data)
+    np.testing.assert_array_equal(made, np.where(scan() > 100, 255, 0))
+    with pytest.raises(UserError, match="in colour"):
+        transform(encoded(photo()), window=Window("range", 0, 1))
+
+
+def test_sixteen_bits_in_colour_are_refused() -> None:
+    rows = b"".join(b"\0" + np.arange(36, dtype=">u2").tobytes() for _ in range(4))
+    data = raw_png(12, 4, 16, zlib.compress(rows))
+    with pytest.raises(UserError, match="in colour with 16 bits"):
+        transform(data)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"no image",
+        encoded(photo(), "PNG")[:60],
+        encoded(photo(0, 64, 64), "JPEG")[:-200],
+        encoded(photo(), "GIF"),
+        encoded(photo())[:40] + b"\xff" * 20 + encoded(photo())[60:],
+    ],
+)
+def test_what_cannot_be_read_is_named(data: bytes) -> None:
+    with pytest.raises(UserError, match=r"x.png is no readable image"):
+        transform(data)
+
+
+def test_several_images_in_one_file_are_refused() -> None:
+    frames = [Image.fromarray(photo(i)) for i in (1, 2)]
+    with pytest.raises(UserError, match="several images"):
+        transform(encoded(photo(), "TIFF", save_all=True, append_images=frames))
+
+
+def test_a_decompression_bomb_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encode, "MOST_PIXELS", 100)
+    with pytest.raises(UserError, match=r"12x10 pixels, over 100"):
+        transform(encoded(photo()))
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="pixels"):
+        transform(raw_png(60_000, 60_000, 8, zlib.compress(bytes(1000))))
+
+
+def test_resizing_averages_instead_of_skipping() -> None:
+    stripes = np.zeros((64, 64), np.uint8)
+    stripes[:, ::2] = 255
+    made = decode(transform(stripes, size=(16, 16)).data)
+    assert abs(made[4:-4, 4:-4].astype(int) - 128).max() < 20
+
+
+def test_crop_keeps_the_middle() -> None:
+    image = np.zeros((10, 30), np.uint8)
+    image[:, 10:20] = 200
+    assert (decode(transform(image, size=(10, 10), fit="crop").data) == 200).all()
+
+
+def test_pad_keeps_everything_in_a_black_frame() -> None:
+    made = decode(transform(np.full((10, 30), 200, np.uint8), size=(30, 30), fit="pad").data)
+    assert (made[10:20] == 200).all()
+    assert (made[:10] == 0).all()
+    assert (made[20:] == 0).all()
+
+
+def test_stretch_distorts() -> None:
+    assert (decode(transform(np.full((10, 30), 200, np.uint8), size=(30, 30), fit="stretch").data) == 200).all()
+
+
+def test_pixels_that_are_not_square_are_made_so() -> None:
+    picture = Picture("x", np.full((10, 10), 0.5), 0, (2.0, 1.0))
+    made = Transform(None, "pad", None)(picture)
+    assert (made.height, made.width) == (20, 10)
+    made = Transform((20, 20), "pad", None)(picture)
+    columns = decode(made.data)[10] > 0
+    assert columns.sum() == 10
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    st.sampled_from(["crop", "pad", "stretch"]),
+    st.tuples(st.floats(0.3, 3), st.floats(0.3, 3)),
+)
+def test_every_size_is_reached(before: tuple[int, int], after: tuple[int, int], fit: Any, spacing: tuple[float, float]) -> None:
+    made = resize(Image.fromarray(np.full(before, 7, np.uint8)), after, fit, spacing)
+    assert (made.height, made.width) == after
+    if fit != "pad":
+        assert (np.asarray(made) == 7).all()
+
+
+@pytest.mark.parametrize("text", ["1", "a,b", "5,5", "9,1", "p1,99", "p5,p101", "nan,1", "1,2,3", ""])
+def test_windows_that_make_no_sense_are_refused(text: str) -> None:
+    with pytest.raises(UserError, match="--window"):
+        parse_window(text)
+
+
+def test_windows_are_read() -> None:
+    assert parse_window("-1000,400") == Window("range", -1000, 400)
+    assert parse_window("p1,p99.5") == Window("percentile", 1, 99.5)
+    assert parse_window("dicom").kind == "dicom"
+
+
+@pytest.mark.parametrize("text", ["", "5", "5:5", "9:1", "10%:80", "a:b", "-1:5", "50%:120%", "1:2:3"])
+def test_slices_that_make_no_sense_are_refused(text: str) -> None:
+    with pytest.raises(UserError, match="--slices"):
+        parse_slices(text)
+
+
+def test_slices_are_read() -> None:
+    assert parse_slices("40:150").bounds(189, "x") == (40, 150)
+    assert parse_slices("30%:80%").bounds(200, "x") == (60, 160)
+    assert parse_slices("100:").bounds(189, "x") == (100, 189)
+    assert parse_slices(":").bounds(189, "x") == (0, 189)
+    assert str(parse_slices("30%:")) == "30%:"
+    with pytest.raises(UserError, match=r"x.nii has 100 slices"):
+        Slices(50, 150, percent=False).bounds(100, "x.nii")

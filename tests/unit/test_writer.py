@@ -1,0 +1,184 @@
+"""Shards are plain tars that any WebDataset reader understands, and appear whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from opening import encoded, photo, run, save
+
+from scalegan.data import writer
+from scalegan.data.index import read_index
+from scalegan.data.sources.encode import decode
+from scalegan.data.writer import Sample, new_folder, tar_member, write_shards
+from scalegan.errors import UserError
+
+SHAPE = {"height": 10, "width": 12, "channels": 3}
+
+
+def samples(number: int = 5) -> list[Sample]:
+    return [Sample(encoded(photo(i)), "png", i % 3) for i in range(number)]
+
+
+def test_webdataset_reads_images_and_labels(tmp_path: Path) -> None:
+    webdataset = pytest.importorskip("webdataset")
+    write_shards(samples(), tmp_path / "s", classes=("a", "b", "c"), shard_samples=2, **SHAPE)
+    urls = sorted(str(path) for path in (tmp_path / "s").glob("*.tar"))
+    read = list(webdataset.WebDataset(urls, shardshuffle=False).decode("rgb8"))
+    assert [sample["__key__"] for sample in read] == [f"{i:09d}" for i in range(5)]
+    assert [sample["cls"] for sample in read] == [0, 1, 2, 0, 1]
+    for i, sample in enumerate(read):
+        np.testing.assert_array_equal(sample["png"], photo(i))
+
+
+def test_webdataset_decodes_what_a_user_would_ask_for(tmp_path: Path) -> None:
+    webdataset = pytest.importorskip("webdataset")
+    write_shards(samples(), tmp_path / "s", classes=("a", "b", "c"), **SHAPE)
+    pairs = webdataset.WebDataset(f"{tmp_path}/s/shard-000000.tar", shardshuffle=False).decode("pil").to_tuple("jpg;png", "cls")
+    assert [(image.size, label) for image, label in pairs] == [((12, 10), i % 3) for i in range(5)]
+
+
+def test_webdataset_reads_what_the_command_wrote(tmp_path: Path) -> None:
+    webdataset = pytest.importorskip("webdataset")
+    for label, name in enumerate(("kiwi", "plum")):
+        for i in range(4):
+            save(tmp_path / "fruit" / name / f"{i}.jpg", photo(10 * label + i))
+    index = run(tmp_path / "fruit", tmp_path / "s", "--shard-samples", "3")
+    urls = [str(tmp_path / "s" / shard.name) for shard in index.shards]
+    read = list(webdataset.WebDataset(urls, shardshuffle=False).decode("rgb8").to_tuple("jpg", "cls"))
+    decoded = {
+        decode((tmp_path / f"fruit/{name}/{i}.jpg").read_bytes()).tobytes(): name for name in index.classes for i in range(4)
+    }
+    assert len(read) == 8
+    assert [decoded[image.tobytes()] for image, _ in read] == [index.classes[label] for _, label in read]
+
+
+def test_headers_are_those_of_tarfile() -> None:
+    for size in (0, 1, 511, 512, 513, 8**7 + 5):
+        info = tarfile.TarInfo("000000012.png")
+        info.size = size
+        member = tar_member("000000012.png", bytes(size))
+        assert member[:512] == info.tobuf(tarfile.USTAR_FORMAT)
+        assert len(member) % 512 == 0
+
+
+def test_unlabelled_samples_have_no_label_member(tmp_path: Path) -> None:
+    write_shards([Sample(b"x", "jpg")], tmp_path / "s", **SHAPE)
+    with tarfile.open(tmp_path / "s/shard-000000.tar") as tar:
+        assert tar.getnames() == ["000000000.jpg"]
+
+
+def test_checksums_are_those_of_the_files(tmp_path: Path) -> None:
+    index = write_shards(samples(), tmp_path / "s", classes=("a", "b", "c"), shard_samples=2, **SHAPE)
+    assert [shard.samples for shard in index.shards] == [2, 2, 1]
+    for shard in index.shards:
+        data = (tmp_path / "s" / shard.name).read_bytes()
+        assert (hashlib.sha256(data).hexdigest(), len(data)) == (shard.sha256, shard.bytes)
+
+
+def test_no_samples_leave_nothing(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no images"):
+        write_shards([], tmp_path / "s", **SHAPE)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_labels_must_fit_the_classes(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="label 2"):
+        write_shards(samples(), tmp_path / "s", classes=("a", "b"), **SHAPE)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failure_half_way_leaves_nothing(tmp_path: Path) -> None:
+    def broken() -> Iterator[Sample]:
+        yield from samples()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_shards(broken(), tmp_path / "s", classes=("a", "b", "c"), shard_samples=2, **SHAPE)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def full(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(writer, "write_file", full)
+    with pytest.raises(UserError, match="no space left"):
+        write_shards(samples(), tmp_path / "s", classes=("a", "b", "c"), **SHAPE)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_folder_is_refused(tmp_path: Path) -> None:
+    write_shards(samples(2), tmp_path / "s", classes=("a", "b", "c"), **SHAPE)
+    with pytest.raises(UserError, match="exists already: give another folder, or --force"):
+        write_shards(samples(), tmp_path / "s", classes=("a", "b", "c"), **SHAPE)
+    assert read_index(tmp_path / "s").samples == 2
+
+
+def test_force_replaces_shards(tmp_path: Path) -> None:
+    write_shards(samples(2), tmp_path / "s", classes=("a", "b", "c"), **SHAPE)
+    write_shards(samples(5), tmp_path / "s", classes=("a", "b", "c"), force=True, **SHAPE)
+    assert read_index(tmp_path / "s").samples == 5
+    assert [path.name for path in tmp_path.iterdir()] == ["s"]
+
+
+def test_force_replaces_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s/thesis.tex").write_text("years of work")
+    with pytest.raises(UserError, match="something else than shards"):
+        write_shards(samples(), tmp_path / "s", classes=("a", "b", "c"), force=True, **SHAPE)
+    assert (tmp_path / "s/thesis.tex").exists()
+
+
+def test_an_empty_folder_is_filled_and_parents_are_made(tmp_path: Path) -> None:
+    (tmp_path / "s").mkdir()
+    write_shards(samples(), tmp_path / "s", classes=("a", "b", "c"), **SHAPE)
+    write_shards(samples(), tmp_path / "a/b/c", classes=("a", "b", "c"), **SHAPE)
+    assert read_index(tmp_path / "s").sha256 == read_index(tmp_path / "a/b/c").sha256
+
+
+def test_two_writers_of_one_folder_do_not_meet(tmp_path: Path) -> None:
+    with (
+        pytest.raises(UserError, match="being written by another process"),
+        new_folder(tmp_path / "s"),
+        new_folder(tmp_path / "s"),
+    ):
+        pass
+
+
+def test_what_a_killed_writer_left_is_in_nobodys_way(tmp_path: Path) -> None:
+    code = f"""
+import pathlib, time
+from scalegan.data.writer import new_folder
+with new_folder(pathlib.Path({str(tmp_path / "s")!r})) as folder:
+    (folder / "shard-000007.tar").write_bytes(b"half")
+    print("there", flush=True)
+    time.sleep(60)
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "s").exists()
+    time.sleep(0.05)
+    write_shards(samples(), tmp_path / "s", classes=("a", "b", "c"), **SHAPE)
+    assert sorted(path.name for path in (tmp_path / "s").iterdir()) == ["index.json", "shard-000000.npy", "shard-000000.tar"]
+    assert [path.name for path in tmp_path.iterdir()] == ["s"]
+
+
+def test_a_folder_that_may_not_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"):
+        write_shards(samples(), tmp_path / "file/s", classes=("a", "b", "c"), **SHAPE)
