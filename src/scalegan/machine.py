@@ -8,6 +8,7 @@ import queue
 import shutil
 import socket
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,8 +18,12 @@ from typing import TYPE_CHECKING
 from scalegan.errors import UserError
 
 if TYPE_CHECKING:
+    from multiprocessing.synchronize import Barrier
+
     import torch
 
+START_PATIENCE = 300.0
+"""Seconds that two processes get to import torch: seconds as a rule, but this machine may be busy."""
 GLOO_PATIENCE = 60.0
 GB = 1e9
 
@@ -187,12 +192,14 @@ def gloo() -> Iterator[Finding]:
     with tempfile.TemporaryDirectory() as folder:
         meeting = Path(folder, "meeting").as_uri()
         answers: multiprocessing.Queue[float | str] = context.Queue()
-        pair = [context.Process(target=all_reduce, args=(rank, meeting, answers), daemon=True) for rank in (0, 1)]
+        started = context.Barrier(3)
+        pair = [context.Process(target=all_reduce, args=(rank, meeting, started, answers), daemon=True) for rank in (0, 1)]
         try:
             for process in pair:
                 process.start()
+            started.wait(START_PATIENCE)
             results = [answers.get(timeout=GLOO_PATIENCE) for _ in pair]
-        except queue.Empty:
+        except (queue.Empty, threading.BrokenBarrierError):
             yield fail("gloo", f"two processes on this machine did not meet in {GLOO_PATIENCE:.0f} s: {remedy}")
             return
         finally:
@@ -203,16 +210,17 @@ def gloo() -> Iterator[Finding]:
     if len(times) == len(pair):
         yield ok("gloo", f"two processes add up 1 MB in {1000 * max(times):.1f} ms")
     else:
-        said = next(result for result in results if isinstance(result, str))
+        said = next(str(result) for result in results if result not in times)
         yield fail("gloo", f"two processes on this machine cannot talk ({said}): {remedy}")
 
 
-def all_reduce(rank: int, meeting: str, answers: multiprocessing.Queue[float | str]) -> None:
+def all_reduce(rank: int, meeting: str, started: Barrier, answers: multiprocessing.Queue[float | str]) -> None:
     """Put the seconds of the best of five turns into `answers`, or what went wrong."""
     import torch
     import torch.distributed as dist
 
     torch.set_num_threads(1)
+    started.wait()
     try:
         dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
         best = float("inf")
