@@ -87,11 +87,15 @@ class History:
     loss: str
 
     def caption(self, images_seen: int) -> str:
-        kimg = f"{images_seen / 1000:,.0f} kimg" if images_seen >= 10_000 else f"{images_seen / 1000:.1f} kimg"
+        kimg = kimg_of(images_seen)
         if self.epoch is None:
             return kimg
         epochs = images_seen / self.epoch
         return f"epoch {epochs:.0f}, {kimg}" if epochs >= 10 or epochs.is_integer() else f"epoch {epochs:.1f}, {kimg}"
+
+
+def kimg_of(images_seen: float) -> str:
+    return f"{images_seen / 1000:,.0f} kimg" if images_seen >= 10_000 else f"{images_seen / 1000:.1f} kimg"
 
 
 def read_history(run_dir: Path) -> History:
@@ -137,7 +141,7 @@ def draw_losses(history: History) -> Path | None:
             kimg, values = series(history.metrics, key)
             seen.append(values)
             if len(steps):
-                axes.plot(steps[:, 0] / 1000, steps[:, column], color=colour, alpha=0.25, linewidth=0.6)
+                axes.plot(steps[:, 0] / 1000, steps[:, column], color=colour, alpha=0.35, linewidth=0.6)
                 seen.append(steps[:, column])
             axes.plot(kimg, values, color=colour, label=name, marker=_marker(kimg))
         if history.loss == "non_saturating":
@@ -195,7 +199,7 @@ def _title(name: str, what: str, kimg: NDArray[np.float64], values: NDArray[np.f
     if name in ("ssim_max", "diversity") or not np.isfinite(values).any():
         return what[0].upper() + what[1:]
     best = int(np.nanargmin(values))
-    return f"{what}; best {values[best]:.4g} at {kimg[best]:,.0f} kimg"
+    return f"{what}; best {values[best]:.4g} at {kimg_of(1000 * kimg[best])}"
 
 
 def draw_schedule(history: History) -> Path | None:

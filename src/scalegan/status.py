@@ -6,6 +6,7 @@ The line speaks StyleGAN's dialect, which people and their log scrapers know:
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Mapping
@@ -106,10 +107,13 @@ class Status:
     def say(self, text: str) -> None:
         self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
         self._log.flush()
-        if self._progress:
-            self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
-        else:
-            print(text, flush=True)
+        try:
+            if self._progress:
+                self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            else:
+                print(text, flush=True)
+        except BrokenPipeError:  # the reader at the other end of a pipe has gone: no reason to stop, the log goes on
+            sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (as long as the process)
 
     def close(self) -> None:
         if self._progress:

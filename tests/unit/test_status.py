@@ -76,6 +76,23 @@ def test_the_remaining_time_counts_from_where_this_process_began(
     assert capsys.readouterr().out == "kimg 60.0  eta 1m 00s\n"
 
 
+def test_a_reader_who_leaves_does_not_stop_the_run(tmp_path: Path) -> None:
+    code = (
+        "import sys, time; from pathlib import Path; from scalegan.status import Status\n"
+        "with Status(1000, Path(sys.argv[1])) as s:\n"
+        "    for i in range(50): s.say('line'); time.sleep(0.01)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(timeout=30) == 0
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    assert len((tmp_path / "log.txt").read_text().splitlines()) == 50
+
+
 def test_a_terminal_gets_a_bar_and_a_pipe_does_not(tmp_path: Path) -> None:
     code = (
         "import sys, time; from pathlib import Path; from scalegan.status import Status\n"

@@ -118,7 +118,7 @@ def test_a_run_known_from_its_checkpoint_alone_goes_on_from_there(tmp_path: Path
 
 
 def test_a_server_out_of_reach_costs_one_line_and_the_run_is_kept_offline(tmp_path: Path) -> None:
-    impatient = "import scalegan.wandb_run; scalegan.wandb_run.PATIENCE = 2.0\n"
+    impatient = "import scalegan.wandb_run; scalegan.wandb_run.PATIENCE = 5.0\n"
     code = TRAIN.replace("AFTER", "")
     save_png(tmp_path / "samples.png", np.zeros((4, 1, 8, 8), np.uint8))
     command = [sys.executable, "-c", impatient + code, str(tmp_path), "auto", "0", "2000", ""]

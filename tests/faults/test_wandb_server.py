@@ -1,0 +1,137 @@
+"""A W&B server on this machine that is good enough for one run: what it gets, and what its death costs a training."""
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.faults
+
+TRAIN = """
+import sys, time
+from pathlib import Path
+import scalegan.wandb_run
+from scalegan.config import Config, LogConfig
+from scalegan.tracking import Tracker
+scalegan.wandb_run.PATIENCE = 8.0
+run_dir, first, last = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+tracker = Tracker(run_dir, Config(log=LogConfig(wandb="online")), first)
+print("started", flush=True)
+sys.stdin.readline()
+for seen in range(first + 1000, last + 1, 1000):
+    tracker.log(seen, {"loss/D": seen / 7})
+tracker.close()
+"""
+
+
+class Server(ThreadingHTTPServer):
+    """Keeps the history rows that were sent, and what is needed to resume their run."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.rows: list[dict[str, Any]] = []
+        self.run = ""
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        message = json.loads(gzip.decompress(body) if self.headers["Content-Encoding"] == "gzip" else body)
+        self.answer(self.graphql(message) if self.path == "/graphql" else self.stream(message))
+
+    def answer(self, answer: dict[str, Any]) -> None:
+        content = json.dumps(answer).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def graphql(self, message: dict[str, Any]) -> dict[str, Any]:
+        query, rows = message["query"], self.server.rows
+        if "RunResumeStatus" in query:
+            tail = json.dumps([json.dumps(row) for row in rows[-1:]])
+            run = {"name": self.server.run, "historyLineCount": len(rows), "historyTail": tail, "summaryMetrics": "{}"}
+            run |= {"eventsLineCount": 0, "logLineCount": 0, "eventsTail": "[]", "config": "{}", "tags": []}
+            run |= {"wandbConfig": '{"t": 1}', "displayName": "run", "id": "1"}
+            return {
+                "data": {
+                    "model": {"id": "1", "name": "p", "entity": {"id": "1", "name": "me"}, "bucket": run if rows else None}
+                }
+            }
+        if "UpsertBucket" in query:
+            self.server.run = message["variables"]["name"]
+            project = {"id": "1", "name": "scalegan", "entity": {"id": "1", "name": "me"}}
+            bucket = {"id": "1", "name": self.server.run, "displayName": "run", "config": "{}", "project": project}
+            return {"data": {"upsertBucket": {"bucket": bucket, "inserted": True}}}
+        if "CreateRunFiles" in query:
+            files = [
+                {"name": name, "uploadUrl": f"http://{self.headers['Host']}/file"} for name in message["variables"]["files"]
+            ]
+            return {"data": {"createRunFiles": {"runID": "1", "uploadHeaders": [], "files": files}}}
+        return {"data": None}
+
+    def do_PUT(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.answer({})
+
+    def stream(self, message: dict[str, Any]) -> dict[str, Any]:
+        history = (message.get("files") or {}).get("wandb-history.jsonl")
+        if history:
+            self.server.rows[history["offset"] :] = [json.loads(line) for line in history["content"]]
+        return {}
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with Server() as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield running
+        running.shutdown()
+
+
+def start(server: Server, run_dir: Path, first: int, last: int) -> subprocess.Popen[str]:
+    """A training that has connected and waits for a line before it goes on."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+    where = {"WANDB_API_KEY": "a" * 40, "WANDB_BASE_URL": f"http://127.0.0.1:{server.server_port}", "HOME": str(run_dir)}
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    process = subprocess.Popen([sys.executable, "-c", TRAIN, str(run_dir), str(first), str(last)], env=kept | where, **pipes)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "started\n"
+    return process
+
+
+def test_a_resumed_training_goes_on_in_the_same_run(server: Server, tmp_path: Path) -> None:
+    said = start(server, tmp_path, 0, 3000).communicate("\n", timeout=60)[0]
+    wandb_id = server.run
+    said += start(server, tmp_path, 2000, 5000).communicate("\n", timeout=60)[0]
+    assert said == ""
+    assert server.run == wandb_id == json.loads((tmp_path / "wandb.json").read_text())["id"]
+    assert [row["images_seen"] for row in server.rows] == [1000, 2000, 3000, 4000, 5000]
+    assert [row["_step"] for row in server.rows] == [0, 1, 2, 3, 4]
+
+
+def test_a_server_that_is_lost_on_the_way_costs_one_line_and_a_few_seconds(server: Server, tmp_path: Path) -> None:
+    training = start(server, tmp_path, 0, 3000)
+    server.shutdown()
+    server.server_close()
+    began = time.monotonic()
+    said = training.communicate("\n", timeout=60)[0].splitlines()
+    assert training.returncode == 0
+    assert time.monotonic() - began < 30
+    assert len(said) == 1
+    assert "wandb sync" in said[0]
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 3
