@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 AXES = {"sagittal": 0, "coronal": 1, "axial": 2, "0": 0, "1": 1, "2": 2}
 KINDS = ("auto", "folders", "flat", "stylegan", "idx", "cifar10", "nifti", "dicom", "webdataset")
 MOST_SIDE = 8192
+MOST_FACTS = 1000
+"""Volumes whose window and slices are recorded one by one; the index is read at every start."""
 
 EPILOG = """\
 kinds of SOURCE, found out by themselves (--kind overrides):
@@ -114,7 +116,7 @@ def write(args: argparse.Namespace) -> tuple[Index, list[str]]:
 
     size = parse_size(args.size) if args.size else None
     request, out = make_request(args), Path(os.path.abspath(args.out))
-    workers = _at_least_one("--workers", args.workers if args.workers is not None else len(os.sched_getaffinity(0)))
+    workers = _at_least_one("--workers", _cores() if args.workers is None else args.workers)
     shard_samples = _at_least_one("--shard-samples", args.shard_samples)
     if args.seed < 0:
         raise UserError(f"--seed {args.seed}: give 0 or more")
@@ -201,6 +203,14 @@ def parse_size(text: str) -> tuple[int, int]:
     return size
 
 
+def _cores() -> int:
+    """Cores that this process may use: of a Slurm job, its own."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS
+        return os.cpu_count() or 1
+
+
 def _at_least_one(option: str, value: int) -> int:
     if value < 1:
         raise UserError(f"{option} {value}: give at least 1")
@@ -224,7 +234,8 @@ def make_details(args: argparse.Namespace, source: Source, transform: Transform,
     if args.channels:
         details["channels"] = args.channels
     if source.unit == "volumes":
-        details["volumes"] = spool.facts
+        details["volume_count"] = len(spool.facts)
+        details["volumes"] = spool.facts[:MOST_FACTS]
         note = held_out_note([facts["taken"] for facts in spool.facts])
         if note:
             details["held_out_note"] = note

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from scalegan.data.sources.window import Slices, Window
 from scalegan.errors import UserError
 
-CHUNK = 64
-"""Images that one task hands to a worker: enough to hide the cost of the hand-over, few enough to keep all workers busy."""
+CHUNK = 16
+"""Images that one task hands to a worker: enough to hide the cost of the hand-over, few enough for memory if they are large."""
 
 Fit = Literal["crop", "pad", "stretch"]
 

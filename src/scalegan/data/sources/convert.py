@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -34,9 +35,18 @@ INLINE = 600
 Result = tuple[list[Encoded], dict[str, Any]]
 
 
+stopping: Event | None = None
+"""Of a worker process: set when the parent gives up."""
+
+
 def work(task: Task, transform: Transform) -> Result:
     pictures, facts = task.open()
-    return [transform(picture) for picture in pictures], facts
+    encoded = []
+    for picture in pictures:
+        if stopping and stopping.is_set():
+            return [], {}
+        encoded.append(transform(picture))
+    return encoded, facts
 
 
 def run_tasks(source: Source, transform: Transform, workers: int) -> Iterator[Result]:
@@ -47,24 +57,30 @@ def run_tasks(source: Source, transform: Transform, workers: int) -> Iterator[Re
             yield work(task, transform)
         return
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(min(workers, len(source.tasks)), mp_context=context, initializer=_start_worker)
+    stop = context.Event()
+    workers = min(workers, len(source.tasks))
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(stop,))
     waiting: deque[Future[Result]] = deque()
     try:
         for task in source.tasks:
             waiting.append(pool.submit(work, task, transform))
-            if len(waiting) > 3 * workers:
+            if len(waiting) > 2 * workers:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
     except BrokenProcessPool:
         raise UserError("a worker process was killed, most likely for want of memory: try fewer --workers") from None
     finally:
+        stop.set()  # after the last task it changes nothing
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _start_worker() -> None:
-    """Ctrl-C is the parent's to act on; a worker whose parent is killed ends itself."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _start_worker(stop: Event) -> None:
+    """Signals are the parent's to act on; a worker whose parent is killed ends itself."""
+    global stopping
+    stopping = stop
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
 
