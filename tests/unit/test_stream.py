@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from small_shards import HEIGHT, WIDTH, damage, encode, label, make_shards, numbers, picture
+from small_shards import HEIGHT, WIDTH, damage, encode, label, make_shards, numbers, open_shards, picture
 
 from scalegan.config import DataConfig
 from scalegan.data import stream as module
+from scalegan.data.cache import Unreadable
 from scalegan.data.decode import decode
 from scalegan.data.index import Index, read_index
-from scalegan.data.storage import Unreadable
 from scalegan.data.stream import StreamReader
 from scalegan.data.writer import Sample, write_shards
 from scalegan.errors import UserError
@@ -61,14 +61,13 @@ def test_grey_and_unlabelled(tmp_path: Path) -> None:
 def test_few_shards_are_kept_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MOST_OPEN", 3)
     monkeypatch.setattr(module, "MOST_TABLES", 2)
-    before = len(os.listdir("/proc/self/fd"))
     reader = StreamReader(make_shards(tmp_path / "shards", shard_samples=5), config(tmp_path))
     samples = np.random.default_rng(1).integers(0, 100, 400)
     assert numbers(reader.load(samples).images).tolist() == samples.tolist()
     assert len(reader.tables) == 2
-    assert len(os.listdir("/proc/self/fd")) == before + 3
+    assert open_shards() == 3
     reader.close()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert open_shards() == 0
 
 
 # --- decoding

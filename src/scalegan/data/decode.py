@@ -12,7 +12,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from scalegan.data.storage import Unreadable
+from scalegan.data.cache import Unreadable
 
 MODES = {1: "L", 3: "RGB"}
 

@@ -22,10 +22,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from scalegan.config import Config, DataConfig
+from scalegan.data.cache import Unreadable
 from scalegan.data.index import Index, is_remote, locate
 from scalegan.data.order import Order, make_order, samples_at, shards_ahead, substitutes
 from scalegan.data.resident import Resident, bytes_needed
-from scalegan.data.storage import Prefetcher, Storage, Unreadable
+from scalegan.data.storage import Prefetcher, Storage
 from scalegan.data.stream import StreamReader, replace_rows
 from scalegan.data.workers import Decoder, Task, Workers, check_attempts
 from scalegan.errors import UserError
@@ -181,13 +182,13 @@ def check_cache(storage: Storage, plan: Plan, images_seen: int) -> None:
         needed = sum(shard.bytes for shard in shards)
         advice = "or read them in order, --data.order blocks"
     else:  # the window that is read and the one that is fetched meanwhile, on each process of this machine
-        open_shards = shards_ahead(order, images_seen, plan.streams, 2 * order.stride).tolist()
-        needed = sum(shards[number].bytes for number in open_shards) * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        needed = processes * sum(shards[number].bytes for number in windows_at_hand(plan, images_seen))
         advice = "or give fewer data.streams or a smaller data.window"
-    if needed > storage.limit:
+    if needed > storage.cache.limit:
         raise UserError(
             f"data.order {order.kind} needs {needed / 1e9:.3g} GB of shards at hand "
-            f"and data.cache_gb is {storage.limit / 1e9:g}: raise it, {advice}"
+            f"and data.cache_gb is {storage.cache.limit / 1e9:g}: raise it, {advice}"
         )
 
 
@@ -297,19 +298,18 @@ class StreamBatches(Batches):
     def _tasks(self, images_seen: int) -> Iterator[Task]:
         plan = self.plan
         for seen, samples in plan.ahead(images_seen):
-            if self.prefetcher:
-                self.prefetcher.want(self._shards_ahead(int(seen[0]), samples))
+            if self.prefetcher and plan.order.kind == "full":
+                shards, _ = locate(self.index, samples.ravel())
+                self.prefetcher.want(list(dict.fromkeys(shards.tolist())))
             for start, row in zip(seen.tolist(), samples, strict=True):
+                if self.prefetcher and plan.order.kind == "blocks":
+                    self.prefetcher.want(windows_at_hand(plan, start))
                 for turn in range(plan.rounds):
                     part = slice(turn * plan.size, (turn + 1) * plan.size)
                     yield Task(start, plan.slots[part], row[part])
 
-    def _shards_ahead(self, images_seen: int, samples: NDArray[np.int64]) -> list[int]:
-        """Those of the steps just planned, then, in `blocks` order, those of the next window."""
-        order = self.plan.order
-        if order.kind == "full":
-            shards, _ = locate(self.index, samples.ravel())
-            return list(dict.fromkeys(shards.tolist()))
-        planned = samples.size // len(self.plan.streams)
-        ahead: list[int] = shards_ahead(order, images_seen, self.plan.streams, planned + order.stride).tolist()
-        return ahead
+
+def windows_at_hand(plan: Plan, images_seen: int) -> list[int]:
+    """The shards of the windows that our streams of the `blocks` order are in, then those of the next ones."""
+    shards: list[int] = shards_ahead(plan.order, images_seen, plan.streams, plan.order.stride + 1).tolist()
+    return shards

@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scalegan.config import DataConfig
+from scalegan.data.cache import Unreadable
 from scalegan.data.decode import decode
 from scalegan.data.index import Index, locate, member_name
-from scalegan.data.storage import Storage, Unreadable
+from scalegan.data.storage import Storage
 from scalegan.errors import UserError
 
 MOST_OPEN = 128  # shards kept open: the usual limit of a process is 1,024 files
@@ -41,10 +42,10 @@ class StreamReader:
     """For one thread of one process; it holds files open, so it is made where it is used."""
 
     def __init__(self, index: Index, data: DataConfig) -> None:
+        self.handles: OrderedDict[int, int] = OrderedDict()
         self.index = index
         self.skip = data.on_error == "skip"
         self.storage = Storage(index, data)
-        self.handles: OrderedDict[int, int] = OrderedDict()
         self.tables: OrderedDict[int, NDArray[np.int64]] = OrderedDict()
         self.broken: dict[int, str] = {}  # shards that are lost as a whole, so that each is tried once
 
@@ -78,6 +79,9 @@ class StreamReader:
     def close(self) -> None:
         while self.handles:
             os.close(self.handles.popitem()[1])
+
+    def __del__(self) -> None:
+        self.close()
 
     def _read(self, shard: int, offset: int, length: int) -> bytes:
         try:

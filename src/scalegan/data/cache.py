@@ -1,0 +1,171 @@
+"""Copies of remote shards on a local disk: fetched once a machine, checked, and no more of them than fit.
+
+A copy is fetched under a lock that all processes of the machine respect, checked by sha256 and renamed into place, so
+what has its name is whole. What was used longest ago makes room. Nothing else in the folder is touched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import os
+import stat
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from scalegan.errors import UserError
+
+TRIES = 4
+PAUSE = 0.5  # seconds before the second try of a download, doubled before each further one
+WAIT = 0.1  # seconds between looks for room that other downloads hold
+STALE = 3600.0  # seconds without a byte after which a half-fetched file is one that its process left behind
+PREFIX = "scalegan-"  # of the folders that are ours
+
+
+class Unreadable(Exception):
+    """A shard or an image that cannot be read, in one line; `data.on_error` decides what follows."""
+
+
+class Cache:
+    """At most `limit` bytes of files below `folder`/scalegan-*. Safe to use from several threads and processes."""
+
+    def __init__(self, folder: Path, limit: int) -> None:
+        self.folder = folder
+        self.limit = limit
+
+    def open(self, url: str, place: str, size: int, sha256: str) -> int:
+        """A file descriptor of the copy of `url` that is kept as `place`, fetched if need be. Raises `Unreadable`."""
+        path = self.folder / f"{PREFIX}{place}"
+        while True:
+            if not path.exists():
+                self._fetch(url, path, size, sha256)
+            try:
+                handle = os.open(path, os.O_RDONLY)
+            except FileNotFoundError:  # it has just made room for another
+                continue
+            except OSError as error:
+                raise UserError(f"{path} cannot be opened ({error.strerror}): set data.cache to a folder of your own") from None
+            if os.fstat(handle).st_size != size:  # cut by a crash of the machine
+                os.close(handle)
+                path.unlink(missing_ok=True)
+                continue
+            with contextlib.suppress(PermissionError):  # of another user's copy; only that user's reads then count as use
+                os.utime(handle)
+            return handle
+
+    def _fetch(self, url: str, path: Path, size: int, sha256: str) -> None:
+        if size > self.limit:
+            raise UserError(f"data.cache_gb {self.limit / 1e9:g} is less than the shard {url}: give at least {size / 1e9:.3g}")
+        part = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_native_id()}.{size}.part")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with locked(path.with_name(f".{path.name}.lock")):
+                if path.exists():  # another process fetched it while this one waited
+                    return
+                try:
+                    while not self._reserve(part, size):
+                        time.sleep(WAIT)
+                    download(url, part, sha256)
+                    os.replace(part, path)
+                finally:
+                    part.unlink(missing_ok=True)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise UserError(f"no space left for {url} in {self.folder}: set data.cache, or less data.cache_gb") from None
+            raise UserError(f"{self.folder} cannot be written ({error.strerror}): set another data.cache") from None
+
+    def _reserve(self, part: Path, size: int) -> bool:
+        """Unlink the copies used longest ago until `size` bytes fit, and make `part`, whose name holds the room for it.
+
+        False if other downloads hold too much. Who has a copy open can still read it after it is unlinked.
+        """
+        with locked(self.folder / f".{PREFIX}lock"):
+            ours = (path for folder in self.folder.glob(f"{PREFIX}*") for path in folder.rglob("*") if path.suffix != ".lock")
+            held = sorted(filter(None, map(last_use, ours)))
+            free = self.limit - sum(copy_size for _, copy_size, _ in held)
+            for used, copy_size, copy in held:
+                if free >= size:
+                    break
+                if copy.suffix == ".part" and time.time() - used < STALE:
+                    continue
+                copy.unlink(missing_ok=True)
+                free += copy_size
+            if free >= size:
+                part.touch()
+            return free >= size
+
+
+def last_use(path: Path) -> tuple[float, int, Path] | None:
+    """When a copy was last used, and its size: that which it will have, if it is being fetched. None for a folder."""
+    try:
+        state = path.stat()
+    except FileNotFoundError:
+        return None
+    if not stat.S_ISREG(state.st_mode):
+        return None
+    size = int(path.suffixes[-2][1:]) if path.suffix == ".part" else state.st_size
+    return state.st_mtime, size, path
+
+
+def download(url: str, part: Path, sha256: str) -> None:
+    """Fetch `url` into the file `part`, again when the connection breaks. Raises `Unreadable`, and `OSError` for the disk."""
+    import fsspec.core
+
+    problem = ""
+    for number in range(TRIES):
+        if number:
+            time.sleep(PAUSE * 2 ** (number - 1))
+        try:
+            system, remote = fsspec.core.url_to_fs(url)
+            system.get_file(remote, str(part))
+        except (FileNotFoundError, PermissionError) as error:
+            what = "is missing" if isinstance(error, FileNotFoundError) else "may not be read"
+            raise Unreadable(f"{url} {what}: put it back, or mend the access rights") from None
+        except Exception as error:  # fsspec hands on whatever its protocol's library raises
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+                raise
+            problem = one_line(error)
+            continue
+        with open(part, "rb", buffering=0) as file:
+            os.fsync(file)
+            if digest(file.fileno()) == sha256:
+                return
+        problem = "it does not match the checksum in the index"
+    raise Unreadable(f"{url} cannot be fetched, {TRIES} times tried: {problem}")
+
+
+def one_line(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".splitlines()[:1])
+
+
+def digest(handle: int) -> str:
+    with open(handle, "rb", closefd=False, buffering=0) as file:
+        file.seek(0)
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def locked(path: Path, *, required: bool = True) -> Iterator[None]:
+    """Hold a lock that all processes of this machine respect, freed by the system when its holder dies.
+
+    On a file system without locks the block runs unlocked: files are renamed into place, so work is done twice at worst.
+    `required=False` also puts up with a folder that cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError:
+        if required:
+            raise
+        yield
+        return
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
