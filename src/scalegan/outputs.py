@@ -44,8 +44,8 @@ class Outputs:
         self.began = self.read_at = time.perf_counter()
         self.read_images = images_seen
         if self.main:
-            self.tracker = Tracker(self.run_dir, config, images_seen, wandb_id)
             self.status = Status(config.train.images, self.run_dir, images_seen)
+            self.tracker = Tracker(self.run_dir, config, images_seen, wandb_id, say=self.status.say)
 
     @property
     def wandb_id(self) -> str | None:
@@ -75,6 +75,10 @@ class Outputs:
         chosen = samples_at(order, 0, np.arange(count), batch)
         images = open_reader(self.index, self.config.data, torch.device("cpu")).read(chosen).images
         figures.save_png(self.run_dir / "samples" / "real.png", images.numpy())
+
+    def advance(self, images_seen: int) -> None:
+        if self.main:
+            self.status.advance(images_seen)
 
     def losses(self, steps: list[tuple[int, float, float]]) -> None:
         if self.main:

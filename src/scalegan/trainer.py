@@ -77,6 +77,7 @@ class Trainer:
                 critic_values = self.game.discriminator_step(reals, clock.images_seen)
                 generator_values = self.game.generator_step(clock.images_seen)
                 clock.advance()
+                self.outputs.advance(clock.images_seen)
                 self.game.average(clock.images_seen)
                 self.statistics.add(critic_values, generator_values, clock.images_seen)
                 if clock.images_seen < config.train.images:  # else the last pass makes everything
