@@ -92,7 +92,12 @@ class Trainer:
     def fetch(self, loader: Any) -> list[Batch]:
         """This step's real images on this process, one batch a round."""
         start = time.perf_counter()
-        reals = [next(loader) for _ in range(self.config.train.accumulate)]
+        try:
+            reals = [next(loader) for _ in range(self.config.train.accumulate)]
+        except UserError as error:
+            if not self.accelerator.is_main_process:  # process 0 does not know: its images were all right
+                print(f"scalegan: error: process {self.accelerator.process_index}: {error}", file=sys.stderr, flush=True)
+            raise
         self.outputs.waited += time.perf_counter() - start
         return reals
 

@@ -26,7 +26,8 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = self.size
-        return self.conv(x)[..., :height, :width]
+        doubled: Tensor = self.conv(x)
+        return doubled[..., :height, :width]
 
 
 class Generator(nn.Module):

@@ -25,7 +25,12 @@ class _SumOverProcesses(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        return _SumOverProcesses.apply(gradients[0])  # type: ignore[no-any-return]
+        return sum_over_processes(gradients[0])
+
+
+def sum_over_processes(x: Tensor) -> Tensor:
+    total: Tensor = _SumOverProcesses.apply(x)  # type: ignore[no-untyped-call]
+    return total
 
 
 class BatchNorm(nn.Module):
@@ -62,7 +67,7 @@ class BatchNorm(nn.Module):
         values = at_least_float32(x)
         local_var, local_mean = torch.var_mean(values, dim=(0, 2, 3), correction=0)
         # Every process holds as many images, so that the moments of all are the means of theirs.
-        total = _SumOverProcesses.apply(torch.stack([local_mean, local_var + local_mean.square()])) / processes
+        total = sum_over_processes(torch.stack([local_mean, local_var + local_mean.square()])) / processes
         mean = total[0]
         var = total[1] - mean.square()
         if self.running:
@@ -72,7 +77,8 @@ class BatchNorm(nn.Module):
                 self.running_var.lerp_(var * (count / (count - 1)), self.momentum)
         scale = torch.rsqrt(var + self.eps) * self.weight
         shift = self.bias - mean * scale
-        return (values * scale[:, None, None] + shift[:, None, None]).to(x.dtype)
+        normalised: Tensor = values * scale[:, None, None] + shift[:, None, None]
+        return normalised.to(x.dtype)
 
 
 def at_least_float32(x: Tensor) -> Tensor:
