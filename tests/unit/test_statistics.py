@@ -1,0 +1,142 @@
+"""Means of what the steps report: read when due, carried over a restart, and skipped steps counted in a row."""
+
+import pytest
+import torch
+
+from scalegan import statistics
+from scalegan.statistics import Statistics, Values
+
+CPU = torch.device("cpu")
+
+
+def values(**scalars: float) -> Values:
+    made = Values()
+    made.add({name.replace("_", "/"): torch.tensor(value) for name, value in scalars.items()})
+    return made
+
+
+def add(statistics: Statistics, number: int, *, d_skipped: float = 0, g_skipped: float = 0, **more: float) -> None:
+    """Step `number` of 8 images, with loss/D = number and loss/G = 10 * number."""
+    critic = values(loss_D=float(number), skipped_D=d_skipped, **more)
+    statistics.add(critic, values(loss_G=10.0 * number, skipped_G=g_skipped), 8 * number)
+
+
+def make(every_step: bool = False) -> Statistics:
+    return Statistics(CPU, every_step=every_step)
+
+
+def test_the_mean_is_over_the_steps_since_the_last_reading():
+    kept = make()
+    for number in (1, 2, 6):
+        add(kept, number)
+    means, _ = kept.read()
+    assert (means["loss/D"], means["loss/G"]) == (3.0, 30.0)
+    add(kept, 5)
+    means, _ = kept.read()
+    assert (means["loss/D"], means["loss/G"]) == (5.0, 50.0)
+
+
+def test_rounds_of_one_step_count_as_one():
+    made = Values()
+    for loss in (1.0, 2.0, 6.0):
+        made.add({"loss/D": torch.tensor(loss)})
+    assert made.means()["loss/D"] == 3.0
+
+
+def test_what_came_only_in_some_steps_is_averaged_over_those():
+    kept = make()
+    add(kept, 1, r1=4.0)
+    for number in (2, 3, 4):
+        add(kept, number)
+    assert kept.read()[0]["r1"] == 4.0
+
+
+def test_what_never_came_is_left_out():
+    kept = make()
+    add(kept, 1)
+    assert set(kept.read()[0]) == {"loss/D", "loss/G", "skipped_steps"}
+
+
+def test_nothing_is_kept_of_the_graph():
+    loss = torch.ones(3, requires_grad=True).sum()
+    made = Values()
+    made.add({"loss/D": loss})
+    assert not made.means()["loss/D"].requires_grad
+
+
+def test_skipped_steps_are_counted():
+    kept = make()
+    add(kept, 1, d_skipped=1)
+    add(kept, 2, d_skipped=1, g_skipped=1)
+    add(kept, 3)
+    means, row = kept.read()
+    assert means["skipped_steps"] == 3.0
+    assert row == 0
+    assert not [name for name in means if name.startswith("skipped/")]
+
+
+def test_a_row_of_skipped_steps_goes_on_over_a_reading_and_ends_with_a_good_step():
+    kept = make()
+    rows = []
+    for number, skipped in enumerate([1, 1, 1, 0, 1, 1], 1):
+        add(kept, number, g_skipped=skipped)
+        rows.append(kept.read()[1])
+    assert rows == [1, 2, 3, 0, 1, 2]
+
+
+def test_rows_of_critic_and_generator_are_counted_apart():
+    kept = make()
+    for number in range(1, 7):
+        add(kept, number, d_skipped=number % 2, g_skipped=1 - number % 2)
+    assert kept.read()[1] == 1
+
+
+def test_the_losses_of_single_steps_are_given_once():
+    kept = make(every_step=True)
+    add(kept, 1)
+    add(kept, 2)
+    assert kept.read_steps() == [(8, 1.0, 10.0), (16, 2.0, 20.0)]
+    assert kept.read_steps() == []
+
+
+def test_the_losses_of_single_steps_are_not_kept_unless_asked_for():
+    kept = make()
+    add(kept, 1)
+    assert kept.read_steps() == []
+
+
+def test_a_restart_between_two_readings_changes_no_mean():
+    unbroken, first, second = make(), make(), make()
+    for number in range(1, 5):
+        skipped = 1.0 if number in (2, 3) else 0.0
+        more = {"r1": 0.1} if number == 1 else {}
+        add(unbroken, number, d_skipped=skipped, **more)
+        add(first if number < 3 else second, number, d_skipped=skipped, **more)
+        if number == 2:
+            second.restore(first.state(), 0, 1)
+    assert second.read() == unbroken.read()
+
+
+def test_a_saved_state_stays_as_it_was_saved():
+    kept = make()
+    add(kept, 1)
+    saved = {name: value.clone() for name, value in kept.state().items()}
+    state = kept.state()
+    restored = make()
+    restored.restore(state, 0, 1)
+    add(restored, 2)
+    assert all(torch.equal(saved[name], state[name]) for name in saved)
+
+
+@pytest.mark.parametrize("now", [1, 2, 3, 4])
+def test_after_a_restart_on_other_processes_the_mean_is_the_same(monkeypatch, now):
+    """Each process adds its own sums; a reading divides their total by the number of processes."""
+    before = [make() for _ in range(2)]
+    for rank, kept in enumerate(before):
+        add(kept, 1 + 2 * rank)  # means 1 and 3
+    monkeypatch.setattr(statistics.dist, "is_initialized", lambda: False)
+    state = before[0].state() | {"sums": torch.stack([kept.sums for kept in before])}
+    after = [make() for _ in range(now)]
+    for rank, kept in enumerate(after):
+        kept.restore(state, rank, now)
+    assert sum(kept.read()[0]["loss/D"] for kept in after) / now == pytest.approx(2.0)
