@@ -1,0 +1,339 @@
+"""What `--debug` tries: a configuration cut down, and the parts of a run, each with the checks that it has to pass."""
+
+from __future__ import annotations
+
+import math
+import signal
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from scalegan import checkpoint
+from scalegan.config import Config
+from scalegan.data.index import Index, content_hash, read_index, read_offsets
+from scalegan.data.loader import batches, is_resident, open_reader
+from scalegan.data.order import make_order, samples_at
+from scalegan.data.resident import bytes_needed
+from scalegan.distributed import make_accelerator
+from scalegan.sampling import load_generator
+from scalegan.statistics import Values
+from scalegan.train import check_data
+from scalegan.trainer import Trainer
+
+STEPS = 8
+"""Steps of the whole runs that are compared; one of them is stopped half-way."""
+IMAGES = 64
+"""Real images that are enough to try everything: the first shards that hold as many are used."""
+RESIDENT_GB = 0.05
+"""Most memory of resident images; larger first shards are read by offset."""
+
+
+class Fault(Exception):
+    """A check of this module that did not hold."""
+
+
+@dataclass(frozen=True)
+class Part:
+    name: str
+    needs: tuple[str, ...]
+    attempt: Callable[[], str]
+    """Raises where something is wrong; returns what was seen."""
+
+
+# --- the same, smaller
+
+
+def cut_index(index: Index, images: int) -> Index:
+    """The first shards, as many as hold `images`; written shards are shuffled, so they are like the rest."""
+    shards = index.shards[: int(np.searchsorted(index.starts, min(images, index.samples)))]
+    labels = np.concatenate([read_offsets(index, number)[:, 2] for number in range(len(shards))])
+    counts = tuple(np.bincount(labels, minlength=len(index.classes)).tolist()) if index.labelled else ()
+    cut = replace(index, shards=shards, class_counts=counts)
+    return replace(cut, sha256=content_hash(cut.content()))
+
+
+def cut_config(config: Config, index: Index, run: Path) -> Config:
+    """Small in width, batch, steps and samples; what decides which code runs stays as it is."""
+    rounds = min(config.train.accumulate, 2)
+    batch = rounds * min(config.train.batch // config.train.accumulate, 8)
+    cuda = config.train.device != "cpu" and torch.cuda.is_available()
+    data, model, train, log, evaluation = config.data, config.model, config.train, config.log, config.evaluation
+    return replace(
+        config,
+        run=str(run),
+        data=replace(
+            data,
+            reader="stream" if data.reader == "stream" or bytes_needed(index) > RESIDENT_GB * 1e9 else "resident",
+            memory_gb=max(RESIDENT_GB, data.memory_gb),
+            workers=min(data.workers, 1),
+            streams=math.gcd(data.streams, batch),
+            window=min(data.window, 16),
+        ),
+        model=replace(
+            model,
+            width=min(model.width, 8),
+            max_width=min(model.max_width, 32),
+            critic_width=min(model.critic_width, 8),
+            critic_max_width=min(model.critic_max_width, 32),
+        ),
+        loss=replace(config.loss, r1_every=min(config.loss.r1_every, 2)),  # so that steps with and without it come
+        optim=replace(config.optim, warmup=min(config.optim.warmup, batch)),
+        # What a resume gives is compared to the bit, which CUDA alone has to be asked for.
+        train=replace(train, images=STEPS * batch, batch=batch, accumulate=rounds, deterministic=cuda),
+        # Lines of metrics that end on both sides of the stop at half time, and not at it.
+        log=replace(
+            log, every=3 * batch, samples=4 * batch, checkpoint=5 * batch, grid=min(log.grid, 16), wandb="off", step_losses=True
+        ),
+        evaluation=replace(
+            evaluation,
+            every=0,
+            samples=min(evaluation.samples, 32),
+            real=min(evaluation.real or index.samples, index.samples, IMAGES),
+            batch=min(evaluation.batch, 16),
+        ),
+    )
+
+
+# --- the parts
+
+
+class Trial:
+    """The parts of one configuration, in the order of a run. Later ones go on with what earlier ones made."""
+
+    config: Config
+    index: Index
+    trainer: Trainer
+
+    def __init__(self, full: Config, folder: Path) -> None:
+        self.full, self.folder = full, folder
+        self.made: list[Trainer] = []
+
+    def close(self) -> None:
+        for trainer in self.made:
+            trainer.outputs.close()
+
+    def parts(self) -> list[Part]:
+        return [
+            Part("shards", (), self.shards),
+            Part("networks", ("shards",), self.networks),
+            Part("critic step", ("networks",), self.critic_step),
+            Part("generator step", ("networks",), self.generator_step),
+            Part("average", ("networks",), self.average),
+            Part("sample grid", ("networks",), self.sample_grid),
+            Part("evaluation", ("networks",), self.evaluation),
+            Part("checkpoint", ("networks",), self.checkpoint),
+            Part("resume", ("critic step", "generator step", "checkpoint"), self.resume),
+        ]
+
+    def shards(self) -> str:
+        """The index, the configuration against it, and one batch by both readers."""
+        self.full.check(1)
+        index = read_index(self.full.data.path)
+        check_data(self.full, index)
+        is_resident(index, self.full.data)  # raises where they are to be and do not fit
+        self.index = cut_index(index, IMAGES)
+        self.config = cut_config(self.full, self.index, self.folder / "parts")
+        batch = self.config.train.batch
+        chosen = samples_at(make_order(self.config.data, self.index, 0), 0, np.arange(batch), batch)
+        images = []
+        for kind in {self.config.data.reader, "stream"}:
+            reader = open_reader(self.index, replace(self.config.data, reader=kind), torch.device("cpu"))
+            with closing(reader):
+                images.append(reader.read(chosen).images)
+        if not torch.equal(images[0], images[-1]):
+            raise Fault("the readers `resident` and `stream` give different images")
+        if bool((images[0] == images[0][:1]).all()):
+            raise Fault(f"the {batch} images of a batch are all alike: look at the contact sheet of {self.full.data.path}")
+        colours = "grey" if index.channels == 1 else "RGB"
+        return f"{index.samples} images {index.height}x{index.width} {colours} in {len(index.shards)} shards; {batch} decoded"
+
+    def networks(self) -> str:
+        self.trainer = self.make_trainer("parts")
+        self.check_networks()
+        count = sum(p.numel() for net in self.both() for p in net.parameters())
+        return f"{count} parameters (cut down), on {self.trainer.accelerator.device}, {self.config.train.precision}"
+
+    def critic_step(self) -> str:
+        game, config = self.trainer.game, self.config
+        values: list[Values] = []
+
+        def steps() -> None:
+            with closing(batches(self.index, config, 0, 0, 1, self.trainer.accelerator.device)) as loader:
+                for number in range(2):
+                    reals = self.trainer.fetch(loader)
+                    values.append(game.discriminator_step(reals, number * config.train.batch))
+
+        self.check_learns(steps, game.bare_critic, game.bare_generator)
+        return self.reported(values, "D")
+
+    def generator_step(self) -> str:
+        game = self.trainer.game
+        values: list[Values] = []
+
+        def steps() -> None:
+            values.extend(game.generator_step(number * self.config.train.batch) for number in range(2))
+
+        self.check_learns(steps, game.bare_generator, game.bare_critic)
+        return self.reported(values, "G")
+
+    def average(self) -> str:
+        game = self.trainer.game
+        with torch.no_grad():
+            for parameter in game.bare_generator.parameters():
+                parameter.add_(0.01)
+        before = [p.clone() for p in game.ema.parameters()]
+        game.average(self.config.train.batch)
+        self.check_networks()
+        for old, new, target in zip(before, game.ema.parameters(), game.bare_generator.parameters(), strict=True):
+            if not bool(((new - target).abs() <= (old - target).abs() + 1e-6).all()):
+                raise Fault("the averaged generator moves away from the one it averages")
+        return "moves towards the generator"
+
+    def sample_grid(self) -> str:
+        self.trainer.outputs.samples(self.trainer.game.ema, 0)
+        path = self.folder / "parts" / "samples" / f"{0:09d}.png"
+        with Image.open(path) as picture:
+            picture.load()
+            return f"{self.config.log.grid} images on {picture.width}x{picture.height} pixels"
+
+    def evaluation(self) -> str:
+        record = self.trainer.outputs.evaluate(self.trainer.game.ema, 0)
+        numbers = {name: value for name, value in record.items() if isinstance(value, float)}
+        for name, value in numbers.items():
+            if not math.isfinite(value):
+                raise Fault(f"{name} is {value}")
+        metric = self.trainer.outputs.metric
+        return f"{metric} {record[metric]:.4g} of {record['generated']} images against {record['real']}"
+
+    def checkpoint(self) -> str:
+        trainer = self.trainer
+        trainer.once("checkpoint", trainer.save)
+        found, complaints = checkpoint.latest(trainer.run_dir)
+        if found is None:
+            raise Fault("; ".join(complaints) or "it was not saved")
+        for part, saved in trainer.tensors().items():
+            again = found.tensors(part)
+            if saved.keys() != again.keys() or not all(same(saved[name], again[name]) for name in saved):
+                raise Fault(f"{part} comes back changed")
+        loaded = load_generator(found.path, self.trainer.accelerator.device).sample(4, seed=self.config.train.seed)
+        if not torch.equal(loaded, trainer.outputs.draw(trainer.game.ema, 0, 4)):
+            raise Fault("the generator that is loaded from it draws other images than the one that was saved")
+        size = sum(path.stat().st_size for path in found.path.iterdir())
+        return f"{len(found.files)} tensor files, {size / 1e6:.1f} MB, read back"
+
+    def resume(self) -> str:
+        half = STEPS // 2
+        unbroken, broken = self.make_trainer("unbroken"), self.make_trainer("broken")
+        run_to_end(unbroken)
+        broken.stop_at = half * self.config.train.batch
+        if broken.train():
+            raise Fault("a signal to stop was not heard")
+        resumed = self.make_trainer("broken")
+        if resumed.clock.images_seen != broken.stop_at:
+            raise Fault(f"it goes on at {resumed.clock.images_seen} images after a stop at {broken.stop_at}")
+        run_to_end(resumed)
+        self.trainer = resumed
+        self.check_networks()
+        one, other = (checkpoint.latest(self.folder / name)[0] for name in ("unbroken", "broken"))
+        if one is None or other is None:
+            raise Fault("a run left no valid checkpoint")
+        different = [name for name in one.files if one.files[name] != other.files.get(name)]
+        unlike = [text for text in ("metrics.jsonl", "losses.csv") if contents(one, text) != contents(other, text)]
+        if different or unlike:
+            raise Fault(f"stopped and continued, it ends otherwise than unbroken: {', '.join(different + unlike)}")
+        return f"{half} + {STEPS - half} steps end with the same bytes as {STEPS}"
+
+    # --- what they share
+
+    def make_trainer(self, name: str) -> Watched:
+        """As a process of its own would make it: with a fresh accelerator, for its loss scale."""
+        config = replace(self.config, run=str(self.folder / name))
+        trainer = Watched(config, make_accelerator(config.train), self.index, None)
+        self.made.append(trainer)
+        return trainer
+
+    def both(self) -> tuple[nn.Module, nn.Module]:
+        return self.trainer.game.bare_generator, self.trainer.game.bare_critic
+
+    def check_networks(self) -> None:
+        game = self.trainer.game
+        for what, net in (("generator", game.bare_generator), ("critic", game.bare_critic), ("average", game.ema)):
+            check_finite(what, net.state_dict())
+
+    def check_learns(self, steps: Callable[[], None], learner: nn.Module, other: nn.Module) -> None:
+        """Run `steps` under anomaly detection: all gradients are finite, the learner changes, the other one does not."""
+        before, held = parameters(learner), parameters(other)
+        with anomalies(self.config):
+            steps()
+        self.check_networks()
+        if self.config.train.precision != "fp16":  # whose first steps look for a scale that does not overflow
+            check_finite("gradient of", {n: p.grad for n, p in learner.named_parameters() if p.grad is not None})
+            without = [name for name, parameter in learner.named_parameters() if parameter.grad is None]
+            still = [name for name, value in parameters(learner).items() if same(value, before[name])]
+            if without or len(still) == len(before):
+                raise Fault(f"no gradient reaches {without[0]}" if without else "no weight has changed")
+        moved = [name for name, value in parameters(other).items() if not same(value, held[name])]
+        if moved:
+            raise Fault(f"{moved[0]} of the other network has changed")
+
+    def reported(self, values: list[Values], letter: str) -> str:
+        means = {name: float(value) for name, value in values[-1].means().items()}
+        first = {name: float(value) for name, value in values[0].means().items()}
+        for name, value in (first | means).items():
+            if not math.isfinite(value):
+                raise Fault(f"{name} is {value}")
+        penalty = f", r1 {first['r1']:.3g}" if "r1" in first else ""
+        return f"loss {means[f'loss/{letter}']:.3g}, gradient norm {means[f'grad_norm/{letter}']:.3g}{penalty}"
+
+
+class Watched(Trainer):
+    """The very loop of a run, with anomaly detection, without its evaluation (a part of its own), stopped on the way."""
+
+    stop_at = -1
+
+    def train(self) -> bool:
+        with anomalies(self.config):
+            return super().train()
+
+    def evaluate(self) -> bool:
+        return False
+
+    def run_due(self, due: Callable[[int], bool]) -> None:
+        super().run_due(due)
+        if self.clock.images_seen == self.stop_at:
+            signal.raise_signal(signal.SIGUSR1)
+
+
+def anomalies(config: Config) -> torch.autograd.set_detect_anomaly:
+    """Names the operation whose gradient is NaN; but fp16 has such ones until its loss scale is found."""
+    return torch.autograd.set_detect_anomaly(True, check_nan=config.train.precision != "fp16")
+
+
+def run_to_end(trainer: Trainer) -> None:
+    if not trainer.train():
+        raise KeyboardInterrupt  # the one signal that nobody here has sent
+
+
+def check_finite(what: str, tensors: dict[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise Fault(f"{what} {name} is not finite")
+
+
+def contents(last: checkpoint.Checkpoint, name: str) -> bytes:
+    """Of a file of the run that a checkpoint belongs to."""
+    return (last.path.parents[1] / name).read_bytes()
+
+
+def parameters(net: nn.Module) -> dict[str, Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in net.named_parameters()}
+
+
+def same(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and torch.equal(a.cpu(), b.cpu())
