@@ -1,6 +1,7 @@
 """Several real processes in one gloo world, started from a server that has imported torch already: milliseconds each."""
 
 import contextlib
+import faulthandler
 import multiprocessing
 import os
 import socket
@@ -12,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 PRELOADED = ["torch._dynamo", "torch.distributed.tensor", "accelerate", "scalegan.train", "scalegan.trainer"]
-LIMIT = 120
-"""Seconds after which a world counts as hung."""
+LIMIT = 60
+"""Seconds after which a world counts as hung; a little earlier its processes write down where they are."""
 
 
 @dataclass
@@ -68,6 +69,7 @@ def _run(pipe: Any, log: Path, rank: int, processes: int, port: int, function: C
 
     with open(log, "wb") as file:
         os.dup2(file.fileno(), 2)
+    faulthandler.dump_traceback_later(LIMIT - 5)
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"  # else Accelerate gives every process all cores, and they wait for each other
     if processes > 1:

@@ -1,0 +1,99 @@
+"""The gradients that DDP hands to the optimizers, against one process that sees the whole batch."""
+
+import numpy as np
+import pytest
+import torch
+
+from helpers.runs import arguments
+from helpers.worlds import run_world
+
+pytestmark = pytest.mark.distributed
+
+PLAIN = {"model__critic_norm": "none", "model__init": "kaiming"}
+R1 = {"loss__r1_gamma": 2.0}
+AUGMENTED = {"augment__brightness": 0.5, "augment__shift": 0.2, "augment__mirror": "true", "augment__cutout": 0.3}
+# Every loss, with every penalty. Steps in rounds are compared with the generator's batch norm in evaluation mode: in training
+# mode images are normalised with those of their round, which are others on another number of processes.
+CASES = {
+    "non_saturating": PLAIN,
+    "minimax": PLAIN | {"loss__name": "minimax"},
+    "r1": PLAIN | R1,
+    "r1, augmented": PLAIN | R1 | AUGMENTED,
+    "r1, conditional": PLAIN | R1 | {"model__conditional": "true"},
+    "batch norm": {"model__critic_norm": "batch"},
+    "batch norm, r1": {"model__critic_norm": "batch"} | R1,
+    "rounds": PLAIN | {"train__accumulate": 2},
+    "rounds, r1, augmented": PLAIN | R1 | AUGMENTED | {"train__accumulate": 2},
+}
+
+
+def gradients(commands, double):
+    """{case: {network.parameter: gradient}} of one critic's and one generator's step of each command, on this process."""
+    from scalegan import settings, steps
+    from scalegan.data.index import read_index
+    from scalegan.data.loader import batches
+    from scalegan.distributed import make_accelerator
+
+    taken = {}
+    plain_step = steps.Game._step
+
+    def step(self, optimizer, network, rate, images_seen):
+        whose = "generator" if optimizer is self.opt_g else "critic"
+        for name, parameter in network.named_parameters():
+            taken[f"{whose}.{name.removeprefix('module.')}"] = parameter.grad.numpy().copy()
+        return plain_step(self, optimizer, network, rate, images_seen)
+
+    steps.Game._step = step
+    if double:
+        in_float64(steps)
+    found = {}
+    accelerator = None
+    for name, command in commands.items():
+        config = settings.parse(command).config
+        index = read_index(config.data.path)
+        accelerator = accelerator or make_accelerator(config.train)
+        game = steps.Game(config, accelerator, steps.DataFacts((index.channels, index.height, index.width), index.class_counts))
+        if config.train.accumulate > 1:  # see CASES
+            game.bare_generator.eval()
+        game.prime()
+        loader = batches(index, config, 0, accelerator.process_index, accelerator.num_processes, accelerator.device)
+        game.discriminator_step([next(loader) for _ in range(game.rounds)], 0)
+        game.generator_step(0)
+        loader.close()
+        found[name] = dict(taken)
+        taken.clear()
+    return found
+
+
+def in_float64(steps):
+    """Everything that a step reckons with, so that nothing but a mistake can make a difference."""
+    torch.set_default_dtype(torch.float64)
+    send, normalise = steps.Draws._send, steps.normalise
+    steps.Draws._send = lambda self, values: send(self, values.astype(np.float64) if values.dtype == np.float32 else values)
+    steps.normalise = lambda images: normalise(images).double()
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["float64", "float32"])
+def worlds(request, shards, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("gradients")
+    commands = {name: arguments(shards, folder / "run", 32, train__batch=16, **case) for name, case in CASES.items()}
+    found = {n: [e.value for e in run_world(folder, n, gradients, commands, request.param)] for n in (1, 2)}
+    return request.param, found
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_gradients_equal_those_of_one_process(worlds, case):
+    double, found = worlds
+    (whole,) = (gradients[case] for gradients in found[1])
+    first, second = (gradients[case] for gradients in found[2])
+    assert {array.dtype for array in whole.values()} == {np.dtype(np.float64 if double else np.float32)}
+    assert all(np.array_equal(first[name], second[name]) for name in whole), "the processes have different gradients"
+    for network in ("critic", "generator"):
+        names = [name for name in whole if name.startswith(network)]
+        assert len(names) >= 5
+        difference = norm([first[name] - whole[name] for name in names]) / norm([whole[name] for name in names])
+        assert difference < (1e-12 if double else 1e-6), network
+
+
+def norm(arrays):
+    return np.sqrt(sum(np.square(array, dtype=np.float64).sum() for array in arrays))
