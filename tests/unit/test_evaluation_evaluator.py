@@ -1,0 +1,191 @@
+"""An evaluation compares every generated and every real image once, says what it compared, and changes nothing around it."""
+
+import json
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from helpers.shards import make_images, make_shards, png
+from scalegan.config import DataConfig, EvaluationConfig
+from scalegan.data.index import Index
+from scalegan.data.writer import Sample, write_shards
+from scalegan.errors import UserError
+from scalegan.evaluation import evaluator, real
+from scalegan.evaluation.evaluator import evaluate
+from scalegan.evaluation.features import Extractor
+from scalegan.evaluation.real import RealImages
+from scalegan.evaluation.team import Team
+
+CPU = torch.device("cpu")
+COUNT = 45
+FACTS = {"seed": 3, "images_seen": 640, "ema": True, "rank": 0, "processes": 1, "device": CPU}
+
+
+class Areas(nn.Module):
+    """48 features: means of 4x4 areas of each colour."""
+
+    num_features = 48
+    cpu_batch = 4
+    resize = "none"
+
+    def forward(self, images: Tensor) -> Tensor:
+        return nn.functional.adaptive_avg_pool2d(images.float() / 64, 4).flatten(1)
+
+
+@pytest.fixture(autouse=True)
+def small_extractor(monkeypatch):
+    torch.set_num_threads(1)
+    made = Extractor("areas", Areas(), "no weights", CPU, 4)
+    monkeypatch.setattr(evaluator, "load_extractor", lambda config, device, team: made)
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory) -> Index:
+    return make_shards(tmp_path_factory.mktemp("data") / "shards", count=COUNT, height=24, width=16)
+
+
+def pictures(count: int, seed: int, index: Index) -> Tensor:
+    images, _ = make_images(count, index.height, index.width, index.channels, seed)
+    return torch.from_numpy(images).permute(0, 3, 1, 2)
+
+
+def run(index: Index, cache, made: Tensor, **changes):
+    options = {"samples": len(made), "batch": 8} | changes
+    asked = []
+
+    def generator(first: int, count: int) -> Tensor:
+        asked.append((first, count))
+        return made[first : first + count]
+
+    record = evaluate(generator, index, EvaluationConfig(**options), cache=cache, **FACTS)
+    return record, asked
+
+
+def test_the_data_itself_is_at_distance_zero(index, tmp_path):
+    record, _ = run(index, tmp_path, pictures(COUNT, 0, index))
+    assert record["fd_areas"] == pytest.approx(0, abs=1e-9)
+    assert record["fd_areas_floor"] > 0.01
+    assert record["ssim_max"] == pytest.approx(1, abs=1e-6)
+
+
+def test_other_images_of_the_kind_are_near_and_noise_is_far(index, tmp_path):
+    kin, _ = run(index, tmp_path, pictures(60, 1, index))
+    noise, _ = run(index, tmp_path, torch.randint(0, 256, (60, 3, 24, 16), dtype=torch.uint8))
+    assert kin["fd_areas"] < 2 * kin["fd_areas_floor"] < noise["fd_areas"]
+    assert kin["ssim_max"] > noise["ssim_max"]
+
+
+def test_a_collapsed_generator_has_no_diversity(index, tmp_path):
+    record, _ = run(index, tmp_path, pictures(COUNT, 0, index)[:1].expand(20, -1, -1, -1))
+    assert record["diversity"] == 0
+    assert record["diversity_real"] > 10
+    assert 0 < record["ssim_mean_image"] < record["ssim_max"]
+
+
+def test_the_record_says_what_was_compared(index, tmp_path):
+    record, _ = run(index, tmp_path, pictures(20, 1, index))
+    said = {
+        "generated": 20, "real": COUNT, "floor_counts": [22, 23], "index_sha256": index.sha256, "extractor": "areas",
+        "weights_sha256": "no weights", "resize": "none", "ema": True, "images_seen": 640, "seed": 3, "processes": 1,
+    }  # fmt: skip
+    assert record.items() >= said.items()
+    assert record["dtype"].startswith("float32")
+    assert record["seconds"] > 0
+    assert json.loads(json.dumps(record)) == record
+
+
+def test_every_image_is_made_once_in_aligned_blocks(index, tmp_path):
+    _, asked = run(index, tmp_path, pictures(20, 1, index), ssim=False)
+    assert asked == [(0, 8), (8, 8), (16, 4)]
+    blocks = [block for rank in range(3) for block in Team(rank, 3).blocks(20, 8)]
+    assert sorted(blocks) == asked
+
+
+def test_real_images_are_read_once_and_kept(index, tmp_path, monkeypatch):
+    first, _ = run(index, tmp_path, pictures(20, 1, index))
+
+    def fail(*args):
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(real, "measure", fail)
+    again, _ = run(index, tmp_path, pictures(20, 1, index))
+    assert again | {"seconds": 0} == first | {"seconds": 0}
+
+
+def test_a_damaged_cache_is_made_again(index, tmp_path):
+    first, _ = run(index, tmp_path, pictures(20, 1, index))
+    (file,) = tmp_path.glob("*.npz")
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    again, _ = run(index, tmp_path, pictures(20, 1, index))
+    assert again | {"seconds": 0} == first | {"seconds": 0}
+    assert file.read_bytes() == whole
+
+
+def test_other_data_is_another_cache(index, tmp_path):
+    other = make_shards(tmp_path / "other", count=COUNT, height=24, width=16, seed=9)
+    run(index, tmp_path / "cache", pictures(20, 1, index))
+    record, _ = run(other, tmp_path / "cache", pictures(COUNT, 9, index))
+    assert record["fd_areas"] == pytest.approx(0, abs=1e-9)
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+
+
+def test_a_part_of_the_real_images_is_a_fixed_random_choice(index):
+    def chosen(wanted: int) -> RealImages:
+        return RealImages(index, wanted, reader=None)
+
+    assert np.array_equal(chosen(20).samples, chosen(20).samples)
+    assert set(chosen(20).samples) < set(chosen(21).samples)
+    assert np.array_equal(chosen(0).samples, np.arange(COUNT))
+    assert chosen(20).samples.max() > 30
+    assert chosen(20).in_first_half.sum() == 10
+    assert len(set(chosen(0).in_first_half[:20].tolist())) == 2  # mixed, not the first and the last
+
+
+def test_a_part_of_the_real_images_is_compared_when_asked(index, tmp_path):
+    record, _ = run(index, tmp_path, pictures(20, 1, index), real=20)
+    assert (record["real"], record["floor_counts"]) == (20, [10, 10])
+
+
+def test_ssim_is_left_out_when_not_wanted_and_where_images_are_too_small(index, tmp_path):
+    record, _ = run(index, tmp_path, pictures(20, 1, index), ssim=False)
+    assert not {"ssim_max", "ssim_mean_image", "diversity", "diversity_real"} & record.keys()
+    small = make_shards(tmp_path / "small", count=8, height=4, width=40, channels=1)
+    record, _ = run(small, tmp_path, pictures(8, 0, small))
+    assert {"ssim_max", "ssim_mean_image"} & record.keys() == set()
+    assert record["diversity"] == pytest.approx(record["diversity_real"])
+
+
+def test_training_does_not_notice(index, tmp_path):
+    state, legacy, plain = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # noqa: NPY002
+    run(index, tmp_path, pictures(20, 1, index))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert np.array_equal(np.random.get_state()[1], legacy)  # noqa: NPY002
+    assert random.getstate() == plain
+    assert torch.is_grad_enabled()
+    assert not torch.is_autocast_enabled("cpu")
+
+
+def test_too_few_images_are_refused_with_the_number_needed(index, tmp_path):
+    with pytest.raises(UserError, match=rf"100 real images are to be compared and .* holds {COUNT}: give 0 to take all"):
+        run(index, tmp_path, pictures(20, 1, index), real=100)
+    few = make_shards(tmp_path / "few", count=3, height=24, width=16)
+    with pytest.raises(UserError, match=r"4 real images are to be compared and .* holds 3: use more data"):
+        run(few, tmp_path, pictures(20, 1, index))
+
+
+def test_an_unreadable_image_is_named_or_skipped_as_the_data_config_says(tmp_path):
+    images, _ = make_images(20, 24, 16, 3)
+    samples = [Sample(png(image) if number != 7 else b"no image", "png") for number, image in enumerate(images)]
+    index = write_shards(samples, tmp_path / "shards", height=24, width=16, channels=3)
+    made = pictures(20, 1, index)
+    with pytest.raises(UserError, match=r"image 0*7.png of shard .* is no JPEG"):
+        run(index, tmp_path, made)
+    skipping = DataConfig(path=index.root, on_error="skip", skip_budget=0.1)
+    config = EvaluationConfig(samples=20, batch=8)
+    with pytest.warns(UserWarning, match="left out"):
+        record = evaluate(lambda first, count: made[first:][:count], index, config, cache=tmp_path, data=skipping, **FACTS)
+    assert record["real"] == 20

@@ -1,0 +1,176 @@
+"""The extractors compute what the networks they are named after compute, on images as they are stored."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from fid_weights import made_up_weights, picture
+from PIL import Image
+from torch import Tensor
+
+from scalegan.config import EvaluationConfig
+from scalegan.errors import UserError
+from scalegan.evaluation import weights
+from scalegan.evaluation.features import Extractor, load_extractor, metric_name, plain_float32
+from scalegan.evaluation.inception import Inception, tf1_matrix, tf1_resize
+from scalegan.evaluation.lite0 import Lite0
+from scalegan.evaluation.team import Team
+
+CPU = torch.device("cpu")
+DATA = Path(os.environ.get("SCALEGAN_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def lite0() -> Extractor:
+    return load_extractor(EvaluationConfig(), CPU, Team())
+
+
+@pytest.fixture(scope="module")
+def state() -> dict[str, Tensor]:
+    return weights.read_checked(weights.lite0_path(""), weights.LITE0_SHA256)
+
+
+@pytest.fixture(scope="module")
+def inception() -> Inception:
+    return Inception(made_up_weights())
+
+
+def images(n: int, channels: int = 3, height: int = 20, width: int = 30) -> Tensor:
+    return torch.randint(0, 256, (n, channels, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def test_images_become_features(lite0):
+    features = lite0(images(3))
+    assert features.shape == (3, 1280)
+    assert features.dtype == torch.float32
+    assert 0 <= features.min() < features.max() <= 6
+
+
+def reference_lite0(state: dict[str, Tensor], x: Tensor) -> Tensor:
+    """The network layer by layer as TensorFlow defines it: padding to the right and below, batch norm after convolutions."""
+
+    def layer(x: Tensor, convolution: str, norm: str, stride: int = 1) -> Tensor:
+        weight = state[f"{convolution}.weight"]
+        kernel, groups = weight.shape[-1], len(weight) if weight.shape[1] == 1 else 1
+        extra = max(kernel - stride, 0)
+        x = F.pad(x, (extra // 2, extra - extra // 2, extra // 2, extra - extra // 2))
+        x = F.conv2d(x, weight, stride=stride, groups=groups)
+        mean, variance = state[f"{norm}.running_mean"], state[f"{norm}.running_var"]
+        return F.batch_norm(x, mean, variance, state[f"{norm}.weight"], state[f"{norm}.bias"], eps=1e-3)
+
+    x = F.relu6(layer(x, "_conv_stem", "_bn0", 2))
+    for number in range(16):
+        name, stride = f"_blocks.{number}", 2 if number in (1, 3, 5, 11) else 1
+        y = F.relu6(layer(x, f"{name}._expand_conv", f"{name}._bn0")) if number else x
+        y = F.relu6(layer(y, f"{name}._depthwise_conv", f"{name}._bn1", stride))
+        y = layer(y, f"{name}._project_conv", f"{name}._bn2")
+        x = x + y if number in (2, 4, 6, 7, 9, 10, 12, 13, 14) else y
+    return F.relu6(layer(x, "_conv_head", "_bn1")).mean((2, 3))
+
+
+def test_lite0_is_the_network_that_tensorflow_trained(state, lite0):
+    batch = images(2, height=224, width=224)
+    expected = reference_lite0(state, (batch.float() - 127) / 128)
+    assert (lite0(batch) - expected).abs().max() < 5e-5
+
+
+def test_lite0_enlarges_bilinearly(state, lite0):
+    batch = images(1, height=64, width=48)
+    enlarged = F.interpolate(batch.float(), (224, 224), mode="bilinear", align_corners=False)
+    assert (lite0(batch) - reference_lite0(state, (enlarged - 127) / 128)).abs().max() < 5e-5
+
+
+@pytest.mark.skipif(not (DATA / "fruits360").is_dir(), reason="needs the Fruits-360 photos (SCALEGAN_DATA)")
+@pytest.mark.parametrize(("fruit", "imagenet"), [("Strawberry", 949), ("Orange", 950)])
+def test_lite0_knows_fruit(state, lite0, fruit, imagenet):
+    files = sorted((DATA / "fruits360" / "Test" / fruit).glob("*.jpg"))[::20]
+    photos = torch.stack([torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1) for file in files])
+    guesses = (lite0(photos) @ state["_fc.weight"].T + state["_fc.bias"]).argmax(1)
+    assert (guesses == imagenet).float().mean() >= 0.7
+
+
+def test_grey_is_equal_red_green_and_blue(lite0):
+    grey = images(2, channels=1)
+    assert torch.equal(lite0(grey), lite0(grey.expand(-1, 3, -1, -1)))
+
+
+def test_features_do_not_depend_on_the_company(lite0):
+    batch = images(11)
+    together = lite0(batch)
+    assert torch.equal(together[8:], lite0(batch[8:]))
+    assert torch.equal(together[:3], lite0(batch[:3]))
+
+
+def test_features_are_plain_float32_inside_a_mixed_precision_training(lite0):
+    batch = images(8)
+    plain = lite0(batch)
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(lite0(batch), plain)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def test_precision_comes_back_after_an_error():
+    torch.set_float32_matmul_precision("high")
+    try:
+        with pytest.raises(ValueError), plain_float32(CPU):
+            raise ValueError
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def test_extraction_touches_no_random_number_and_keeps_no_gradient(lite0):
+    before = torch.get_rng_state()
+    features = lite0(images(2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not features.requires_grad
+    assert not any(p.requires_grad for p in lite0.network.parameters())
+
+
+# Of torch-fidelity 0.4.0 (inception-v3-compat) on the same weights and images, features 0, 1, 500, 1000, 1500, 2047.
+GOLDEN = {
+    (64, 64): [2.6342685, 0.74571073, 0.1529035, 0.31341675, 0.0023416402, 1.3006281],
+    (100, 80): [2.7445488, 0.74899769, 0.13928664, 0.35416472, 0.0053112502, 1.5433812],
+    (299, 299): [3.7653103, 1.0741793, 0.23914655, 0.38634399, 0.0032049168, 2.322125],
+}
+
+
+@pytest.mark.parametrize("size", GOLDEN, ids=str)
+def test_inception_equals_torch_fidelity(inception, size):
+    with torch.inference_mode():
+        features = inception(picture(*size))
+    assert features.shape == (1, 2048)
+    assert features[0, [0, 1, 500, 1000, 1500, 2047]].tolist() == pytest.approx(GOLDEN[size], rel=1e-5)
+
+
+def test_tensorflow_1_resizes_without_half_a_pixel():
+    assert tf1_matrix(2, 4).tolist() == [[1, 0], [0.5, 0.5], [0, 1], [0, 1]]
+    assert tf1_matrix(4, 2).tolist() == [[1, 0, 0, 0], [0, 0, 1, 0]]
+    batch = images(1, height=7, width=5).float()
+    assert torch.equal(tf1_resize(batch, 7, 5), batch)
+
+
+def test_only_inception_gives_fid():
+    assert metric_name("inception") == "fid"
+    assert metric_name("lite0") == "fd_lite0"
+
+
+def test_an_unknown_extractor_is_told_the_nearest_name():
+    with pytest.raises(UserError, match="did you mean lite0"):
+        load_extractor(EvaluationConfig(extractor="lite"), CPU, Team())
+
+
+def test_networks_know_their_features():
+    assert (Lite0.num_features, Inception.num_features) == (1280, 2048)

@@ -1,0 +1,139 @@
+"""Weights are the known file or one clear line; without network that line comes at once."""
+
+import hashlib
+import http.server
+import socket
+import threading
+import time
+from contextlib import contextmanager
+from dataclasses import replace
+
+import pytest
+import torch
+
+from scalegan.config import EvaluationConfig
+from scalegan.errors import UserError
+from scalegan.evaluation import weights
+from scalegan.evaluation.features import find_weights
+
+INCEPTION = EvaluationConfig(extractor="inception")
+
+
+@pytest.fixture(autouse=True)
+def empty_home(monkeypatch, tmp_path):
+    monkeypatch.delenv(weights.INCEPTION_VARIABLE, raising=False)
+    monkeypatch.delenv("TORCH_HOME", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@contextmanager
+def server(content: bytes, status: int = 200, cut: int = 0):
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content[: len(content) - cut])
+
+        def log_message(self, *args):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{running.server_port}/weights.pth"
+        running.shutdown()
+
+
+def test_lite0_needs_no_download():
+    path = find_weights(EvaluationConfig())
+    state = weights.read_checked(path, weights.LITE0_SHA256)
+    assert state["_conv_head.weight"].shape == (1280, 320, 1, 1)
+
+
+def test_another_file_is_refused(tmp_path):
+    torch.save({"a": torch.zeros(1)}, tmp_path / "other.pth")
+    with pytest.raises(UserError, match=r"other\.pth are not the expected file \(sha256 "):
+        weights.read_checked(tmp_path / "other.pth", weights.INCEPTION_SHA256)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    for config in (EvaluationConfig(weights=str(tmp_path / "no.pth")), replace(INCEPTION, weights=str(tmp_path / "no.pth"))):
+        with pytest.raises(UserError, match=r"no\.pth of extractor .* do not exist"):
+            find_weights(config)
+
+
+def test_batch_norm_folds_into_the_convolution():
+    state = {"c.weight": torch.randn(4, 3, 3, 3), "n.weight": torch.rand(4), "n.bias": torch.randn(4)}
+    state |= {"n.running_mean": torch.randn(4), "n.running_var": torch.rand(4)}
+    x = torch.randn(2, 3, 8, 8)
+    weight, bias = weights.folded(state, "c", "n", eps=1e-3)
+    expected = torch.nn.functional.batch_norm(
+        torch.conv2d(x, state["c.weight"]), state["n.running_mean"], state["n.running_var"], state["n.weight"], state["n.bias"],
+        eps=1e-3,
+    )  # fmt: skip
+    assert torch.allclose(torch.conv2d(x, weight, bias), expected, atol=1e-5)
+
+
+def assert_all_ways_are_named(error: pytest.ExceptionInfo[UserError]) -> None:
+    message = str(error.value)
+    for way in (weights.INCEPTION_FILE, weights.INCEPTION_VARIABLE, "evaluation.weights", "--weights"):
+        assert way in message
+    assert "\n" not in message
+
+
+def test_inception_without_network_fails_at_once(monkeypatch):
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        monkeypatch.setattr(weights, "INCEPTION_URL", f"http://127.0.0.1:{closed.getsockname()[1]}/w.pth")
+    began = time.perf_counter()
+    with pytest.raises(UserError) as error:
+        find_weights(INCEPTION)
+    assert time.perf_counter() - began < 5
+    assert_all_ways_are_named(error)
+
+
+def test_inception_behind_a_network_that_never_answers_fails_in_5_s(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setattr(weights, "INCEPTION_URL", f"http://127.0.0.1:{silent.getsockname()[1]}/w.pth")
+        began = time.perf_counter()
+        with pytest.raises(UserError) as error:
+            find_weights(INCEPTION)
+        assert time.perf_counter() - began < 5
+    assert_all_ways_are_named(error)
+
+
+def test_inception_is_found_where_it_was_put(monkeypatch, tmp_path):
+    for number, name in enumerate((weights.INCEPTION_FILE, "weights-inception-2015-12-05-6726825d.pth")):
+        hub = tmp_path / f"torch{number}" / "hub" / "checkpoints"
+        hub.mkdir(parents=True)
+        (hub / name).touch()
+        monkeypatch.setenv("TORCH_HOME", str(hub.parent.parent))
+        assert find_weights(INCEPTION) == hub / name
+    (tmp_path / "mine.pth").touch()
+    monkeypatch.setenv(weights.INCEPTION_VARIABLE, str(tmp_path / "mine.pth"))
+    assert find_weights(INCEPTION) == tmp_path / "mine.pth"
+    (tmp_path / "given.pth").touch()
+    assert find_weights(replace(INCEPTION, weights=str(tmp_path / "given.pth"))) == tmp_path / "given.pth"
+
+
+def test_a_download_is_kept(monkeypatch, tmp_path):
+    content = b"weights" * 1000
+    monkeypatch.setattr(weights, "INCEPTION_SHA256", hashlib.sha256(content).hexdigest())
+    with server(content) as url:
+        monkeypatch.setattr(weights, "INCEPTION_URL", url)
+        path = find_weights(INCEPTION)
+    assert path.read_bytes() == content
+    assert path.parent == tmp_path / "cache" / "scalegan" / "weights"
+    assert find_weights(INCEPTION) == path
+
+
+@pytest.mark.parametrize("fault", [{"status": 404}, {"cut": 100}, {}], ids=["missing", "cut", "other content"])
+def test_a_bad_download_leaves_nothing(monkeypatch, tmp_path, fault):
+    with server(b"weights" * 1000, **fault) as url:
+        monkeypatch.setattr(weights, "INCEPTION_URL", url)
+        with pytest.raises(UserError) as error:
+            find_weights(INCEPTION)
+    assert_all_ways_are_named(error)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
