@@ -18,8 +18,8 @@ from typing import Any
 REPO = Path(__file__).resolve().parents[1]
 OUT = REPO / "benchmarks" / "out"
 """Shards, grids and figures that the benchmarks make; git-ignored."""
-MEASURED = ("src", "configs", "launch", "benchmarks")
-"""What decides a figure: a change to anything else is no other commit."""
+MEASURED = ("src", "configs", "launch", "benchmarks/*.py")
+"""What decides a figure: a change to anything else leaves it as good as it was."""
 
 
 @dataclass(frozen=True)
@@ -141,8 +141,8 @@ def cpu_model() -> str:
 
 
 def commit() -> str:
-    """Short hash of HEAD; with local changes to what is measured, a hash of them after a plus sign."""
-    head = git("rev-parse", "--short", "HEAD").strip() or "no-git"
+    """Short hash of the last commit to what is measured; with local changes to it, a hash of them after a plus sign."""
+    head = git("log", "-1", "--format=%h", "--", *MEASURED).strip() or "no-git"
     changes = git("diff", "HEAD", "--", *MEASURED)
     new = git("ls-files", "--others", "--exclude-standard", "--", *MEASURED).splitlines()
     changes += "".join(name + (REPO / name).read_text(errors="replace") for name in new)
