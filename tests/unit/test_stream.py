@@ -15,7 +15,7 @@ from small_shards import HEIGHT, WIDTH, damage, encode, label, make_shards, numb
 from scalegan.config import DataConfig
 from scalegan.data import stream as module
 from scalegan.data.cache import Unreadable
-from scalegan.data.decode import decode
+from scalegan.data.decode import decode, jpeg_frame
 from scalegan.data.index import Index, read_index
 from scalegan.data.stream import StreamReader
 from scalegan.data.writer import Sample, write_shards
@@ -81,6 +81,37 @@ def test_decoding_agrees_with_pillow(kind: str, options: dict[str, object], chan
     data = encode(picture(5, channels), kind, **options)
     expected = np.asarray(Image.open(io.BytesIO(data))).reshape(HEIGHT, WIDTH, channels)
     assert np.array_equal(decode(data, HEIGHT, WIDTH, channels), expected)
+
+
+JPEG_KINDS: list[dict[str, object]] = [
+    {},
+    {"quality": 30, "subsampling": "4:2:0"},
+    {"quality": 100, "subsampling": "4:4:4"},
+    {"progressive": True},
+    {"optimize": True, "comment": b"a comment"},
+    {"restart_marker_rows": 1},
+    {"exif": Image.Exif(), "icc_profile": bytes(70_000)},
+    {"keep_rgb": True, "subsampling": "4:4:4"},
+]
+
+
+@pytest.mark.parametrize("options", JPEG_KINDS, ids=str)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_short_way_into_a_jpeg_gives_the_same_pixels(options: dict[str, object], channels: int) -> None:
+    smooth = np.asarray(Image.fromarray(picture(3, channels).squeeze()).resize((75, 43)))
+    data = encode(smooth, "JPEG", **options)
+    assert jpeg_frame(data) == (43, 75, channels)
+    expected = np.asarray(Image.open(io.BytesIO(data))).reshape(43, 75, channels)
+    assert np.array_equal(decode(data, 43, 75, channels), expected)
+    unusual = data[:2] + b"\xff" + data[2:]  # a fill byte before a marker: allowed, and left to Pillow
+    assert jpeg_frame(unusual) is None
+    assert np.array_equal(decode(unusual, 43, 75, channels), expected)
+
+
+def test_a_grey_jpeg_is_no_colour_image_nor_the_reverse() -> None:
+    for stored, wanted in ((1, 3), (3, 1)):
+        with pytest.raises(Unreadable, match="the index says 6x10"):
+            decode(encode(picture(0, stored), "JPEG"), HEIGHT, WIDTH, wanted)
 
 
 def test_height_comes_before_width() -> None:
