@@ -11,24 +11,25 @@ export OMP_NUM_THREADS=1 WANDB_MODE=offline
 rm -rf "$out"
 mkdir -p "$out"
 
-# train NAME PRESET IMAGES: a short run of a preset on the shards of that name, as two processes, then evaluated as one.
-train() {
+# short_run NAME PRESET IMAGES: a preset cut short, on the shards NAME, by two processes; then measured and sampled by one.
+short_run() {
     local run=$out/$1
     "$bin/accelerate" launch --config_file launch/cpu.yaml -m scalegan.train --config "configs/$2.yaml" \
-        --run "$run" --data.path "$out/data/$1" --train.images "$3" --log.every 512 --log.samples "$3" \
+        --run "$run" --data.path "$out/data/$1" --train.images "$3" --log.every 1024 --log.samples "$3" \
         --log.checkpoint "$3" --evaluation.every 0 --evaluation.samples 256 --evaluation.real 256
-    "$bin/scalegan" evaluate "$run" --samples 256
-    "$bin/scalegan" plot "$run"
+    "$bin/scalegan" evaluate "$run"
     "$bin/scalegan" sample "$run" --n 16 --seed 0 --out "$run/sampled"
-    "$bin/scalegan" doctor "$run"
     "$bin/python" .ci/check_run.py "$run" "$3"
 }
 
 "$bin/scalegan" shards "$data/fruits360" "$out/data/kiwi" --classes Kiwi --size 64 --split Training
-train kiwi kiwi_small 4096
+short_run kiwi kiwi_small 4096
 
 "$bin/scalegan" shards "$data/brain" "$out/data/brain" --size 104x88 --channels 1 --split train
-train brain brain_small 2048
+short_run brain brain_small 2048
 
 "$bin/scalegan" shards "$data/fashion-mnist" "$out/data/fashion" --split train
-train fashion fashion_small 8192
+short_run fashion fashion_small 8192
+
+"$bin/scalegan" plot "$out/kiwi"
+"$bin/scalegan" doctor "$out/kiwi"
