@@ -191,6 +191,11 @@ def test_pixels_that_are_not_square_are_made_so() -> None:
     assert columns.sum() == 10
 
 
+def test_absurd_pixels_are_an_error() -> None:
+    with pytest.raises(UserError, match=r"x has pixels of 1e\+30 x 1: give --size"):
+        Transform(None, "pad", None)(Picture("x", np.full((10, 10), 0.5), 0, (1e30, 1.0)))
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     st.tuples(st.integers(1, 40), st.integers(1, 40)),

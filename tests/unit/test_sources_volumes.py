@@ -150,7 +150,7 @@ def test_volumes_that_make_no_sense_are_refused(tmp_path: Path, values: np.ndarr
 def test_cut_files_are_named(tmp_path: Path, end: str, keep: int) -> None:
     path = write(tmp_path / f"x{end}", np.random.default_rng(0).integers(0, 1000, (20, 20, 20)))
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(UserError, match=r"x\.nii(\.gz)? (cannot be read|is no readable volume|claims)") as raised:
+    with pytest.raises(UserError, match=r"x\.nii(\.gz)? (cannot be read|claims)") as raised:
         opened(path)
     assert "\n" not in str(raised.value)
 

@@ -135,6 +135,7 @@ def read_file(path: str) -> list[Frame] | NDArray[np.uint8]:
         if (not colour and photometric not in GREY) or (colour and int(data.BitsAllocated) != 8):
             depth = f"{data.get('BitsAllocated')} bits"
             raise UserError(f"{path} has {photometric} images of {depth}, which are not read: convert it to grey or 8-bit RGB")
+        _check_decoder(path, data.file_meta.TransferSyntaxUID)
         images = pixels.pixel_array(data)
         if int(data.get("NumberOfFrames", 1) or 1) == 1:
             images = images[None]
@@ -143,19 +144,22 @@ def read_file(path: str) -> list[Frame] | NDArray[np.uint8]:
         return [_frame(data, number, pixels.apply_modality_lut, image) for number, image in enumerate(images)]
     except UserError:
         raise
-    except pydicom.errors.InvalidDicomError:
-        raise UserError(f"{path} is no DICOM file: take it away") from None
-    except (RuntimeError, NotImplementedError) as error:
-        syntax = getattr(data.file_meta, "TransferSyntaxUID", None)
-        name = getattr(syntax, "name", "an unknown syntax")
-        if "decompress" in str(error) or "plugin" in str(error) or "decode" in str(error):
-            raise UserError(
-                f"{path} is compressed ({name}) and no decoder for that is installed: "
-                "pip install 'pylibjpeg[all]', or decompress the files first (gdcmconv --raw, dcmdjpeg)"
-            ) from None
+    except Exception as error:  # pydicom hands on whatever a damaged element breaks inside it
         raise UserError(f"{path} cannot be read ({one_line(error)}): repair it or take it away") from None
-    except (OSError, EOFError, ValueError, AttributeError, KeyError, TypeError, IndexError) as error:
-        raise UserError(f"{path} cannot be read ({one_line(error)}): repair it or take it away") from None
+
+
+def _check_decoder(path: str, syntax: Any) -> None:
+    if not syntax.is_compressed:
+        return
+    try:
+        available = importlib.import_module("pydicom.pixels").get_decoder(syntax).is_available
+    except NotImplementedError:
+        available = False
+    if not available:
+        raise UserError(
+            f"{path} is compressed ({syntax.name}) and no decoder for that is installed: "
+            "pip install 'pylibjpeg[all]', or decompress the files first (gdcmconv --raw, dcmdjpeg)"
+        )
 
 
 def _frame(data: Any, number: int, apply_modality_lut: Any, image: NDArray[Any]) -> Frame:
@@ -216,12 +220,12 @@ def dicom(request: Request) -> Source:
     for path in paths:
         try:
             header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(HEADER))
-        except (pydicom.errors.InvalidDicomError, OSError, ValueError, EOFError) as error:
+            if not header.get("Rows"):
+                others += 1  # reports, directories and the like hold no image
+                continue
+            key, place = _place(header)
+        except Exception as error:  # pydicom hands on whatever a damaged element breaks inside it
             raise UserError(f"{path} is no readable DICOM file ({one_line(error)}): repair it or take it away") from None
-        if not header.get("Rows"):
-            others += 1  # reports, directories and the like hold no image
-            continue
-        key, place = _place(header)
         groups.setdefault(key, []).append((place, str(path)))
     if not groups:
         raise UserError(f"{request.path} holds no DICOM images: check the path")

@@ -101,6 +101,10 @@ class Transform:
         if self.channels == 1 and image.mode == "RGB":
             image = image.convert("L")
         size = self.size or _square_pixels(image.height, image.width, picture.spacing)
+        if size[0] * size[1] > MOST_PIXELS:
+            raise UserError(
+                f"{picture.name} has pixels of {picture.spacing[0]:g} x {picture.spacing[1]:g}: give --size and --fit"
+            )
         image = resize(image, size, self.fit, picture.spacing)
         if image.mode == "F":
             image = Image.fromarray(np.rint(np.clip(np.asarray(image), 0, 255)).astype(np.uint8))

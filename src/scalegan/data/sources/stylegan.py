@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -44,7 +45,7 @@ def open_zip(path: str) -> zipfile.ZipFile:
         return zipfile.ZipFile(path)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    except zipfile.BadZipFile as error:
+    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
         raise UserError(f"{path} is no readable zip ({one_line(error)}): fetch it again") from None
 
 
@@ -54,7 +55,7 @@ def read_member(archive: zipfile.ZipFile, path: str, name: str) -> bytes:
         raise UserError(f"{path}: {name} unpacks to {info.file_size:,} bytes, more than any image: leave it out")
     try:
         return archive.read(info)
-    except (zipfile.BadZipFile, EOFError, RuntimeError, NotImplementedError, OSError) as error:
+    except (zipfile.BadZipFile, EOFError, RuntimeError, NotImplementedError, OSError, ValueError, zlib.error) as error:
         raise UserError(f"{path}: {name} cannot be unpacked ({one_line(error)}): fetch the archive again") from None
 
 
