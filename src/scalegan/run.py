@@ -13,6 +13,7 @@ import yaml
 from scalegan import __version__
 from scalegan.config import Config
 from scalegan.errors import UserError
+from scalegan.files import write_atomically
 
 IDENTITY = "run.json"
 CONFIG = "config.yaml"
@@ -59,23 +60,36 @@ class Lock:
         self._file.close()
 
 
-def claim(run_dir: Path, config: Config, data_sha256: str) -> None:
-    """Write who this run is, or check that it is still the same one. Raises `UserError` with the difference."""
-    identity = {"config": config.identity(), "data": data_sha256}
+def check(run_dir: Path, config: Config, data_sha256: str) -> None:
+    """Raises `UserError` with the difference where the folder is the run of another configuration. Writes nothing."""
     path = run_dir / IDENTITY
-    if path.is_file():
-        try:
-            before = json.loads(path.read_text())
-        except ValueError:
-            raise UserError(f"{path} is damaged: restore it, or give --run another folder") from None
-        changed = differences({"config": before["config"], "data": before["data"]}, identity)
-        if changed:
-            shown = "; ".join(name.removeprefix("config.") for name in changed)
-            raise UserError(
-                f"run folder {run_dir} has another configuration ({shown}): undo that, or give --run another folder"
-            )
-    write_text(path, json.dumps(identity | {"scalegan": __version__}, indent=1))
-    write_text(run_dir / CONFIG, yaml.safe_dump(plain(config.to_dict()), sort_keys=False))
+    if not path.is_file():
+        return
+    try:
+        before = {name: value for name, value in json.loads(path.read_text()).items() if name in ("config", "data")}
+    except (ValueError, AttributeError):
+        raise UserError(f"{path} is damaged: restore it, or give --run another folder") from None
+    changed = differences(before, _identity(config, data_sha256))
+    if changed:
+        shown = "; ".join(name.removeprefix("config.") for name in changed)
+        raise UserError(f"run folder {run_dir} has another configuration ({shown}): undo that, or give --run another folder")
+
+
+def claim(run_dir: Path, config: Config, data_sha256: str) -> None:
+    """Write who this run is, unless it is another one (see `check`)."""
+    check(run_dir, config, data_sha256)
+    identity = _identity(config, data_sha256)
+    write_atomically(run_dir / IDENTITY, json.dumps(identity | {"scalegan": __version__}, indent=1).encode())
+    write_atomically(run_dir / CONFIG, config_text(config).encode())
+
+
+def _identity(config: Config, data_sha256: str) -> dict[str, Any]:
+    return {"config": config.identity(), "data": data_sha256}
+
+
+def config_text(config: Config) -> str:
+    """The resolved configuration as YAML."""
+    return yaml.safe_dump(plain(config.to_dict()), sort_keys=False)
 
 
 def plain(value: Any) -> Any:
@@ -83,10 +97,3 @@ def plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {k: plain(v) for k, v in value.items()}
     return [plain(v) for v in value] if isinstance(value, list | tuple) else value
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace a file whole."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text)
-    temporary.replace(path)

@@ -13,7 +13,7 @@ import yaml
 from scalegan import settings
 from scalegan.config import Config, DataConfig, LogConfig, OptimConfig, TrainConfig
 from scalegan.errors import UserError
-from scalegan.run import Lock, claim, differences, flatten, plain, write_text
+from scalegan.run import Lock, claim, differences, flatten, plain
 
 
 def config(**sections) -> Config:
@@ -72,10 +72,23 @@ def test_the_length_may_not_change_where_the_schedule_depends_on_it(tmp_path):
         claim(tmp_path, config(optim=cosine, train=TrainConfig(images=2_000_000)), "sha")
 
 
-def test_a_damaged_identity_is_told(tmp_path):
-    (tmp_path / "run.json").write_text("{")
+@pytest.mark.parametrize("content", ["", "{", "[]"])
+def test_a_damaged_identity_is_told(tmp_path, content):
+    (tmp_path / "run.json").write_text(content)
     with pytest.raises(UserError, match=r"run\.json is damaged"):
         claim(tmp_path, config(), "sha")
+
+
+def test_a_crash_while_writing_leaves_no_half_identity(tmp_path, monkeypatch):
+    def fails(source: Path, target: Path) -> None:
+        raise OSError("no")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", fails)
+        with pytest.raises(OSError, match="no"):
+            claim(tmp_path, config(), "sha")
+    assert list(tmp_path.iterdir()) == []
+    claim(tmp_path, config(), "sha")
 
 
 def test_the_configuration_is_kept_as_plain_yaml(tmp_path):
@@ -136,16 +149,3 @@ def test_flatten_joins_names_by_dots():
 
 def test_plain_has_no_tuples():
     assert plain({"a": (1, (2, 3)), "b": [{"c": (4,)}]}) == {"a": [1, [2, 3]], "b": [{"c": [4]}]}
-
-
-def test_a_file_is_replaced_whole(tmp_path, monkeypatch):
-    path = tmp_path / "file"
-    write_text(path, "before")
-
-    def fails(self: Path, target: Path) -> None:
-        raise OSError("no")
-
-    monkeypatch.setattr(Path, "replace", fails)
-    with pytest.raises(OSError, match="no"):
-        write_text(path, "after")
-    assert path.read_text() == "before"
