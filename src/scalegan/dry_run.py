@@ -1,0 +1,284 @@
+"""`--dry_run`: what a run would be, take and leave behind, found by a few real steps. Writes nothing."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from scalegan import checkpoint, figures, run, sampling
+from scalegan.config import Config, EvaluationConfig
+from scalegan.data.index import Index, is_remote, read_index
+from scalegan.data.loader import Batch, batches
+from scalegan.data.order import make_order
+from scalegan.distributed import control_group, from_main, make_accelerator
+from scalegan.evaluation.features import load_extractor
+from scalegan.evaluation.team import Team
+from scalegan.statistics import Statistics
+from scalegan.status import human_time
+from scalegan.steps import DataFacts, Game
+from scalegan.train import check_data
+from scalegan.trainer import memory_mb
+
+WARM_UP = 2
+SECONDS = 3.0
+"""How long the measured steps are to take, about."""
+MOST_STEPS = 200
+
+
+@dataclass
+class Measured:
+    """Seconds on this process, and bytes."""
+
+    start: float = 0.0
+    """To the first batch."""
+    steps: int = 0
+    step: float = 0.0
+    waited: float = 0.0
+    """Of `step`, for data."""
+    drawing: float = 0.0
+    """To make one image."""
+    features: float = 0.0
+    """To extract the features of one image."""
+    checkpoint: int = 0
+    grid: int = 0
+    memory_mb: float = 0.0
+
+
+def dry_run(config: Config) -> int:
+    """Print what `config` would do, on as many processes as were started; returns the exit code. Raises `UserError`."""
+    config.check(int(os.environ.get("WORLD_SIZE", "1")))
+    index = read_index(config.data.path)
+    check_data(config, index)
+    run.check(Path(config.run), config, index.sha256)
+    accelerator = make_accelerator(config.train)
+    with tempfile.TemporaryDirectory() as cache:
+        here = config
+        if is_remote(index.root):  # what a few steps read is not kept
+            here = replace(config, data=replace(config.data, cache=cache))
+        game = Game(here, accelerator, DataFacts((index.channels, index.height, index.width), index.class_counts))
+        measured = measure(here, index, accelerator, game)
+    if accelerator.is_main_process:
+        print(run.config_text(config))
+        show(report(config, index, accelerator, game, measured))
+    accelerator.end_training()
+    return 0
+
+
+# --- measure
+
+
+def measure(config: Config, index: Index, accelerator: Accelerator, game: Game) -> Measured:
+    game.prime()
+    group, device = control_group(), accelerator.device
+    statistics = Statistics(device, every_step=False)
+    measured = Measured()
+    began = time.perf_counter()
+    place = accelerator.process_index, accelerator.num_processes
+    with closing(batches(index, config, 0, *place, device)) as loader:
+        reals = [next(loader) for _ in range(config.train.accumulate)]
+        measured.start = time.perf_counter() - began
+        images_seen = 0
+
+        def take(steps: int) -> float:
+            """Seconds of `steps` steps, all that the loop does in one."""
+            nonlocal images_seen, reals
+            synchronise(device)
+            began = time.perf_counter()
+            for _ in range(steps):
+                critic = game.discriminator_step(reals, images_seen)
+                generator = game.generator_step(images_seen)
+                images_seen += config.train.batch
+                game.average(images_seen)
+                statistics.add(critic, generator, images_seen)
+                asked = time.perf_counter()
+                reals = [next(loader) for _ in range(config.train.accumulate)]
+                measured.waited += time.perf_counter() - asked
+            synchronise(device)
+            return time.perf_counter() - began
+
+        take(WARM_UP - 1)
+        measured.steps = from_main(enough_steps(config, take(1)), group)  # all processes take as many
+        measured.waited = 0.0
+        measured.step = take(measured.steps) / measured.steps
+        measured.waited /= measured.steps
+        measured.grid = grid_bytes(reals, min(config.log.grid, index.samples), config.log.grid)
+    measured.drawing, images = draw(config, index, game)
+    team = Team(*place)
+    measured.features = time_features(config.evaluation, images, device, team)
+    measured.checkpoint = checkpoint_bytes(game)
+    measured.memory_mb = memory_mb(device)
+    return measured
+
+
+def enough_steps(config: Config, seconds: float) -> int:
+    """Steps that take about `SECONDS`, if one takes `seconds`; whole rounds of a penalty that comes every so many."""
+    turn = config.loss.r1_every if config.loss.r1_gamma > 0 else 1
+    return math.ceil(min(SECONDS / seconds, MOST_STEPS) / turn) * turn
+
+
+def synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def draw(config: Config, index: Index, game: Game) -> tuple[float, Tensor]:
+    """Seconds to make one image for a grid or an evaluation, and some of them."""
+    counts = index.class_counts if config.model.conditional else ()
+    count = sampling.BLOCK
+    for turn in range(2):  # the first warms up
+        began = time.perf_counter()
+        images = sampling.images_of(game.ema, config.model.z_dim, counts, config.train.seed, turn * count, count)
+    return (time.perf_counter() - began) / count, images
+
+
+def time_features(config: EvaluationConfig, images: Tensor, device: torch.device, team: Team) -> float:
+    """Seconds to extract the features of one image. Raises `UserError` where the extractor has no weights."""
+    extractor = load_extractor(config, device, team)
+    batch = images[: min(extractor.batch, len(images))].repeat(math.ceil(extractor.batch / len(images)), 1, 1, 1)
+    batch = batch[: extractor.batch]
+    extractor(batch)
+    synchronise(device)
+    began = time.perf_counter()
+    extractor(batch)
+    synchronise(device)
+    return (time.perf_counter() - began) / len(batch)
+
+
+def checkpoint_bytes(game: Game) -> int:
+    parts: list[dict[str, Tensor]] = [net.state_dict() for net in (game.bare_generator, game.bare_critic, game.ema)]
+    parts += [checkpoint.optimizer_tensors(optimizer.optimizer) for optimizer in (game.opt_g, game.opt_d)]
+    return sum(tensor.nbytes for part in parts for tensor in part.values())
+
+
+def grid_bytes(reals: list[Batch], at_hand: int, count: int) -> int:
+    """Of a sample grid, estimated by real images, as those of an untrained generator are too plain."""
+    images = torch.cat([batch.images for batch in reals])[:at_hand].cpu().numpy()
+    buffer = io.BytesIO()
+    figures.grid(np.ascontiguousarray(images)).save(buffer, "png")
+    return round(len(buffer.getvalue()) / len(images) * count)
+
+
+# --- report
+
+
+def report(config: Config, index: Index, accelerator: Accelerator, game: Game, measured: Measured) -> Iterator[tuple[str, str]]:
+    """Rows of the summary: what, and what about it."""
+    train, processes = config.train, accelerator.num_processes
+    yield from networks(game)
+    yield "data", data(config, index)
+    found, _ = checkpoint.latest(Path(config.run))
+    done = found.images_seen if found else 0
+    if done:
+        yield "goes on", f"at {done:,} images, from {found.path}" if found else ""
+    remaining = max(0, math.ceil((train.images - done) / train.batch))
+    pace = train.batch / measured.step
+    waits = f", of it {measured.waited / measured.step:.0%} for data" if measured.waited > 0.1 * measured.step else ""
+    yield "start", f"{measured.start:.1f} s to the first batch"
+    threads = f", {torch.get_num_threads()} threads" if accelerator.device.type == "cpu" else ""
+    many = f"{processes} processes on " if processes > 1 else ""
+    machine = f"{many}{accelerator.device.type}{threads}, {train.precision}"
+    yield (
+        "steps",
+        (
+            f"{measured.steps} of {train.batch} images in {measured.step * measured.steps:.1f} s: "
+            f"{measured.step:.3g} s a step{waits}, {pace:,.0f} images/s ({machine})"
+        ),
+    )
+    training = remaining * measured.step
+    evaluations = times(config.evaluation.every, train.images - done, train.batch, done) if remaining else 1
+    evaluating = evaluation_seconds(config, index, evaluations, measured) / processes
+    yield (
+        "time",
+        (
+            f"{human_time(measured.start + training + evaluating)}: {human_time(training)} for {remaining:,} steps, "
+            f"{human_time(evaluating)} for {evaluations} evaluation{'s' * (evaluations != 1)}"
+        ),
+    )
+    device = "GPU" if accelerator.device.type == "cuda" else "main memory, without loader workers"
+    yield "memory", f"{measured.memory_mb:,.0f} MB a process ({device})"
+    yield "leaves", outputs(config, measured)
+
+
+def networks(game: Game) -> Iterator[tuple[str, str]]:
+    critic: nn.Module = game.bare_critic.discriminator  # type: ignore[assignment]
+    for name, net in (("generator", game.bare_generator), ("critic", critic)):
+        parts = [f"{part} {count(module):,}" for part, module in net.named_children() if count(module)]
+        yield name, f"{count(net):,} parameters: {', '.join(parts)}"
+
+
+def count(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def data(config: Config, index: Index) -> str:
+    shards, classes = len(index.shards), len(index.classes)
+    size = sum(shard.bytes for shard in index.shards)
+    named = f" of {classes} class{'es' * (classes != 1)}" if classes else ""
+    colours = "grey" if index.channels == 1 else "RGB"
+    epochs = config.train.images / make_order(config.data, index, config.train.seed).epoch
+    return (
+        f"{index.samples:,} images{named}, {index.height}x{index.width} {colours}, in {shards} shard{'s' * (shards != 1)} "
+        f"({human_bytes(size)}); {epochs:,.1f} epochs in {config.train.images:,} images"
+    )
+
+
+def evaluation_seconds(config: Config, index: Index, evaluations: int, measured: Measured) -> float:
+    """On one process; the real images are looked at once."""
+    real = config.evaluation.real or index.samples
+    return real * measured.features + evaluations * config.evaluation.samples * (measured.drawing + measured.features)
+
+
+def times(every: int, images: int, batch: int, done: int = 0) -> int:
+    """How often something that comes every so many images is made in the rest of a run: when crossed, and in the last pass."""
+    steps = math.ceil(images / batch)
+    if every == 0:
+        return 1
+    if every <= batch:
+        return steps
+    before_the_end = done + (steps - 1) * batch
+    return before_the_end // every - done // every + 1
+
+
+def outputs(config: Config, measured: Measured) -> str:
+    train, log = config.train, config.log
+    grids = times(log.samples, train.images, train.batch)
+    kept = min(times(log.checkpoint, train.images, train.batch), log.keep)
+    folder = Path(config.run)
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    size = (kept + 2) * measured.checkpoint + grids * measured.grid  # a new one is written before an old one goes
+    room = f"{human_bytes(size)} of {human_bytes(free)} free there{'; TOO LITTLE' if free < size else ''}"
+    return (
+        f"{grids} sample grids of about {human_bytes(measured.grid)}, the newest {kept} checkpoints and the best, "
+        f"{human_bytes(measured.checkpoint)} each, in {folder}; at most {room}"
+    )
+
+
+def human_bytes(size: float) -> str:
+    power = max((i for i in range(5) if size >= 1000**i), default=0)
+    return f"{size / 1000**power:.3g} {('bytes', 'kB', 'MB', 'GB', 'TB')[power]}"
+
+
+def show(rows: Iterator[tuple[str, str]]) -> None:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, text in rows:
+        table.add_row(name, text)
+    Console(file=sys.stdout, markup=False, highlight=False).print(table)

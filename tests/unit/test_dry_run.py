@@ -1,0 +1,152 @@
+"""`--dry_run` says what a run would be and take, and writes nothing."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from tiny import make_config, make_shards
+
+from scalegan import checkpoint, cli, dry_run, run, settings
+from scalegan.config import Config
+from scalegan.data.index import read_index
+from scalegan.distributed import make_accelerator
+from scalegan.errors import UserError
+from scalegan.models import build_generator
+from scalegan.steps import DataFacts, Game
+from scalegan.trainer import Clock, Trainer
+
+
+@pytest.fixture(autouse=True)
+def small_machine(monkeypatch):
+    torch.set_num_threads(1)
+    monkeypatch.setattr(dry_run, "SECONDS", 0.05)
+    monkeypatch.setenv("COLUMNS", "1000")
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("dry") / "data"
+    make_shards(folder, samples=50, channels=3, classes=("a", "b"))
+    return folder
+
+
+@pytest.fixture
+def config(data, tmp_path) -> Config:
+    return make_config(
+        data, tmp_path / "run", train={"images": 1000}, loss={"r1_gamma": 0.1, "r1_every": 3}, model={"conditional": True}
+    )
+
+
+def files(*folders: Path) -> set[tuple[str, int]]:
+    return {(str(p), p.stat().st_mtime_ns) for folder in folders for p in [folder, *folder.rglob("*")]}
+
+
+def rows(printed: str) -> dict[str, str]:
+    """The summary below the YAML."""
+    lines = printed.split("\n\n", 1)[1].splitlines()
+    return {line.split("  ", 1)[0]: line.split("  ", 1)[1].strip() for line in lines}
+
+
+def test_nothing_is_written(config, data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = files(tmp_path, data.parent)
+    assert dry_run.dry_run(config) == 0
+    assert files(tmp_path, data.parent) == before
+    assert not (tmp_path / "run").exists()
+
+
+def test_it_says_all_that_it_is_to_say(config, capsys):
+    dry_run.dry_run(config)
+    printed = capsys.readouterr().out
+    assert settings.to_config(yaml.safe_load(printed.split("\n\n", 1)[0])) == config
+    said = rows(printed)
+    assert list(said) == ["generator", "critic", "data", "start", "steps", "time", "memory", "leaves"]
+    assert said["data"].startswith("50 images of 2 classes, 16x12 RGB, in 3 shards (")
+    assert said["data"].endswith("20.0 epochs in 1,000 images")
+    assert "of 8 images in" in said["steps"]
+    assert "images/s (cpu, 1 threads, fp32)" in said["steps"]
+    assert "for 125 steps" in said["time"]
+    assert "for 1 evaluation" in said["time"]
+    assert "MB a process" in said["memory"]
+    assert said["leaves"].startswith("32 sample grids of about ")
+    assert "the newest 2 checkpoints and the best" in said["leaves"]
+
+
+def test_parameters_are_counted_module_by_module(config, capsys):
+    dry_run.dry_run(config)
+    line = rows(capsys.readouterr().out)["generator"]
+    total, parts = line.split(" parameters: ")
+    numbers = [int(part.split()[1].replace(",", "")) for part in parts.split(", ")]
+    network = build_generator(config.model, (3, 16, 12), 2)
+    assert int(total.replace(",", "")) == sum(numbers) == sum(p.numel() for p in network.parameters())
+    assert parts.startswith("embed 8, project ")
+
+
+def test_a_run_that_has_begun_is_told_from_where_it_goes_on_and_left_alone(config, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("scalegan.plots.plot_run", lambda run_dir: [])
+    monkeypatch.setattr(Trainer, "evaluate", lambda self: False)
+    index = read_index(config.data.path)
+    begun = replace(config, train=replace(config.train, images=80))
+    Path(config.run).mkdir()
+    run.claim(Path(config.run), begun, index.sha256)
+    assert Trainer(begun, make_accelerator(begun.train), index, None).train()
+    before = files(tmp_path)
+    capsys.readouterr()
+    dry_run.dry_run(config)
+    said = rows(capsys.readouterr().out)
+    assert said["goes on"] == f"at 80 images, from {Path(config.run) / 'checkpoints' / '000000080'}"
+    assert "for 115 steps" in said["time"]
+    assert files(tmp_path) == before
+
+
+def test_another_run_folder_is_refused_as_the_run_itself_would(config, tmp_path):
+    index = read_index(config.data.path)
+    Path(config.run).mkdir()
+    run.claim(Path(config.run), config, index.sha256)
+    with pytest.raises(UserError, match=r"model.width: 8 -> 4"):
+        dry_run.dry_run(replace(config, model=replace(config.model, width=4)))
+
+
+def test_bad_input_is_one_line(data, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = [f"--data.path={data}", "--train.batch=64", "--train.device=cpu", "--dry_run"]
+    assert cli.main(["train", *options]) == 2
+    assert "50 images, fewer than one batch: try --train.batch 50" in capsys.readouterr().err
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_checkpoint_has_the_size_that_was_told(config, tmp_path):
+    index = read_index(config.data.path)
+    game = Game(config, make_accelerator(config.train), DataFacts((3, 16, 12), index.class_counts))
+    measured = dry_run.measure(config, index, game.accelerator, game)
+    parts = {"generator": game.bare_generator.state_dict(), "critic": game.bare_critic.state_dict()}
+    parts |= {"ema": game.ema.state_dict()}
+    parts |= {f"opt_{n}": checkpoint.optimizer_tensors(o.optimizer) for n, o in (("g", game.opt_g), ("d", game.opt_d))}
+    folder = checkpoint.save(tmp_path, 1, parts, {})
+    size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    headers = 100 * sum(map(len, parts.values()))
+    assert measured.checkpoint <= size <= measured.checkpoint + headers
+    assert measured.steps % 3 == 0, "as many steps with the penalty as a run has"
+
+
+@pytest.mark.parametrize("done", [0, 160])
+@pytest.mark.parametrize("every", [0, 1, 7, 8, 9, 16, 30, 100, 640, 641, 10_000])
+def test_how_often_something_comes_is_what_the_clock_does(every, done):
+    """In a run of 640 images in steps of 8, as the trainer counts: when crossed, and in the last pass."""
+    clock, made = Clock(done, 8), 0
+    while clock.images_seen < 640:
+        clock.advance()
+        made += clock.images_seen >= 640 or clock.crossed(every)
+    assert dry_run.times(every, 640 - done, 8, done) == made
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [(0, "0 bytes"), (999, "999 bytes"), (1000, "1 kB"), (26_534_000, "26.5 MB"), (8.03e10, "80.3 GB"), (2e15, "2e+03 TB")],
+)
+def test_sizes_are_readable(size, text):
+    assert dry_run.human_bytes(size) == text
