@@ -136,7 +136,7 @@ def progress_bar(shown: bool) -> Iterator[Progress]:
 def report(record: dict[str, Any], run_dir: Path, copy: Path | None) -> None:
     """Write the record and print what was measured."""
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from scalegan.evaluation.features import metric_name
     from scalegan.files import write_atomically
@@ -148,20 +148,15 @@ def report(record: dict[str, Any], run_dir: Path, copy: Path | None) -> None:
         if target is not None:
             target.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(target, (json.dumps(record, indent=1) + "\n").encode())
-    table = Table(title=f"{record['checkpoint']} at {record['images_seen']} images", title_justify="left")
-    table.add_column("measure")
-    table.add_column("value", justify="right")
-    table.add_column("to compare with", justify="right")
-    table.add_column("")
+    table = Table("measure", Column("value", justify="right"), Column("beside", justify="right"), "which is that of")
     halves = " and ".join(map(str, record["floor_counts"]))
-    table.add_row(
-        metric, f"{record[metric]:.2f}", f"{record[metric + '_floor']:.2f}", f"the floor: real against real, {halves} images"
-    )
+    table.add_row(metric, f"{record[metric]:.2f}", f"{record[metric + '_floor']:.2f}", f"real against real, {halves} images")
     if "ssim_max" in record:
         table.add_row("ssim_max", f"{record['ssim_max']:.3f}", f"{record['ssim_mean_image']:.3f}", "the mean training image")
     if "diversity" in record:
         table.add_row("diversity", f"{record['diversity']:.1f}", f"{record['diversity_real']:.1f}", "real images")
     console = Console()
+    console.print(f"{record['checkpoint']} ({record['images_seen']} images seen)", soft_wrap=True)
     console.print(table)
     console.print(
         f"{record['generated']} generated (seed {record['seed']}, EMA), {record['real']} real images of {record['against']}; "

@@ -1,0 +1,96 @@
+"""An evaluation gives the same on any number of processes, and what one process meets, all of them raise."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from helpers.shards import make_images, make_shards, png
+from helpers.worlds import run_world
+from scalegan.config import EvaluationConfig
+from scalegan.data.index import read_index
+from scalegan.data.writer import Sample, write_shards
+from scalegan.errors import UserError
+
+pytestmark = pytest.mark.distributed
+
+REAL, GENERATED, BATCH = 37, 43, 16
+"""Three blocks of each: of four processes one has no image at all, and nothing divides anything."""
+
+
+def join() -> tuple[int, int]:
+    from scalegan.config import TrainConfig
+    from scalegan.distributed import make_accelerator
+
+    accelerator = make_accelerator(TrainConfig(device="cpu", precision="fp32"))
+    return accelerator.process_index, accelerator.num_processes
+
+
+def evaluation(shards: Path, *caches: Path) -> list[dict]:
+    """The record of an evaluation for every cache."""
+    from scalegan.evaluation.evaluator import evaluate
+
+    rank, processes = join()
+    images = torch.from_numpy(make_images(GENERATED, 20, 28, 3, seed=5)[0]).permute(0, 3, 1, 2)
+    return [
+        evaluate(
+            lambda first, count: images[first : first + count],
+            read_index(shards),
+            EvaluationConfig(samples=GENERATED, batch=BATCH),
+            seed=0,
+            images_seen=0,
+            ema=True,
+            rank=rank,
+            processes=processes,
+            device=torch.device("cpu"),
+            cache=cache,
+        )
+        for cache in caches
+    ]
+
+
+def missing_weights(shards: Path, cache: Path) -> None:
+    from scalegan.evaluation.features import load_extractor
+    from scalegan.evaluation.team import Team
+
+    load_extractor(EvaluationConfig(extractor="inception", weights=str(cache / "no.pth")), torch.device("cpu"), Team(*join()))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "shards"
+    make_shards(folder, count=REAL, height=20, width=28)
+    return folder
+
+
+def test_the_value_is_the_same_on_1_to_4_processes(data, tmp_path):
+    records = []
+    for processes in (1, 2, 3, 4):
+        caches = [tmp_path / f"cache{processes}"]
+        if processes == 2:
+            caches.append(tmp_path / "cache1")  # what one process has kept
+        ended = run_world(tmp_path, processes, evaluation, data, *caches)
+        assert [e.exitcode for e in ended] == [0] * processes, ended
+        for other in ended[1:]:
+            assert other.value == ended[0].value  # to the bit, on every process
+        records += ended[0].value
+    for record in records:
+        assert (record["generated"], record["real"], record["floor_counts"]) == (GENERATED, REAL, [18, 19])
+        for name in ("fd_lite0", "fd_lite0_floor", "ssim_max", "ssim_mean_image", "diversity", "diversity_real"):
+            assert record[name] == pytest.approx(records[0][name], rel=1e-9), (name, record["processes"])
+
+
+def test_what_one_process_cannot_read_stops_all_of_them_with_its_name(tmp_path):
+    images, _ = make_images(REAL, 20, 28, 3)
+    samples = [Sample(png(image) if number != 20 else b"no image", "png") for number, image in enumerate(images)]
+    write_shards(samples, tmp_path / "shards", height=20, width=28, channels=3)
+    ended = run_world(tmp_path, 2, evaluation, tmp_path / "shards", tmp_path / "cache")
+    for process in ended:
+        assert isinstance(process.value, UserError), process
+        assert "20.png of shard" in str(process.value)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_missing_weights_stop_all_of_them(data, tmp_path):
+    ended = run_world(tmp_path, 2, missing_weights, data, tmp_path)
+    assert ["do not exist" in str(process.value) for process in ended] == [True, True]
