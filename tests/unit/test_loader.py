@@ -27,7 +27,7 @@ from test_stream import with_bad_images
 
 from scalegan.config import Config, DataConfig, TrainConfig
 from scalegan.data.index import Index, read_index
-from scalegan.data.loader import Batch, Batches, batches, normalise, open_reader
+from scalegan.data.loader import Batch, Batches, StreamBatches, batches, normalise, open_reader
 from scalegan.data.writer import Sample, write_shards
 from scalegan.errors import UserError
 
@@ -336,15 +336,11 @@ def test_a_signal_while_the_workers_start_reaches_this_process(index: Index) -> 
     caught: list[int] = []
     before = signal.signal(signal.SIGUSR1, lambda number, frame: caught.append(number))
     try:
-        pid = os.fork()
-        if not pid:
-            for _ in range(50):
-                os.kill(os.getppid(), signal.SIGUSR1)
-                time.sleep(0.01)
-            os._exit(0)
+        script = f"for i in $(seq 50); do kill -USR1 {os.getpid()}; sleep 0.01; done"
+        sender = subprocess.Popen(["sh", "-c", script])
         with opened(index, config(index, workers=2)) as found:
             assert len(list(islice(found, 5))) == 5
-        os.waitpid(pid, 0)
+        sender.wait()
     finally:
         signal.signal(signal.SIGUSR1, before)
     assert caught
@@ -395,3 +391,29 @@ def test_workers_do_not_outlive_a_killed_training(index: Index) -> None:
     while time.monotonic() < deadline and any(Path(f"/proc/{pid}").exists() for pid in pids):
         time.sleep(0.1)
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+# --- on a GPU
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize(("kind", "workers"), [("resident", 0), ("stream", 0), ("stream", 2)])
+def test_a_gpu_gets_the_same_batches(index: Index, kind: str, workers: int) -> None:
+    one = config(index, reader=kind, workers=workers)
+    found = batches(index, one, 24, 0, 1, torch.device("cuda"))
+    on_gpu = list(islice(found, 20))
+    found.close()
+    assert all(batch.images.is_cuda and batch.labels.is_cuda for batch in on_gpu)
+    assert flat([Batch(batch.images.cpu(), batch.labels.cpu()) for batch in on_gpu]) == flat(read(index, one, 20, 24))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_batches_for_a_gpu_wait_in_pinned_memory(index: Index) -> None:
+    found = batches(index, config(index, workers=1), 0, 0, 1, torch.device("cuda"))
+    assert isinstance(found, StreamBatches)
+    decoded = next(found.iterator)
+    found.close()
+    assert decoded.images.is_pinned()
+    assert decoded.labels.is_pinned()
