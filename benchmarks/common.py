@@ -6,11 +6,13 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,13 +82,10 @@ def run(command: Sequence[str], threads: int | None = None) -> Done:
         environment |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     start = time.perf_counter()
     with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
-        process = subprocess.Popen(command, cwd=REPO, env=environment, stdout=output, stderr=errors, text=True)
-        try:
+        with ended_with_us() as started:
+            process = subprocess.Popen(command, cwd=REPO, env=environment, stdout=output, stderr=errors, text=True)
+            started(process)
             _, status, usage = os.wait4(process.pid, 0)
-        except BaseException:
-            process.terminate()
-            process.wait()
-            raise
         seconds = time.perf_counter() - start
         process.returncode = os.waitstatus_to_exitcode(status)
         output.seek(0)
@@ -95,6 +94,32 @@ def run(command: Sequence[str], threads: int | None = None) -> Done:
         if process.returncode:
             sys.exit(f"exit code {process.returncode}: {' '.join(command)}\n{text[-2000:]}{errors.read()[-4000:]}")
     return Done(text, seconds, usage.ru_maxrss / 1024)
+
+
+@contextmanager
+def ended_with_us() -> Iterator[Callable[[subprocess.Popen[str]], None]]:
+    """Whoever ends a benchmark, by SIGTERM or Ctrl-C, ends the process that it is waiting for and was told of."""
+    running: list[subprocess.Popen[str]] = []
+    asked: list[int] = []
+
+    def end(number: int, frame: object) -> None:
+        asked.append(number)
+        for process in running:
+            process.terminate()
+
+    def started(process: subprocess.Popen[str]) -> None:
+        running.append(process)
+        if asked:  # between its start and here
+            process.terminate()
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield started
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if asked:
+        sys.exit(128 + asked[0])
 
 
 def child(script: str, arguments: Sequence[str], threads: int) -> dict[str, Any]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -130,3 +132,35 @@ def test_speed_leaves_out_the_warm_up(common: Any, tmp_path: Path) -> None:
 def test_a_child_that_fails_ends_the_benchmark_with_what_it_said(common: Any) -> None:
     with pytest.raises(SystemExit, match="no such luck"):
         common.run([sys.executable, "-c", "raise SystemExit('no such luck')"])
+
+
+def test_a_benchmark_that_is_ended_takes_its_process_along(common: Any) -> None:
+    program = f"import sys; sys.path.insert(0, {str(BENCHMARKS)!r}); import common; common.run(['sleep', '60.25'])"
+    process = subprocess.Popen([sys.executable, "-c", program])
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    while not (started := children.read_text().split()):
+        time.sleep(0.02)
+    process.terminate()
+    assert process.wait() == 128 + signal.SIGTERM
+    assert not Path(f"/proc/{started[0]}").exists()
+
+
+def test_two_runs_are_compared_step_by_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    processes = importlib.import_module("processes")
+    assert processes.compare([(64, 1.0, 2.0), (128, 1.0, 2.0)], [(64, 1.0, 2.0), (128, 1.0, 2.1)]) == pytest.approx(0.05)
+
+
+def test_a_row_of_the_quality_table_has_a_cell_a_column(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    quality = importlib.import_module("quality")
+    monkeypatch.setattr(quality, "image_size", lambda name: (104, 88))
+    record = {"fd_lite0": 61.04, "fd_lite0_floor": 4.3, "generated": 512, "real": 466}
+    figure = {
+        "name": "brain", "recipe": "small", "options": ["--optim.lr_g=5e-4"], "images_seen": 64000, "images_per_s": 292.2,
+        "seconds": 299.1, "memory_mb": 766, "training_memory_mb": 495, "precision": "bf16", "commit": "abc1234",
+        "evaluation": record,
+    }  # fmt: skip
+    row = quality.row(figure)
+    assert row.startswith("| brain 104x88 | small --optim.lr_g=5e-4 | 61.0 | 4.3 | 512 / 466 | 64000 | 292 | 299 | 495 | 766 |")
+    assert row.count("|") == len(quality.COLUMNS) + 1
