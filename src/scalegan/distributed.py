@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from datetime import timedelta
 from typing import Any
 
@@ -27,8 +28,16 @@ def make_accelerator(train: TrainConfig) -> Accelerator:
     if cpu and train.precision == "fp16":
         raise UserError("train.precision fp16 needs a GPU: use --train.precision bf16 or fp32")
     launched = int(os.environ.get("WORLD_SIZE", "1"))
+    missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if launched > 1 and missing:
+        raise UserError(
+            f"WORLD_SIZE is {launched} but {', '.join(missing)} not set: start with `accelerate launch`, or unset WORLD_SIZE "
+            "for one process"
+        )
     if cpu and launched > 1:
         os.environ["ACCELERATE_USE_CPU"] = "true"  # else Accelerate makes a world of one out of each process
+    # Accelerate has no name yet for what torch 2.13 would rather be told.
+    warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
     accelerator = Accelerator(
         cpu=cpu,
         mixed_precision="no" if train.precision == "fp32" else train.precision,

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import signal
+import time
 from types import FrameType
 
 import torch
 import torch.distributed as dist
 
 NOTICES = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
+SAME = 3.0
+"""Seconds in which another SIGINT is the same Ctrl-C: launchers hand it on to workers that the terminal has told already."""
 
 
 class StopNotice:
@@ -20,12 +23,16 @@ class StopNotice:
     def __init__(self, group: dist.ProcessGroup | None) -> None:
         self.latched = False
         self.group = group
+        self._told = 0.0
         self._flag = torch.zeros(())
         self._work: dist.Work | None = None
         self._before = {number: signal.signal(number, self._latch) for number in NOTICES}
 
     def _latch(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self.latched:
+        now = time.monotonic()
+        if not self.latched:
+            self._told = now
+        elif number == signal.SIGINT and now - self._told > SAME:
             raise KeyboardInterrupt  # a second Ctrl-C means now
         self.latched = True  # never unset: a TERM may be followed by a CONT or arrive twice
 
@@ -45,4 +52,4 @@ class StopNotice:
         if self._work is not None:
             self._work.wait()
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: installed by no Python code

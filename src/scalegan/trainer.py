@@ -46,6 +46,7 @@ class Trainer:
 
     def __init__(self, config: Config, accelerator: Accelerator, index: Index, group: dist.ProcessGroup | None) -> None:
         self.config, self.accelerator, self.index, self.group = config, accelerator, index, group
+        self.notice = StopNotice(group)  # from now on a notice stops the run in good order, however long the start takes
         facts = DataFacts((index.channels, index.height, index.width), index.class_counts)
         self.game = Game(config, accelerator, facts)
         self.statistics = Statistics(accelerator.device, every_step=config.log.step_losses)
@@ -60,7 +61,6 @@ class Trainer:
     def train(self) -> bool:
         """Run to the end, or to a notice to stop; returns whether the end was reached."""
         config, clock = self.config, self.clock
-        notice = StopNotice(self.group)
         loader = batches(
             self.index,
             config,
@@ -72,7 +72,7 @@ class Trainer:
         stopped = False
         self.outputs.start(clock.images_seen)
         try:
-            while clock.images_seen < config.train.images and not (stopped := notice.asked()):
+            while clock.images_seen < config.train.images and not (stopped := self.notice.asked()):
                 reals = self.fetch(loader)
                 critic_values = self.game.discriminator_step(reals, clock.images_seen)
                 generator_values = self.game.generator_step(clock.images_seen)
@@ -85,7 +85,7 @@ class Trainer:
             self.finish(stopped)
         finally:
             loader.close()
-            notice.close()
+            self.notice.close()
             self.outputs.close()
         return not stopped
 

@@ -2,9 +2,8 @@
 
 import numpy as np
 import pytest
-import torch
 
-from helpers.runs import arguments
+from helpers.runs import configured, in_float64
 from helpers.worlds import run_world
 
 pytestmark = pytest.mark.distributed
@@ -27,9 +26,9 @@ CASES = {
 }
 
 
-def gradients(commands, double):
-    """{case: {network.parameter: gradient}} of one critic's and one generator's step of each command, on this process."""
-    from scalegan import settings, steps
+def gradients(configs, double):
+    """{case: {network.parameter: gradient}} of one critic's and one generator's step of each configuration, on this process."""
+    from scalegan import steps
     from scalegan.data.index import read_index
     from scalegan.data.loader import batches
     from scalegan.distributed import make_accelerator
@@ -45,11 +44,10 @@ def gradients(commands, double):
 
     steps.Game._step = step
     if double:
-        in_float64(steps)
+        in_float64()
     found = {}
     accelerator = None
-    for name, command in commands.items():
-        config = settings.parse(command).config
+    for name, config in configs.items():
         index = read_index(config.data.path)
         accelerator = accelerator or make_accelerator(config.train)
         game = steps.Game(config, accelerator, steps.DataFacts((index.channels, index.height, index.width), index.class_counts))
@@ -65,19 +63,11 @@ def gradients(commands, double):
     return found
 
 
-def in_float64(steps):
-    """Everything that a step reckons with, so that nothing but a mistake can make a difference."""
-    torch.set_default_dtype(torch.float64)
-    send, normalise = steps.Draws._send, steps.normalise
-    steps.Draws._send = lambda self, values: send(self, values.astype(np.float64) if values.dtype == np.float32 else values)
-    steps.normalise = lambda images: normalise(images).double()
-
-
 @pytest.fixture(scope="module", params=[True, False], ids=["float64", "float32"])
 def worlds(request, shards, tmp_path_factory):
     folder = tmp_path_factory.mktemp("gradients")
-    commands = {name: arguments(shards, folder / "run", 32, train__batch=16, **case) for name, case in CASES.items()}
-    found = {n: [e.value for e in run_world(folder, n, gradients, commands, request.param)] for n in (1, 2)}
+    configs = {name: configured(shards, folder / "run", 32, train__batch=16, **case) for name, case in CASES.items()}
+    found = {n: [e.value for e in run_world(folder, n, gradients, configs, request.param)] for n in (1, 2)}
     return request.param, found
 
 

@@ -5,14 +5,14 @@ import signal
 
 import pytest
 
-from helpers.runs import FULL, arguments, contents, metrics, newest, stopped_training, training
+from helpers.runs import FULL, configured, contents, metrics, newest, stopped_training, training
 from helpers.worlds import run_world
 
 pytestmark = pytest.mark.distributed
 
 IMAGES = 32 * 14
 SAVED = {"log__checkpoint": 128, "log__samples": 192, "log__keep": 1}
-FULL_ARGUMENTS = {name.replace(".", "__"): value for name, value in FULL.items()} | SAVED
+CHANGES = {name.replace(".", "__"): value for name, value in FULL.items()} | SAVED
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def unbroken(shards, tmp_path_factory):
     def run(processes):
         if processes not in made:
             folder = tmp_path_factory.mktemp(f"unbroken{processes}")
-            ended = run_world(folder, processes, training, arguments(shards, folder / "run", IMAGES, **FULL_ARGUMENTS))
+            ended = run_world(folder, processes, training, configured(shards, folder / "run", IMAGES, **CHANGES))
             assert [e.value for e in ended] == [True] * processes, ended
             made[processes] = folder / "run"
         return made[processes]
@@ -49,7 +49,7 @@ def assert_same(run, reference):
 )
 def test_a_run_stopped_by_a_signal_goes_on_to_the_same_bytes(shards, tmp_path, unbroken, processes, rank, number):
     reference = unbroken(processes)
-    command = arguments(shards, tmp_path / "run", IMAGES, **FULL_ARGUMENTS)
+    command = configured(shards, tmp_path / "run", IMAGES, **CHANGES)
     stopped = run_world(tmp_path, processes, stopped_training, command, rank, number, 32 * 5)
     assert [e.value for e in stopped] == [False] * processes, stopped
     assert [e.exitcode for e in stopped] == [0] * processes
@@ -66,7 +66,7 @@ def test_a_run_stopped_by_a_signal_goes_on_to_the_same_bytes(shards, tmp_path, u
 def test_a_finished_run_started_again_changes_nothing(shards, unbroken, tmp_path):
     shutil.copytree(unbroken(1), tmp_path / "run")
     before = contents(tmp_path / "run")
-    again = run_world(tmp_path, 1, training, arguments(shards, tmp_path / "run", IMAGES, **FULL_ARGUMENTS))
+    again = run_world(tmp_path, 1, training, configured(shards, tmp_path / "run", IMAGES, **CHANGES))
     assert [e.value for e in again] == [True], again
     assert contents(tmp_path / "run") == before
 
@@ -81,7 +81,7 @@ def test_every_line_of_metrics_is_there_once(unbroken):
 def test_a_longer_run_goes_on_from_a_finished_one(shards, unbroken, tmp_path):
     """With a schedule, the length belongs to the run's identity and another one is refused."""
     shutil.copytree(unbroken(1), tmp_path / "run")
-    longer = arguments(shards, tmp_path / "run", 2 * IMAGES, **FULL_ARGUMENTS)
+    longer = configured(shards, tmp_path / "run", 2 * IMAGES, **CHANGES)
     (ended,) = run_world(tmp_path, 1, training, longer)
     assert f"train.images: {IMAGES} -> {2 * IMAGES}" in str(ended.value)
 
@@ -89,9 +89,9 @@ def test_a_longer_run_goes_on_from_a_finished_one(shards, unbroken, tmp_path):
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), pytest.param(4, 2, marks=pytest.mark.slow)])
 def test_a_run_goes_on_with_another_number_of_processes(shards, tmp_path, before, after):
     """As close as float32 allows. One round a step, as batch norm sees other images together in rounds of another length."""
-    changes = FULL_ARGUMENTS | {"train__accumulate": 1, "optim__warmup": 0}
-    reference = arguments(shards, tmp_path / "reference", IMAGES, **changes)
-    command = arguments(shards, tmp_path / "run", IMAGES, **changes)
+    changes = CHANGES | {"train__accumulate": 1, "optim__warmup": 0}
+    reference = configured(shards, tmp_path / "reference", IMAGES, **changes)
+    command = configured(shards, tmp_path / "run", IMAGES, **changes)
     run_world(tmp_path, before, training, reference)
     run_world(tmp_path, before, stopped_training, command, 0, signal.SIGTERM, 32 * 5)
     again = run_world(tmp_path, after, training, command)

@@ -2,12 +2,15 @@
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors.numpy import load_file
+
+from scalegan import settings
+from scalegan.config import Config
 
 SMALL = {
     "train.batch": 32,
@@ -52,17 +55,21 @@ def arguments(shards: Path, run: Path, images: int, **changes: Any) -> list[str]
     return [f"--{name}={value}" for name, value in options.items()]
 
 
-def training(argv: Sequence[str], *, evaluation: bool = False) -> bool:
+def configured(shards: Path, run: Path, images: int, **changes: Any) -> Config:
+    return settings.parse(arguments(shards, run, images, **changes)).config
+
+
+def training(config: Config, *, evaluation: bool = False) -> bool:
     """One process of a run; whether its end was reached. Without evaluation and plots, which take seconds, unless asked."""
-    from scalegan import outputs, settings, train
+    from scalegan import outputs, train
 
     if not evaluation:
         outputs.Outputs.evaluate = lambda self, ema, images_seen: {self.metric: 1.0}  # type: ignore[method-assign]
         outputs.Outputs.finished = lambda self, images_seen: self.say(f"done: {images_seen}")  # type: ignore[method-assign]
-    return train.train(settings.parse(argv).config)
+    return train.train(config)
 
 
-def stopped_training(argv: Sequence[str], rank: int, number: int, images_seen: int, *, evaluation: bool = False) -> bool:
+def stopped_training(config: Config, rank: int, number: int, images_seen: int, *, evaluation: bool = False) -> bool:
     """`training` in which process `rank` gets the signal `number` in the middle of the step from `images_seen`."""
     from scalegan.steps import Game
 
@@ -74,7 +81,21 @@ def stopped_training(argv: Sequence[str], rank: int, number: int, images_seen: i
         return step(self, seen)
 
     Game.generator_step = interrupted  # type: ignore[method-assign]
-    return training(argv, evaluation=evaluation)
+    return training(config, evaluation=evaluation)
+
+
+def in_float64() -> None:
+    """Reckon in float64 throughout, so that a difference between two runs on this process is a mistake and no rounding."""
+    import torch
+
+    from scalegan import sampling, steps
+
+    torch.set_default_dtype(torch.float64)
+    send, normalise = steps.Draws._send, steps.normalise
+    sampled = sampling.random.normal
+    sampling.random.normal = lambda *arguments: sampled(*arguments).astype(np.float64)
+    steps.Draws._send = lambda self, values: send(self, values.astype(np.float64) if values.dtype == np.float32 else values)
+    steps.normalise = lambda images: normalise(images).double()
 
 
 def newest(run: Path) -> Path:

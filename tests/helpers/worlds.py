@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 PRELOADED = ["torch._dynamo", "torch.distributed.tensor", "accelerate", "scalegan.train", "scalegan.trainer"]
-LIMIT = 60
+LIMIT = 240
 """Seconds after which a world counts as hung; a little earlier its processes write down where they are."""
 
 

@@ -1,0 +1,132 @@
+"""The same run on one, two and four processes: the same inputs, the same losses, the same networks."""
+
+import numpy as np
+import pytest
+
+from helpers.runs import FULL, configured, in_float64, metrics, tensors, training
+from helpers.worlds import run_world
+
+pytestmark = pytest.mark.distributed
+
+BATCH, STEPS = 32, 24
+COUNTS = [2, pytest.param(4, marks=pytest.mark.slow)]
+# With batch norm in both networks, and without in the critic; penalty, augmentation, labels, EMA.
+CASES = {
+    "batch norm": {"model.critic_norm": "batch", "augment.brightness": 0.5, "augment.shift": 0.125, "log.step_losses": "true"},
+    "everything": FULL | {"train.accumulate": 1, "optim.warmup": 0},
+    "blocks": FULL | {"train.accumulate": 1, "optim.warmup": 0, "data.order": "blocks", "data.streams": 8, "data.window": 32},
+}
+
+
+def traced(config, double):
+    """`training`, with what went into each step on this process: {(what, step): rows}."""
+    from scalegan.steps import Draws, Game
+
+    if double:
+        in_float64()
+    seen = {}
+
+    def recorded(name):
+        draw = getattr(Draws, name)
+
+        def wrapped(self, purpose, first):
+            rows = draw(self, purpose, first)
+            if rows is not None:
+                step, place = divmod(first, BATCH)
+                assert place == self.offset + (place - self.offset) // self.count * self.count
+                seen.setdefault((f"{name}/{purpose}", step), []).append(rows.numpy().copy())
+            return rows
+
+        setattr(Draws, name, wrapped)
+
+    for name in ("latents", "labels", "views"):
+        recorded(name)
+    step = Game.discriminator_step
+
+    def discriminator_step(self, reals, images_seen):
+        for real in reals:
+            seen.setdefault(("images", images_seen // BATCH), []).append(real.images.numpy().copy())
+            seen.setdefault(("image labels", images_seen // BATCH), []).append(real.labels.numpy().copy())
+        return step(self, reals, images_seen)
+
+    Game.discriminator_step = discriminator_step
+    assert training(config)
+    return {key: np.concatenate(rows) for key, rows in seen.items()}
+
+
+@pytest.fixture(scope="module")
+def runs(shards, tmp_path_factory):
+    """(run folder, inputs of the global batches) of a case on a number of processes."""
+    made = {}
+
+    def run(case, processes, rounds=1, double=False):
+        key = (case, processes, rounds, double)
+        if key not in made:
+            folder = tmp_path_factory.mktemp("run")
+            changes = CASES[case] | {"train.accumulate": rounds, "optim.lr_g": 2e-4, "optim.lr_d": 2e-4, "train.batch": BATCH}
+            config = configured(shards, folder / "run", BATCH * STEPS, **changes)
+            ended = run_world(folder, processes, traced, config, double)
+            assert [e.exitcode for e in ended] == [0] * processes, ended
+            parts = [e.value for e in ended]
+            inputs = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+            made[key] = folder / "run", inputs
+        return made[key]
+
+    return run
+
+
+@pytest.mark.parametrize("processes", COUNTS)
+@pytest.mark.parametrize("case", CASES)
+def test_every_global_batch_has_the_same_inputs(runs, case, processes):
+    _, expected = runs(case, 1)
+    _, inputs = runs(case, processes)
+    assert inputs.keys() == expected.keys()
+    assert len({step for _, step in inputs}) == STEPS
+    for key, rows in expected.items():
+        assert len(rows) == BATCH
+        assert np.array_equal(inputs[key], rows), key
+
+
+@pytest.mark.parametrize("processes", COUNTS)
+@pytest.mark.parametrize("case", CASES)
+def test_losses_are_equal(runs, case, processes):
+    """Those that metrics.jsonl shows, and where they are kept those of every step."""
+    expected, found = metrics(runs(case, 1)[0]), metrics(runs(case, processes)[0])
+    assert [line["images_seen"] for line in found] == [line["images_seen"] for line in expected]
+    for ours, theirs in zip(found, expected, strict=True):
+        for name in ("loss/D", "loss/G", "r1"):
+            if name in theirs:
+                assert ours[name] == pytest.approx(theirs[name], rel=1e-5), (name, ours["images_seen"])
+    rows, right = (np.loadtxt(runs(case, n)[0] / "losses.csv", delimiter=",", skiprows=1) for n in (processes, 1))
+    np.testing.assert_allclose(rows, right, rtol=1e-5)
+
+
+@pytest.mark.parametrize("processes", COUNTS)
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("network", ["generator", "critic", "ema"])
+def test_networks_end_alike(runs, case, processes, network):
+    """Within 1e-5, but for a handful of weights in front of a batch norm: where a unit is all but switched off, the gradient
+    is of the size of its rounding, and Adam makes a step of the usual length of it."""
+    expected, found = (tensors(runs(case, n)[0], network) for n in (1, processes))
+    assert found.keys() == expected.keys()
+    apart = np.concatenate([abs(found[name] - values).ravel() for name, values in expected.items()])
+    assert apart.max() < 1e-4
+    assert (apart > 1e-5).mean() < (0 if network == "critic" and case != "batch norm" else 1e-3) + 1e-9
+    assert apart.mean() < 1e-6
+
+
+@pytest.mark.parametrize("processes", COUNTS)
+@pytest.mark.parametrize("network", ["generator", "critic", "ema"])
+def test_in_float64_networks_end_the_same(runs, processes, network):
+    """What is left of a difference is rounding, with batch norm and all."""
+    expected, found = (tensors(runs("batch norm", n, double=True)[0], network) for n in (1, processes))
+    for name, values in expected.items():
+        assert values.dtype == np.float64
+        np.testing.assert_allclose(found[name], values, atol=1e-10, rtol=0, err_msg=name)
+
+
+def test_rounds_split_the_same_batch(runs):
+    _, expected = runs("everything", 1)
+    _, inputs = runs("everything", 2, rounds=2)
+    for key, rows in expected.items():
+        assert np.array_equal(inputs[key], rows), key

@@ -1,0 +1,51 @@
+"""Set-ups that would go wrong unnoticed are refused in one line."""
+
+import pytest
+import torch
+
+from scalegan import distributed
+from scalegan.config import TrainConfig
+from scalegan.distributed import control_group, from_main, make_accelerator
+from scalegan.errors import UserError
+
+
+def test_alone_there_is_no_group_and_the_own_value_counts():
+    assert control_group() is None
+    assert from_main(5, None) == 5
+
+
+def test_an_exception_as_value_is_raised():
+    with pytest.raises(UserError, match="so it is"):
+        from_main(UserError("so it is"), None)
+
+
+def test_a_launcher_that_tells_half_is_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    for name in ("LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(UserError, match="WORLD_SIZE is 2 but LOCAL_RANK, MASTER_ADDR, MASTER_PORT not set"):
+        make_accelerator(TrainConfig(device="cpu"))
+
+
+def test_a_launcher_that_accelerate_disagrees_with_is_refused(monkeypatch):
+    class Alone:
+        num_processes = 1
+
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "x", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(distributed, "Accelerator", lambda **_: Alone())
+    with pytest.raises(UserError, match="the launcher started 2 processes but Accelerate sees 1") as told:
+        make_accelerator(TrainConfig(device="cpu"))
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_named():
+    with pytest.raises(UserError, match=r"train.device is cuda but torch sees no GPU here: use --train.device cpu"):
+        make_accelerator(TrainConfig(device="cuda"))
+
+
+def test_fp16_on_the_cpu_is_refused():
+    with pytest.raises(UserError, match=r"fp16 needs a GPU: use --train.precision bf16 or fp32"):
+        make_accelerator(TrainConfig(device="cpu", precision="fp16"))
