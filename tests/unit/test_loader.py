@@ -316,20 +316,44 @@ def loader_processes(before: set[object]) -> list[int]:
     return [process.pid for process in multiprocessing.active_children() if process not in before and process.pid]
 
 
+def run_script(index: Index, lines: str) -> subprocess.Popen[str]:
+    """A process, in a group of its own, that has read the first of its batches."""
+    script = (
+        "from test_loader import *\n"
+        "if __name__ == '__main__':\n"
+        f"    index = read_index({index.root!r})\n"
+        "    found = batches(index, config(index, workers=2), 0, 0, 1, CPU)\n"
+        "    next(found)\n"
+    )
+    script += "".join(f"    {line}\n" for line in lines.splitlines())
+    return subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parent,
+        start_new_session=True,
+    )
+
+
 def test_signals_for_the_training_do_not_end_its_workers(index: Index) -> None:
-    before = set(multiprocessing.active_children())
-    with opened(index, config(index, workers=2)) as found:
-        next(found)
-        workers = loader_processes(before)
-        assert len(workers) == 2
-        server = multiprocessing.forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
-        for pid in (*workers, server):
-            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-                os.kill(pid, number)
-        time.sleep(0.2)
-        assert len(list(islice(found, 40))) == 40
-        assert loader_processes(before) == workers
-    assert len(read(index, config(index, workers=1), 2)) == 2  # the server starts new ones
+    """As Slurm does, to every process of the step: workers, their server, and what multiprocessing starts beside it."""
+    script = run_script(
+        index,
+        """caught = []
+for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+    signal.signal(number, lambda number, frame: caught.append(number))
+    os.killpg(0, number)
+time.sleep(0.2)
+assert len(caught) == 3
+assert len(list(islice(found, 40))) == 40
+found.close()
+print('fine')
+""",
+    )
+    output, errors = script.communicate(timeout=60)
+    assert errors == ""
+    assert (output, script.returncode) == ("fine\n", 0)
 
 
 def test_a_signal_while_the_workers_start_reaches_this_process(index: Index) -> None:
@@ -369,24 +393,12 @@ def test_a_killed_worker_ends_the_run_in_one_line(index: Index) -> None:
 
 @pytest.mark.faults
 def test_workers_do_not_outlive_a_killed_training(index: Index) -> None:
-    script = (
-        "import sys, time, torch, multiprocessing\n"
-        "from test_loader import *\n"
-        "if __name__ == '__main__':\n"
-        f"    index = read_index({index.root!r})\n"
-        "    found = batches(index, config(index, workers=2), 0, 0, 1, CPU)\n"
-        "    next(found)\n"
-        "    print(*[child.pid for child in multiprocessing.active_children()], flush=True)\n"
-        "    time.sleep(60)\n"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parent, start_new_session=True
-    )
+    process = run_script(index, "print(*loader_processes(set()), flush=True)\ntime.sleep(60)")
     assert process.stdout
     pids = [int(word) for word in process.stdout.readline().split()]
     assert len(pids) == 2
     process.kill()
-    process.wait()
+    process.communicate()
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline and any(Path(f"/proc/{pid}").exists() for pid in pids):
         time.sleep(0.1)

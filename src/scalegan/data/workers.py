@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
-from multiprocessing import resource_tracker
+from multiprocessing import connection, resource_tracker
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 AHEAD = 4  # batches that each worker may be ahead: covers a pause of the training of some hundred milliseconds
 MOST_ATTEMPTS = 64  # substitutes tried for one slot; so many fail only where nothing of a stream can be read
+NEWS = 5.0  # seconds in which the server tells of a worker's end
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
@@ -120,7 +121,6 @@ class Workers:
             generator=torch.Generator(),  # of a seed that nothing uses; the global one must not move
         )
         others = set(multiprocessing.active_children())
-        resource_tracker.ensure_running()  # it starts with the server, and lifts the block when it does
         with blocked_signals():
             self.iterator: Iterator[Decoded] | None = iter(loader)
         self.processes: set[BaseProcess] = set(multiprocessing.active_children()) - others
@@ -133,6 +133,7 @@ class Workers:
         try:
             return next(self.iterator)
         except (RuntimeError, OSError, EOFError):  # which of them depends on what the worker was at
+            connection.wait([process.sentinel for process in self.processes], timeout=NEWS)
             dead = [process.pid for process in self.processes if not process.is_alive()]
             if not dead:
                 raise
@@ -182,6 +183,8 @@ def blocked_signals() -> Iterator[None]:
     """Children inherit the block, for life; this process gets what arrived in the meantime afterwards."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
+        resource_tracker.ensure_running()  # the first child that multiprocessing starts; doing so lifts the block
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
