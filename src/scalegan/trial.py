@@ -155,6 +155,7 @@ class Trial:
 
     def networks(self) -> str:
         self.trainer = self.make_trainer("parts")
+        self.trainer.notice.close()  # no loop asks it: Ctrl-C is to end this try
         self.check_networks()
         count = sum(p.numel() for net in self.both() for p in net.parameters())
         return f"{count} parameters (cut down), on {self.trainer.accelerator.device}, {self.config.train.precision}"
@@ -229,15 +230,16 @@ class Trial:
 
     def resume(self) -> str:
         half = STEPS // 2
-        unbroken, broken = self.make_trainer("unbroken"), self.make_trainer("broken")
-        run_to_end(unbroken)
+        run_to_end(self.make_trainer("unbroken"))
+        broken = self.make_trainer("broken")
         broken.stop_at = half * self.config.train.batch
         if broken.train():
             raise Fault("a signal to stop was not heard")
         resumed = self.make_trainer("broken")
-        if resumed.clock.images_seen != broken.stop_at:
-            raise Fault(f"it goes on at {resumed.clock.images_seen} images after a stop at {broken.stop_at}")
+        goes_on_at = resumed.clock.images_seen
         run_to_end(resumed)
+        if goes_on_at != broken.stop_at:
+            raise Fault(f"it goes on at {goes_on_at} images after a stop at {broken.stop_at}")
         self.trainer = resumed
         self.check_networks()
         one, other = (checkpoint.latest(self.folder / name)[0] for name in ("unbroken", "broken"))

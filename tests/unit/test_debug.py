@@ -20,9 +20,10 @@ PARTS = ["shards", "networks", "critic step", "generator step", "average", "samp
 
 
 @pytest.fixture(autouse=True)
-def one_thread(monkeypatch):
+def small_machine(monkeypatch):
     torch.set_num_threads(1)
     monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setattr("scalegan.plots.plot_run", lambda run_dir: [])  # seconds of no interest here
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +48,7 @@ def config(data, tmp_path) -> Config:
 
 
 @pytest.fixture
-def trial(config, tmp_path, monkeypatch):
-    monkeypatch.setattr("scalegan.plots.plot_run", lambda run_dir: [])  # seconds of no interest here
+def trial(config, tmp_path):
     made = Trial(config, tmp_path / "trial")
     (tmp_path / "trial").mkdir()
     made.shards()
