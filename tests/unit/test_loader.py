@@ -379,6 +379,7 @@ def test_closing_leaves_no_process(index: Index) -> None:
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 
+@pytest.mark.faults
 def test_a_killed_worker_ends_the_run_in_one_line(index: Index) -> None:
     before = set(multiprocessing.active_children())
     with opened(index, config(index, workers=2)) as found:
