@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scalegan.config import DataConfig
 from scalegan.data.cache import Unreadable
 from scalegan.data.decode import decode
-from scalegan.data.index import Index, locate, member_name
+from scalegan.data.index import TAR_BLOCK, Index, locate
 from scalegan.data.storage import Storage
 from scalegan.errors import UserError
 
@@ -68,7 +68,7 @@ class StreamReader:
                 try:
                     images[at] = decode(data, *shape)
                 except Unreadable as problem:
-                    raise Unreadable(f"image {member_name(index, shard, row)} of shard {self._name(shard)} {problem}") from None
+                    raise Unreadable(f"image {self._member(shard, offset)} of shard {self._name(shard)} {problem}") from None
                 labels[at] = label
             except Unreadable as problem:
                 if not self.skip:
@@ -131,6 +131,10 @@ class StreamReader:
         if shard in self.handles:
             os.close(self.handles.pop(shard))
         return Unreadable(problem)
+
+    def _member(self, shard: int, offset: int) -> str:
+        """The name of an image, from the header in front of it."""
+        return self._read(shard, offset - TAR_BLOCK, 100).split(b"\0", 1)[0].decode("utf-8", "replace")
 
     def _name(self, shard: int) -> str:
         return f"{self.index.root.rstrip('/')}/{self.index.shards[shard].name}"
