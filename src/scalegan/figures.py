@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from einops import rearrange
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
@@ -30,11 +31,10 @@ def grid(images: NDArray[np.uint8], columns: int | None = None) -> Image.Image:
     count, channels, height, width = images.shape
     columns = columns or columns_for(count)
     rows = math.ceil(count / columns)
-    canvas = np.full((rows * (height + GAP) - GAP, columns * (width + GAP) - GAP, channels), 255, np.uint8)
-    for i, image in enumerate(images):
-        top, left = i // columns * (height + GAP), i % columns * (width + GAP)
-        canvas[top : top + height, left : left + width] = image.transpose(1, 2, 0)
-    return Image.fromarray(canvas if channels == 3 else canvas[:, :, 0])
+    tiles = np.full((rows * columns, channels, height + GAP, width + GAP), 255, np.uint8)
+    tiles[:count, :, :height, :width] = images
+    canvas = rearrange(tiles, "(rows columns) c h w -> (rows h) (columns w) c", rows=rows)[:-GAP, :-GAP]
+    return Image.fromarray(np.ascontiguousarray(canvas if channels == 3 else canvas[:, :, 0]))
 
 
 def save_png(path: Path, images: NDArray[np.uint8], columns: int | None = None) -> None:

@@ -13,7 +13,6 @@ import hashlib
 import io
 import os
 import shutil
-import tarfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -93,53 +92,57 @@ def fill_folder(
 
 
 class _Tar:
-    """One shard that grows, its checksum and its offsets."""
+    """One shard that grows: webdataset's own writer, over a file that notes its checksum, and the offsets of the images."""
 
     def __init__(self, folder: Path, number: int, first_key: int) -> None:
-        self.path = folder / f"shard-{number:06d}.tar"
-        self.file = open(self.path, "wb")  # noqa: SIM115 - closed by close()
-        self.digest = hashlib.sha256()
+        from webdataset import TarWriter  # here, as it loads torch
+
+        self.sink = _Sink(folder / f"shard-{number:06d}.tar")
+        # No time and no owner, so that equal images give equal shards.
+        self.tar = TarWriter(self.sink, encoder=False, mtime=0, user="", group="", mode=0o644)
         self.key = first_key
-        self.position = 0
         self.rows: list[tuple[int, int, int]] = []
 
     def add(self, sample: Sample) -> None:
-        self.rows.append((self.position + TAR_BLOCK, len(sample.data), sample.label))
-        self._write(tar_member(f"{self.key:09d}.{sample.suffix}", sample.data))
+        members: dict[str, bytes] = {sample.suffix: sample.data}
+        before = self.tar.tarstream.offset
         if sample.label >= 0:
-            self._write(tar_member(f"{self.key:09d}.cls", b"%d" % sample.label))
+            members["cls"] = b"%d" % sample.label  # goes before the image: members are sorted by name
+            before += 2 * TAR_BLOCK
+        self.rows.append((before + TAR_BLOCK, len(sample.data), sample.label))
+        self.tar.write({"__key__": f"{self.key:09d}"} | members)
         self.key += 1
 
     def close(self) -> Shard:
-        self._write(bytes(2 * TAR_BLOCK))  # the mark at the end of a tar
+        self.tar.close()
+        self.sink.close()
+        buffer = io.BytesIO()
+        np.save(buffer, np.array(self.rows, np.int64), allow_pickle=False)
+        path = self.sink.path
+        offsets = path.with_suffix(".npy")
+        write_file(offsets, buffer.getvalue())
+        offsets_digest = hashlib.sha256(buffer.getvalue()).hexdigest()
+        return Shard(path.name, len(self.rows), self.sink.bytes, self.sink.digest.hexdigest(), offsets.name, offsets_digest)
+
+
+class _Sink:
+    """A file to write to from one end to the other, with its length and sha256."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.file = open(path, "wb")  # noqa: SIM115 - closed by close()
+        self.digest = hashlib.sha256()
+        self.bytes = 0
+
+    def write(self, data: bytes) -> int:
+        self.digest.update(data)
+        self.bytes += len(data)
+        return self.file.write(data)
+
+    def close(self) -> None:
         self.file.flush()
         os.fsync(self.file.fileno())
         self.file.close()
-        buffer = io.BytesIO()
-        np.save(buffer, np.array(self.rows, np.int64), allow_pickle=False)
-        offsets = self.path.with_suffix(".npy")
-        write_file(offsets, buffer.getvalue())
-        offsets_digest = hashlib.sha256(buffer.getvalue()).hexdigest()
-        return Shard(self.path.name, len(self.rows), self.position, self.digest.hexdigest(), offsets.name, offsets_digest)
-
-    def _write(self, data: bytes) -> None:
-        self.file.write(data)
-        self.digest.update(data)
-        self.position += len(data)
-
-
-HEADER = tarfile.TarInfo("").tobuf(tarfile.USTAR_FORMAT)
-"""Of a plain file without time or owner, so that equal images give equal shards."""
-SIZE, CHECKSUM = slice(124, 136), slice(148, 156)
-BARE_SUM = sum(HEADER) - sum(HEADER[SIZE]) - sum(HEADER[CHECKSUM]) + 8 * ord(" ")
-
-
-def tar_member(name: str, data: bytes) -> bytes:
-    """Header, data and padding. `tarfile` makes the same header eight times slower."""
-    path, size = name.encode(), b"%011o\0" % len(data)
-    checksum = b"%06o\0 " % (BARE_SUM + sum(path) + sum(size))
-    header = path.ljust(100, b"\0") + HEADER[100:124] + size + HEADER[136:148] + checksum + HEADER[156:]
-    return header + data + bytes(-len(data) % TAR_BLOCK)
 
 
 def write_file(path: Path, data: bytes | bytearray) -> None:
