@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
+from contextlib import suppress
 from types import FrameType
 
 import torch
@@ -11,7 +12,7 @@ import torch.distributed as dist
 
 NOTICES = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
 SAME = 3.0
-"""Seconds in which another SIGINT is the same Ctrl-C: launchers hand it on to workers that the terminal has told already."""
+"""Seconds in which another SIGINT is the same Ctrl-C: a launcher may hand it on to workers that the terminal has told."""
 
 
 class StopNotice:
@@ -50,6 +51,7 @@ class StopNotice:
 
     def close(self) -> None:
         if self._work is not None:
-            self._work.wait()
+            with suppress(RuntimeError):  # another process is gone: there is a better error under way than this one
+                self._work.wait()
         for number, handler in self._before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: installed by no Python code

@@ -59,7 +59,7 @@ def configured(shards: Path, run: Path, images: int, **changes: Any) -> Config:
     return settings.parse(arguments(shards, run, images, **changes)).config
 
 
-def training(config: Config, *, evaluation: bool = False) -> bool:
+def training(config: Config, evaluation: bool = False) -> bool:
     """One process of a run; whether its end was reached. Without evaluation and plots, which take seconds, unless asked."""
     from scalegan import outputs, train
 
@@ -69,7 +69,7 @@ def training(config: Config, *, evaluation: bool = False) -> bool:
     return train.train(config)
 
 
-def stopped_training(config: Config, rank: int, number: int, images_seen: int, *, evaluation: bool = False) -> bool:
+def stopped_training(config: Config, rank: int, number: int, images_seen: int) -> bool:
     """`training` in which process `rank` gets the signal `number` in the middle of the step from `images_seen`."""
     from scalegan.steps import Game
 
@@ -81,7 +81,7 @@ def stopped_training(config: Config, rank: int, number: int, images_seen: int, *
         return step(self, seen)
 
     Game.generator_step = interrupted  # type: ignore[method-assign]
-    return training(config, evaluation=evaluation)
+    return training(config)
 
 
 def in_float64() -> None:

@@ -1,0 +1,248 @@
+"""What is done to a run on purpose: killed processes, another configuration, a second writer, gradients that are no numbers."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from helpers.launcher import start
+from helpers.runs import FULL, arguments, configured, contents, metrics, newest, stopped_training, tensors, training
+from helpers.shards import make_shards
+from helpers.worlds import run_world
+from scalegan.run import Lock
+
+pytestmark = pytest.mark.faults
+
+LINE = "scalegan: error: "
+LONG = 32 * 100
+
+
+def lines(text):
+    """Our own error lines."""
+    return [line for line in text.splitlines() if line.startswith(LINE)]
+
+
+def command(argv):
+    """`scalegan train`, as one process of a launcher; returns the exit code."""
+    from scalegan import cli
+
+    return cli.main(["train", *argv])
+
+
+# --- killed
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(
+    ("processes", "killed", "step"),
+    [(1, 0, 9), (2, 1, 10), *(pytest.param(2, s % 2, s, marks=pytest.mark.slow) for s in range(3, 13))],
+)
+def test_a_killed_run_goes_on_to_the_same_bytes(shards, tmp_path, processes, killed, step):
+    """The clock goes back to the last checkpoint, and with it metrics.jsonl, losses.csv and all that is random."""
+    changes = {**FULL, "log.checkpoint": 96, "log.samples": 128, "log.keep": 1}
+    reference = configured(shards, tmp_path / "reference", 32 * 14, **changes)
+    interrupted = configured(shards, tmp_path / "run", 32 * 14, **changes)
+    run_world(tmp_path, processes, training, reference)
+    ended = run_world(tmp_path, processes, stopped_training, interrupted, killed, signal.SIGKILL, 32 * step)
+    assert ended[killed].exitcode == -signal.SIGKILL
+    assert all(e.exitcode != 0 for e in ended)
+    assert int(newest(tmp_path / "run").name) == 32 * step // 96 * 96
+    again = run_world(tmp_path, processes, training, interrupted)
+    assert [e.value for e in again] == [True] * processes, again
+    ours, theirs = contents(tmp_path / "run"), contents(tmp_path / "reference")
+    assert ours.keys() == theirs.keys()
+    assert [name for name in ours if ours[name] != theirs[name]] == []
+
+
+# --- refused
+
+
+@pytest.mark.distributed
+def test_a_batch_that_does_not_divide_is_told_once_by_the_first_process(shards, tmp_path):
+    argv = arguments(shards, tmp_path / "run", 64, train__batch=33)
+    ended = run_world(tmp_path, 2, command, argv)
+    assert [e.value for e in ended] == [2, 2]
+    assert lines(ended[0].stderr) == [
+        f"{LINE}train.batch 33 is not divisible by 2 processes x train.accumulate 1: try --train.batch 32"
+    ]
+    assert ended[1].stderr == ""
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.distributed
+def test_the_launcher_passes_the_line_on_and_fails(shards, tmp_path):
+    process = start(arguments(shards, tmp_path / "run", 64, train__batch=33))
+    _, errors = process.communicate(timeout=240)
+    assert process.returncode != 0
+    assert len(lines(errors)) == 1
+    assert errors.index(LINE) < errors.index("Traceback"), "our line comes before the launcher's own words"
+
+
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.distributed)])
+def test_a_run_folder_of_another_configuration_is_refused_with_the_difference(shards, tmp_path, processes):
+    run_world(tmp_path, 1, training, configured(shards, tmp_path / "run", 64))
+    before = files(tmp_path / "run")
+    argv = arguments(shards, tmp_path / "run", 128, optim__lr_g=0.5, model__z_dim=7)
+    ended = run_world(tmp_path, processes, command, argv)
+    assert [e.value for e in ended] == [2] * processes
+    (line,) = lines(ended[0].stderr)
+    assert "another configuration (model.z_dim: 100 -> 7; optim.lr_g: 0.0002 -> 0.5)" in line
+    assert all(not lines(e.stderr) for e in ended[1:])
+    assert files(tmp_path / "run") == before
+
+
+def files(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
+
+
+def test_other_images_under_the_same_path_are_another_configuration(tmp_path):
+    make_shards(tmp_path / "shards")
+    config = configured(tmp_path / "shards", tmp_path / "run", 64)
+    run_world(tmp_path, 1, training, config)
+    shutil.rmtree(tmp_path / "shards")
+    make_shards(tmp_path / "shards", seed=1)
+    (ended,) = run_world(tmp_path, 1, training, config)
+    assert re.search("another configuration .data: [0-9a-f]{64} -> [0-9a-f]{64}.: undo that", str(ended.value))
+
+
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.distributed)])
+def test_a_second_writer_is_refused(shards, tmp_path, processes):
+    lock = Lock(tmp_path / "run")
+    ended = run_world(tmp_path, processes, command, arguments(shards, tmp_path / "run", 64))
+    lock.close()
+    assert [e.value for e in ended] == [2] * processes
+    (line,) = lines(ended[0].stderr)
+    assert f"run folder {tmp_path / 'run'} is being written by process {os.getpid()} on " in line
+    assert all(not lines(e.stderr) for e in ended[1:])
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
+
+
+def test_checkpoints_that_are_all_damaged_are_no_new_start(shards, tmp_path):
+    config = configured(shards, tmp_path / "run", 64)
+    run_world(tmp_path, 1, training, config)
+    (newest(tmp_path / "run") / "ema.safetensors").write_bytes(b"")
+    recorded = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    (ended,) = run_world(tmp_path, 1, training, config)
+    assert re.search("ema.safetensors is damaged.*and no other is whole: restore one, or give --run another", str(ended.value))
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == recorded
+
+
+# --- told to stop, under a real launcher
+
+
+@pytest.fixture(scope="module")
+def unbroken(shards, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("unbroken")
+    ended = run_world(folder, 2, training, configured(shards, folder / "run", LONG, **FULL), True)
+    assert [e.value for e in ended] == [True, True], ended
+    return folder / "run"
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("how", ["Ctrl-C", pytest.param("TERM to the launcher", marks=pytest.mark.slow)])
+def test_a_launched_run_that_is_stopped_saves_and_goes_on(shards, tmp_path, unbroken, how):
+    argv = arguments(shards, tmp_path / "run", LONG, **FULL)
+    process = start(argv)
+    recorded = tmp_path / "run" / "metrics.jsonl"
+    wait_for(lambda: recorded.exists() and recorded.read_bytes().count(b"\n") >= 2)
+    if how == "Ctrl-C":
+        os.killpg(process.pid, signal.SIGINT)  # a terminal tells the launcher and its processes
+    else:
+        process.terminate()
+    output, errors = process.communicate(timeout=240)
+    said = re.search(r"stopped at (\d+) images on request, checkpoint saved: run the same command to go on", output)
+    assert said, output + errors
+    stopped = int(said[1])
+    assert stopped < LONG
+    assert int(newest(tmp_path / "run").name) == stopped
+
+    again = start(argv)
+    output, errors = again.communicate(timeout=240)
+    assert again.returncode == 0, errors
+    assert f"going on at {stopped} images of {LONG}" in output
+    ours, theirs = contents(tmp_path / "run"), contents(unbroken)
+    assert [name for name in theirs if name != "evaluations.jsonl" and ours[name] != theirs[name]] == []
+    ours, theirs = (json.loads(record["evaluations.jsonl"]) for record in (ours, theirs))
+    assert ours | {"seconds": 0} == theirs | {"seconds": 0}
+
+
+def wait_for(condition):
+    limit = time.monotonic() + 200
+    while not condition():
+        assert time.monotonic() < limit
+        time.sleep(0.02)
+
+
+# --- gradients that are no numbers
+
+
+def poison(network, rank, first, last):
+    """Make one gradient of `network` NaN on process `rank` in the steps from first to last, before they are reduced."""
+    from scalegan.steps import Game
+
+    build, step = Game.__init__, Game._step
+
+    def with_hook(self, *arguments):
+        build(self, *arguments)
+        self.steps_made = {"generator": 0, "critic": 0}
+        parameter = list(getattr(self, f"bare_{network}").parameters())[1]
+
+        def nan(gradient):
+            here = int(os.environ.get("RANK", "0")) == rank and self.primed and first <= self.steps_made[network] <= last
+            return torch.full_like(gradient, torch.nan) if here else gradient
+
+        self.primed = False
+        parameter.register_hook(nan)
+
+    def counted(self, optimizer, *arguments):
+        result = step(self, optimizer, *arguments)
+        self.steps_made["generator" if optimizer is self.opt_g else "critic"] += 1
+        return result
+
+    def prime(self, plain=Game.prime):
+        plain(self)
+        self.primed = True
+
+    Game.__init__, Game._step, Game.prime = with_hook, counted, prime
+
+
+def poisoned(config, network, rank, first, last):
+    poison(network, rank, first, last)
+    return training(config)
+
+
+def poisoned_command(argv, rank):
+    poison("critic", rank, 4, 10_000)
+    return command(argv)
+
+
+@pytest.mark.parametrize(("processes", "rank"), [(1, 0), pytest.param(2, 1, marks=pytest.mark.distributed)])
+@pytest.mark.parametrize("network", ["generator", "critic"])
+def test_a_step_with_nan_on_one_process_is_skipped_on_all(shards, tmp_path, network, processes, rank):
+    config = configured(shards, tmp_path / "run", 32 * 8, ema__half_life=64)
+    ended = run_world(tmp_path, processes, poisoned, config, network, rank, 2, 3)
+    assert [e.value for e in ended] == [True] * processes, ended
+    assert [line["skipped_steps"] for line in metrics(tmp_path / "run")] == [0, 2, 0, 0]
+    for part in ("generator", "critic", "ema"):
+        assert all(np.isfinite(values).all() for values in tensors(tmp_path / "run", part).values())
+    counts = {part: tensors(tmp_path / "run", f"opt_{part[0]}") for part in ("generator", "discriminator")}
+    skipping = "generator" if network == "generator" else "discriminator"
+    for part, moments in counts.items():
+        assert {float(v) for name, v in moments.items() if name.endswith(".step")} == {6.0 if part == skipping else 8.0}
+
+
+@pytest.mark.parametrize(("processes", "rank"), [(1, 0), pytest.param(2, 1, marks=pytest.mark.distributed)])
+def test_too_many_in_a_row_stop_the_run_in_one_line(shards, tmp_path, processes, rank):
+    argv = arguments(shards, tmp_path / "run", 32 * 40, train__nonfinite_limit=5, log__checkpoint=64)
+    ended = run_world(tmp_path, processes, poisoned_command, argv, rank)
+    assert [e.value for e in ended] == [2] * processes, ended
+    (line,) = lines(ended[0].stderr)
+    assert re.search(r"gradients were not finite in [56] steps in a row, up to image 32?\d+: lower optim.lr_g", line)
+    assert all(not lines(e.stderr) for e in ended[1:])
+    assert all(np.isfinite(values).all() for values in tensors(tmp_path / "run", "generator").values())
