@@ -58,9 +58,12 @@ def claim(config: Config, index: Index, accelerator: Accelerator) -> run.Lock | 
     """On process 0: the lock of the run folder, or why it cannot be had, for all processes to hear."""
     if not accelerator.is_main_process:
         return None
+    from scalegan.evaluation.features import find_weights
+
     folder = Path(config.run)
     held = None
     try:
+        find_weights(config.evaluation)  # missing ones are told now, not hours later at the first evaluation
         held = run.Lock(folder)
         run.claim(folder, config, index.sha256)
     except UserError as error:
@@ -76,6 +79,9 @@ def check_data(config: Config, index: Index) -> None:
         raise UserError(f"{path} has {index.samples} images, fewer than one batch: try --train.batch {index.samples}")
     if config.model.conditional and not index.labelled:
         raise UserError(f"model.conditional is true but {path} has no labels: write shards with classes, or set it false")
+    real = config.evaluation.real
+    if real > index.samples:
+        raise UserError(f"evaluation.real {real} is more than the {index.samples} images of {path}: give 0 to compare all")
 
 
 if __name__ == "__main__":
