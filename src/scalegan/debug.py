@@ -93,8 +93,13 @@ def show(outcomes: list[Outcome], run: str, console: Console) -> None:
     colours = {"passed": "green", "failed": "red", "not tried": "yellow"}
     for outcome in outcomes:
         result = f"[{colours[outcome.result]}]{outcome.result}[/]"
-        table.add_row(outcome.name, result, f"{outcome.seconds:.1f}", escape(outcome.seen))
+        table.add_row(outcome.name, result, f"{outcome.seconds:.1f}", escape(shortened(outcome.seen)))
     console.print(table, highlight=False)
+
+
+def shortened(text: str) -> str:
+    """For the table; the whole error follows it."""
+    return text if len(text) <= 100 else f"{text[:99]}…"
 
 
 def one_line(error: Exception) -> str:

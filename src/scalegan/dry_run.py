@@ -22,12 +22,12 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from scalegan import checkpoint, figures, run, sampling
-from scalegan.config import Config, EvaluationConfig
+from scalegan.config import Config
 from scalegan.data.index import Index, is_remote, read_index
 from scalegan.data.loader import Batch, batches
 from scalegan.data.order import make_order
 from scalegan.distributed import control_group, from_main, make_accelerator
-from scalegan.evaluation.features import load_extractor
+from scalegan.evaluation.features import Extractor, load_extractor
 from scalegan.evaluation.team import Team
 from scalegan.statistics import Statistics
 from scalegan.status import human_time
@@ -84,12 +84,13 @@ def dry_run(config: Config) -> int:
 
 
 def measure(config: Config, index: Index, accelerator: Accelerator, game: Game) -> Measured:
-    game.prime()
     group, device = control_group(), accelerator.device
+    place = accelerator.process_index, accelerator.num_processes
+    extractor = load_extractor(config.evaluation, device, Team(*place))
+    game.prime()
     statistics = Statistics(device, every_step=False)
     measured = Measured()
     began = time.perf_counter()
-    place = accelerator.process_index, accelerator.num_processes
     with closing(batches(index, config, 0, *place, device)) as loader:
         reals = [next(loader) for _ in range(config.train.accumulate)]
         measured.start = time.perf_counter() - began
@@ -119,8 +120,7 @@ def measure(config: Config, index: Index, accelerator: Accelerator, game: Game) 
         measured.waited /= measured.steps
         measured.grid = grid_bytes(reals, min(config.log.grid, index.samples), config.log.grid)
     measured.drawing, images = draw(config, index, game)
-    team = Team(*place)
-    measured.features = time_features(config.evaluation, images, device, team)
+    measured.features = time_features(extractor, images)
     measured.checkpoint = checkpoint_bytes(game)
     measured.memory_mb = memory_mb(device)
     return measured
@@ -147,16 +147,14 @@ def draw(config: Config, index: Index, game: Game) -> tuple[float, Tensor]:
     return (time.perf_counter() - began) / count, images
 
 
-def time_features(config: EvaluationConfig, images: Tensor, device: torch.device, team: Team) -> float:
-    """Seconds to extract the features of one image. Raises `UserError` where the extractor has no weights."""
-    extractor = load_extractor(config, device, team)
-    batch = images[: min(extractor.batch, len(images))].repeat(math.ceil(extractor.batch / len(images)), 1, 1, 1)
-    batch = batch[: extractor.batch]
+def time_features(extractor: Extractor, images: Tensor) -> float:
+    """Seconds to extract the features of one image."""
+    batch = images.repeat(math.ceil(extractor.batch / len(images)), 1, 1, 1)[: extractor.batch]
     extractor(batch)
-    synchronise(device)
+    synchronise(extractor.device)
     began = time.perf_counter()
     extractor(batch)
-    synchronise(device)
+    synchronise(extractor.device)
     return (time.perf_counter() - began) / len(batch)
 
 

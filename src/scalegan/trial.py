@@ -151,7 +151,8 @@ class Trial:
         if bool((images[0] == images[0][:1]).all()):
             raise Fault(f"the {batch} images of a batch are all alike: look at the contact sheet of {self.full.data.path}")
         colours = "grey" if index.channels == 1 else "RGB"
-        return f"{index.samples} images {index.height}x{index.width} {colours} in {len(index.shards)} shards; {batch} decoded"
+        shards = f"{len(index.shards)} shard{'s' * (len(index.shards) > 1)}"
+        return f"{index.samples} images {index.height}x{index.width} {colours} in {shards}; {batch} decoded"
 
     def networks(self) -> str:
         self.trainer = self.make_trainer("parts")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from tiny import make_config, make_shards
 
 from scalegan import checkpoint, losses, settings, steps
@@ -22,6 +23,7 @@ PARTS = ["shards", "networks", "critic step", "generator step", "average", "samp
 @pytest.fixture(autouse=True)
 def small_machine(monkeypatch):
     torch.set_num_threads(1)
+    AcceleratorState._reset_state(True)  # one process has one precision, but for tests
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     monkeypatch.setattr("scalegan.plots.plot_run", lambda run_dir: [])  # seconds of no interest here
 

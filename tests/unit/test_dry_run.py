@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from accelerate.state import AcceleratorState
 from tiny import make_config, make_shards
 
 from scalegan import checkpoint, cli, dry_run, run, settings
@@ -22,6 +23,7 @@ from scalegan.trainer import Clock, Trainer
 @pytest.fixture(autouse=True)
 def small_machine(monkeypatch):
     torch.set_num_threads(1)
+    AcceleratorState._reset_state(True)  # one process has one precision, but for tests
     monkeypatch.setattr(dry_run, "SECONDS", 0.05)
     monkeypatch.setenv("COLUMNS", "1000")
     monkeypatch.delenv("WORLD_SIZE", raising=False)
@@ -111,11 +113,22 @@ def test_another_run_folder_is_refused_as_the_run_itself_would(config, tmp_path)
         dry_run.dry_run(replace(config, model=replace(config.model, width=4)))
 
 
-def test_bad_input_is_one_line(data, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--train.batch=64", "50 images, fewer than one batch: try --train.batch 50"),
+        ("--evaluation.real=51", "evaluation.real 51 is more than the 50 images of"),
+        ("--evaluation.extractor=lite", "'lite' is unknown: did you mean lite0?"),
+    ],
+)
+@pytest.mark.parametrize("dry", [True, False])
+def test_bad_input_is_one_line_before_anything_is_written(data, tmp_path, capsys, monkeypatch, option, message, dry):
     monkeypatch.chdir(tmp_path)
-    options = [f"--data.path={data}", "--train.batch=64", "--train.device=cpu", "--dry_run"]
-    assert cli.main(["train", *options]) == 2
-    assert "50 images, fewer than one batch: try --train.batch 50" in capsys.readouterr().err
+    options = [f"--data.path={data}", "--train.batch=8", "--train.device=cpu", option]
+    assert cli.main(["train", *options, *(["--dry_run"] if dry else [])]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
     assert os.listdir(tmp_path) == []
 
 
