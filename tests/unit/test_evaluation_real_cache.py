@@ -32,7 +32,9 @@ def test_there_is_nothing_before_it_was_saved(tmp_path):
     assert real_cache.load(REFERENCE.file(tmp_path)) is None
 
 
-@pytest.mark.parametrize("change", [{"index_sha256": "x"}, {"extractor": "x"}, {"weights_sha256": "x"}, {"resize": "x"}, {"images": 4}])
+@pytest.mark.parametrize(
+    "change", [{"index_sha256": "x"}, {"extractor": "x"}, {"weights_sha256": "x"}, {"resize": "x"}, {"images": 4}]
+)
 def test_other_data_or_another_way_to_look_at_it_is_another_file(tmp_path, change):
     assert replace(REFERENCE, **change).file(tmp_path) != REFERENCE.file(tmp_path)
 
