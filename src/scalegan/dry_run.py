@@ -188,7 +188,8 @@ def report(config: Config, index: Index, accelerator: Accelerator, game: Game, m
     pace = train.batch / measured.step
     waits = f", of it {measured.waited / measured.step:.0%} for data" if measured.waited > 0.1 * measured.step else ""
     yield "start", f"{measured.start:.1f} s to the first batch"
-    threads = f", {torch.get_num_threads()} threads" if accelerator.device.type == "cpu" else ""
+    cores = torch.get_num_threads()
+    threads = f", {cores} thread{'s' * (cores > 1)}" if accelerator.device.type == "cpu" else ""
     many = f"{processes} processes on " if processes > 1 else ""
     machine = f"{many}{accelerator.device.type}{threads}, {train.precision}"
     yield (

@@ -70,7 +70,7 @@ def test_it_says_all_that_it_is_to_say(config, capsys):
     assert said["data"].startswith("50 images of 2 classes, 16x12 RGB, in 3 shards (")
     assert said["data"].endswith("20.0 epochs in 1,000 images")
     assert "of 8 images in" in said["steps"]
-    assert "images/s (cpu, 1 threads, fp32)" in said["steps"]
+    assert "images/s (cpu, 1 thread, fp32)" in said["steps"]
     assert "for 125 steps" in said["time"]
     assert "for 1 evaluation" in said["time"]
     assert "MB a process" in said["memory"]
