@@ -253,18 +253,6 @@ def test_help_loads_nothing_heavy() -> None:
     assert done.stdout == "[]\n"
 
 
-def test_writing_shards_needs_no_torch(tmp_path: Path) -> None:
-    classes(tmp_path / "fruit")
-    code = f"""
-import sys
-from scalegan import cli
-cli.main(["shards", {str(tmp_path / "fruit")!r}, {str(tmp_path / "s")!r}])
-print([name for name in ("torch", "webdataset", "matplotlib") if name in sys.modules])
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.endswith("[]\n")
-
-
 def test_every_kind_has_a_source() -> None:
     from scalegan.data.sources.detect import KINDS
 
