@@ -1,0 +1,111 @@
+# shellcheck shell=bash
+# What every job in this folder does: one launcher a node, one process a GPU, notice before the end, requeue until done.
+# Sourced by the job scripts; `scalegan_job ARGS` trains with ARGS. What can be set from outside (docs/clusters.md says more):
+#
+#   sbatch's own flags and SBATCH_* variables: nodes, GPUs and their type, time, account, partition, memory, ...
+#   SCALEGAN_ARGS       more options of the training, split at blanks; after those of the job script and the command line
+#   SCALEGAN_SETUP      a file to source first: modules, conda, a virtual environment
+#   SCALEGAN_SRUN       more options of srun, such as --container-image=... (pyxis), split at blanks
+#   SCALEGAN_EXEC       a command to start the launcher with, such as `apptainer exec --nv gan.sif`, split at blanks
+#   SCALEGAN_PROCESSES  processes a node; otherwise as many as it has GPUs, and 1 without
+#   SCALEGAN_THREADS    threads a process; otherwise the CPUs of the task shared out evenly
+#   MAX_RESTARTS        times that the job may queue itself again (100)
+#
+# A job is queued again only when the training asked for it by the file RUN/requeue: its checkpoint is then safe and there
+# is work left. Exit codes would not do, as launchers change them. A job that was cancelled is never queued again.
+
+scalegan_log() { printf '%(%F %T)T %s[%s] %s\n' -1 "${SLURM_JOB_NAME:-job}" "${SLURM_RESTART_COUNT:-0}" "$*"; }
+
+scalegan_stop() {
+  scalegan_log "error: $*" >&2
+  exit 2
+}
+
+# The folder of the run, which both the training and this script must know: --run where given, else runs/JOB.
+scalegan_run_folder() {
+  local found=runs/$SLURM_JOB_NAME
+  while (($#)); do
+    case $1 in
+    --run) found=${2:-$found} ;;
+    --run=*) found=${1#--run=} ;;
+    esac
+    shift
+  done
+  printf '%s\n' "$found"
+}
+
+scalegan_job() {
+  set -uo pipefail
+  local -a more srun_options prefix
+  read -ra more <<<"${SCALEGAN_ARGS:-}"
+  read -ra srun_options <<<"${SCALEGAN_SRUN:-}"
+  read -ra prefix <<<"${SCALEGAN_EXEC:-}"
+  set -- "$@" "${more[@]}"
+  [[ -n ${SLURM_JOB_NODELIST:-} ]] || scalegan_stop "this is a job for sbatch: sbatch slurm/kiwi.sh"
+  if [[ -n ${SCALEGAN_SETUP:-} ]]; then
+    # shellcheck disable=SC1090
+    source "$SCALEGAN_SETUP" || scalegan_stop "SCALEGAN_SETUP=$SCALEGAN_SETUP failed"
+  fi
+  if ((${#prefix[@]} + ${#srun_options[@]} == 0)) && ! command -v accelerate >/dev/null; then
+    scalegan_stop "no accelerate on the PATH: activate the environment before sbatch, or name a file that does so in SCALEGAN_SETUP"
+  fi
+
+  local run marker master
+  run=$(scalegan_run_folder "$@")
+  marker=$run/requeue
+  mkdir -p "$run" || scalegan_stop "the run folder $run cannot be made"
+  rm -f "$marker"
+
+  # Never fall back to localhost: each node would train a world of its own.
+  master=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+  [[ -n $master ]] || scalegan_stop "scontrol does not tell the first host of $SLURM_JOB_NODELIST"
+
+  local gpus=${SLURM_GPUS_ON_NODE:-0} cpus=${SLURM_CPUS_PER_TASK:-1}
+  local processes=${SCALEGAN_PROCESSES:-$((gpus > 0 ? gpus : 1))}
+  export SCALEGAN_MASTER=$master
+  export SCALEGAN_PORT=$((10000 + SLURM_JOB_ID % 20000)) # two jobs that share a node do not meet; below the ephemeral ports
+  export SCALEGAN_WORLD=$((SLURM_NNODES * processes))
+  export SCALEGAN_THREADS=${SCALEGAN_THREADS:-$((cpus / processes > 0 ? cpus / processes : 1))}
+  # shellcheck disable=SC2153
+  export SCALEGAN_LAUNCH=$SCALEGAN_ROOT/launch/multi_node.yaml
+  export SRUN_CPUS_PER_TASK=$cpus # srun stopped inheriting --cpus-per-task in 22.05
+  export PYTHONUNBUFFERED=1 PYTHONFAULTHANDLER=1
+
+  local -a device=()
+  ((gpus > 0)) && device=(--train.device cuda) # GPUs that torch cannot see are an error, not a slow training on the CPU
+
+  scalegan_log "$SLURM_NNODES nodes x $processes processes, $SCALEGAN_THREADS threads each, rank 0 on $master:$SCALEGAN_PORT, run $run"
+  local step='' interrupted='' term='' rc
+  trap 'interrupted=1; scalegan_log "notice: the training saves and stops"; kill -USR1 "$step" 2>/dev/null' USR1
+  trap 'interrupted=1; term=1; scalegan_log "TERM: cancelled, requeued from outside, or a node failed"' TERM
+
+  # srun hands USR1 on to every process of the step. The launcher ignores it, as its default is to die of it; the workers
+  # install their own handlers. $SLURM_NODEID must be expanded on each node: single quotes.
+  # shellcheck disable=SC2016
+  srun --kill-on-bad-exit=1 --label ${srun_options[@]+"${srun_options[@]}"} \
+    bash -c 'trap "" USR1; exec "$@"' launcher ${prefix[@]+"${prefix[@]}"} \
+    bash -c 'exec accelerate launch --config_file "$SCALEGAN_LAUNCH" \
+      --num_machines "$SLURM_NNODES" --num_processes "$SCALEGAN_WORLD" --machine_rank "$SLURM_NODEID" \
+      --rdzv_backend static --same_network --main_process_ip "$SCALEGAN_MASTER" --main_process_port "$SCALEGAN_PORT" \
+      --num_cpu_threads_per_process "$SCALEGAN_THREADS" --mixed_precision no --dynamo_backend no --max_restarts 0 \
+      -m scalegan.train "$@"' launch "${device[@]}" "$@" --run "$run" &
+  step=$!
+  while :; do # a trap ends `wait` early
+    interrupted=''
+    wait "$step"
+    rc=$?
+    [[ -n $interrupted ]] || break
+  done
+  scalegan_log "srun ended with $rc"
+
+  if [[ -z $term && -e $marker ]]; then
+    if ((${SLURM_RESTART_COUNT:-0} < ${MAX_RESTARTS:-100})); then
+      trap '' TERM # requeueing sends TERM to this shell
+      scalegan_log "queueing the job again, to go on at $(<"$marker") images"
+      scontrol requeue "$SLURM_JOB_ID" && sleep 60
+    else
+      scalegan_log "not queued again: MAX_RESTARTS=${MAX_RESTARTS:-100} reached; the same sbatch command goes on"
+    fi
+  fi
+  exit "$rc"
+}
