@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,8 @@ class Outputs:
         self.config, self.accelerator, self.index, self.group = config, accelerator, index, group
         self.run_dir = Path(config.run)
         self.main = accelerator.is_main_process
+        self.by_offset = replace(config.data, reader="stream")
+        """A few images, or each once, are read beside those that the training keeps in memory, not by keeping them twice."""
         self.metric = "fid" if config.evaluation.extractor == "inception" else f"fd_{config.evaluation.extractor}"
         self.waited = 0.0
         self.began = self.read_at = time.perf_counter()
@@ -73,7 +77,8 @@ class Outputs:
         order = make_order(self.config.data, self.index, self.config.train.seed)
         batch = max(count, self.config.train.batch)
         chosen = samples_at(order, 0, np.arange(count), batch)
-        images = open_reader(self.index, self.config.data, torch.device("cpu")).read(chosen).images
+        with closing(open_reader(self.index, self.by_offset, torch.device("cpu"))) as reader:
+            images = reader.read(chosen).images
         figures.save_png(self.run_dir / "samples" / "real.png", images.numpy())
 
     def advance(self, images_seen: int) -> None:
@@ -131,6 +136,7 @@ class Outputs:
             processes=self.accelerator.num_processes,
             device=self.accelerator.device,
             cache=self.run_dir / "cache",
+            data=self.by_offset,
         )
         if self.main:
             self.tracker.record(images_seen, record)
