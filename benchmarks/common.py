@@ -139,10 +139,17 @@ def append_jsonl(path: Path, record: dict[str, Any]) -> None:
         file.write(json.dumps(record) + "\n")
 
 
-def speed(run_dir: Path, after: int) -> float:
-    """Images per second of a run from its first line of timing at `after` images or later to its last one, all included."""
-    lines = [line for line in read_jsonl(run_dir / "timing.jsonl") if line["images_seen"] >= after]
-    first, last = lines[0], lines[-1]
+def timing(run_dir: Path, images: int) -> list[dict[str, Any]]:
+    """The timing of a run that was to see so many images; ends the program where it was stopped before."""
+    lines = read_jsonl(run_dir / "timing.jsonl")
+    if not lines or lines[-1]["images_seen"] < images:
+        sys.exit(f"{run_dir.name}: the training was stopped before its end: start the benchmark again")
+    return lines
+
+
+def speed(lines: list[dict[str, Any]], after: int) -> float:
+    """Images per second from the first line of timing at `after` images or later to the last one, all included."""
+    first, last = next(line for line in lines if line["images_seen"] >= after), lines[-1]
     return float((last["images_seen"] - first["images_seen"]) / (last["seconds"] - first["seconds"]))
 
 

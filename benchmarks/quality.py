@@ -109,7 +109,7 @@ def measure(name: str, recipe: str, minutes: float, threads: int, extra: list[st
     run_dir = fresh(common.OUT / "runs" / f"{name}-{recipe}")
     began = time.time()
     done = common.run([*common.scalegan("train"), *options, f"--run={run_dir}", f"--train.images={images}"], threads)
-    timing = common.read_jsonl(run_dir / "timing.jsonl")
+    timing = common.timing(run_dir, images)
     record = common.read_jsonl(run_dir / "evaluations.jsonl")[-1]
     seconds = started(run_dir) - began + timing[-1]["seconds"]
     return {
@@ -134,7 +134,7 @@ def try_out(name: str, options: list[str], batch: int, steps: int, threads: int)
     short += [f"--log.samples={images}", "--evaluation.samples=64", "--evaluation.real=64"]
     began = time.time()
     common.run([*common.scalegan("train"), *options, *short], threads)
-    rate, start_up = common.speed(run_dir, WARM_UP * batch), started(run_dir) - began
+    rate, start_up = common.speed(common.timing(run_dir, images), WARM_UP * batch), started(run_dir) - began
     shutil.rmtree(run_dir)
     return rate, start_up
 

@@ -84,9 +84,8 @@ def measure_scalegan(steps: int) -> dict[str, float]:
         options += [f"--log.every={WARM_UP * batch}", f"--train.images={images}", f"--log.samples={images}"]
         options += [f"--log.checkpoint={images}", "--evaluation.every=0", "--evaluation.samples=64", "--evaluation.real=64"]
         train(settings.parse(["--config=kiwi_small", *options]).config)
-        timing = common.read_jsonl(Path(run) / "run" / "timing.jsonl")
-        rate = common.speed(Path(run) / "run", WARM_UP * batch)
-    return {"images_per_s": rate, "memory_mb": timing[-1]["memory_mb"]}
+        lines = common.timing(Path(run) / "run", images)
+    return {"images_per_s": common.speed(lines, WARM_UP * batch), "memory_mb": lines[-1]["memory_mb"]}
 
 
 def measure_bare(form: str, steps: int) -> dict[str, float]:

@@ -122,11 +122,17 @@ def test_a_figure_names_machine_threads_and_commit(common: Any) -> None:
         assert name in line
 
 
-def test_speed_leaves_out_the_warm_up(common: Any, tmp_path: Path) -> None:
-    for images_seen, seconds in ((100, 50.0), (200, 51.0), (400, 53.0)):
-        common.append_jsonl(tmp_path / "timing.jsonl", {"images_seen": images_seen, "seconds": seconds})
-    assert common.speed(tmp_path, after=100) == 100.0
-    assert common.speed(tmp_path, after=200) == 100.0
+def test_speed_leaves_out_the_warm_up(common: Any) -> None:
+    lines = [{"images_seen": n, "seconds": seconds} for n, seconds in ((100, 50.0), (200, 51.0), (400, 52.0))]
+    assert common.speed(lines, after=100) == 150.0
+    assert common.speed(lines, after=101) == 200.0
+
+
+def test_a_training_that_was_stopped_gives_no_figure(common: Any, tmp_path: Path) -> None:
+    common.append_jsonl(tmp_path / "timing.jsonl", {"images_seen": 100, "seconds": 50.0})
+    assert common.timing(tmp_path, images=100)
+    with pytest.raises(SystemExit, match="stopped before its end"):
+        common.timing(tmp_path, images=200)
 
 
 def test_a_child_that_fails_ends_the_benchmark_with_what_it_said(common: Any) -> None:
@@ -148,7 +154,8 @@ def test_a_benchmark_that_is_ended_takes_its_process_along(common: Any) -> None:
 def test_two_runs_are_compared_step_by_step(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(BENCHMARKS)
     processes = importlib.import_module("processes")
-    assert processes.compare([(64, 1.0, 2.0), (128, 1.0, 2.0)], [(64, 1.0, 2.0), (128, 1.0, 2.1)]) == pytest.approx(0.05)
+    found = processes.differences([(64, 1.0, 2.0), (128, 1.0, 2.0)], [(64, 1.0, 2.0), (128, 1.01, 2.1)])
+    assert found == pytest.approx([0.0, 0.05])
 
 
 def test_a_row_of_the_quality_table_has_a_cell_a_column(monkeypatch: pytest.MonkeyPatch) -> None:
