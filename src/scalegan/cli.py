@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 import scalegan
-from scalegan.errors import UserError
+from scalegan.errors import MachineError, UserError
 
 
 @dataclass(frozen=True)
@@ -102,10 +102,12 @@ def dispatch(argv: Sequence[str]) -> int:
     return int(module.run(parser.parse_args(rest)))
 
 
-def complain(message: str) -> None:
-    """One line, from the first process alone where a launcher started several."""
+def complain(message: str, *, machine: bool = False) -> None:
+    """One line, from the first process alone where a launcher started several; or from the first of each machine."""
     if os.environ.get("RANK", "0") == "0":
         print(f"scalegan: error: {message}", file=sys.stderr)
+    elif machine and os.environ.get("LOCAL_RANK") == "0":
+        print(f"scalegan: error: machine {os.uname().nodename}: {message}", file=sys.stderr)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -113,13 +115,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return dispatch(sys.argv[1:] if argv is None else argv)
     except UserError as error:
-        complain(str(error))
+        complain(str(error), machine=isinstance(error, MachineError))
         return 2
     except OSError as error:
         if error.errno not in MENDABLE:
             raise
         what, remedy = MENDABLE[error.errno]
-        complain(f"{what}{f': {error.filename}' if error.filename else ''}: {remedy}")
+        complain(f"{what}{f': {error.filename}' if error.filename else ''}: {remedy}", machine=True)
         return 2
     except KeyboardInterrupt:
         print("scalegan: stopped by Ctrl-C", file=sys.stderr)

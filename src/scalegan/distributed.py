@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
 from scalegan.config import TrainConfig
-from scalegan.errors import UserError
+from scalegan.errors import MachineError, UserError
 
 TIMEOUT = timedelta(minutes=60)  # real statistics of a large data set are made while others wait
 
@@ -21,7 +21,7 @@ TIMEOUT = timedelta(minutes=60)  # real statistics of a large data set are made 
 def make_accelerator(train: TrainConfig) -> Accelerator:
     """The accelerator of this process. Raises `UserError` where the launcher and Accelerate disagree or the device lacks."""
     if train.device == "cuda" and not torch.cuda.is_available():
-        raise UserError(
+        raise MachineError(
             "train.device is cuda but torch sees no GPU here: use --train.device cpu, or check the driver and torch build"
         )
     cpu = train.device == "cpu" or not torch.cuda.is_available()

@@ -3,3 +3,7 @@
 
 class UserError(Exception):
     """Bad input, worded for the person who gave it. The command line prints it as one line and exits with code 2."""
+
+
+class MachineError(UserError):
+    """What only one machine of a run may see, such as a file or a GPU that is not there: told by the first process of each."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -52,6 +53,10 @@ class Lock:
             raise UserError(
                 f"run folder {run_dir} is being written by {owner}: stop it, or give --run another folder"
             ) from None
+        except OSError as error:
+            if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+                raise
+            print(f"scalegan: {run_dir} is on a file system without locks: see that one training at a time writes there")
         self._file.truncate(0)
         self._file.write(f"process {os.getpid()} on {os.uname().nodename}\n")
         self._file.flush()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from scalegan import run, settings
 from scalegan.config import Config
 from scalegan.data.index import Index, read_index
-from scalegan.errors import UserError
+from scalegan.errors import MachineError, UserError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -35,7 +35,10 @@ def main(argv: Sequence[str]) -> int:
 def train(config: Config) -> bool:
     """One run, new or continued, on every process of the launcher; whether its end was reached. Raises `UserError`."""
     config.check(int(os.environ.get("WORLD_SIZE", "1")))
-    index = read_index(config.data.path)
+    try:
+        index = read_index(config.data.path)
+    except UserError as error:
+        raise MachineError(str(error)) from None
     check_data(config, index)
 
     from scalegan.distributed import control_group, from_main, make_accelerator  # all that needs no torch has been checked

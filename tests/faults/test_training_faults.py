@@ -1,5 +1,7 @@
 """What is done to a run on purpose: killed processes, another configuration, a second writer, gradients that are no numbers."""
 
+import errno
+import fcntl
 import json
 import os
 import re
@@ -121,6 +123,23 @@ def test_a_second_writer_is_refused(shards, tmp_path, processes):
     assert f"run folder {tmp_path / 'run'} is being written by process {os.getpid()} on " in line
     assert all(not lines(e.stderr) for e in ended[1:])
     assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
+
+
+@pytest.mark.parametrize(("local", "told"), [("0", True), ("1", False)])
+def test_shards_missing_on_another_machine_are_told_by_its_first_process(tmp_path, monkeypatch, capsys, local, told):
+    for name, value in {"RANK": "3", "LOCAL_RANK": local, "WORLD_SIZE": "4"}.items():
+        monkeypatch.setenv(name, value)
+    assert command(arguments(tmp_path / "nowhere", tmp_path / "run", 64)) == 2
+    found = lines(capsys.readouterr().err)
+    assert len(found) == told
+    assert not told or f"machine {os.uname().nodename}: {tmp_path}/nowhere/index.json is missing" in found[0]
+
+
+def test_a_file_system_without_locks_is_told_and_used(tmp_path, monkeypatch, capsys):
+    """Lustre mounted without its option for locks answers so."""
+    monkeypatch.setattr(fcntl, "flock", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSYS, "Function not implemented")))
+    Lock(tmp_path / "run").close()
+    assert "is on a file system without locks: see that one training at a time writes there" in capsys.readouterr().out
 
 
 def test_checkpoints_that_are_all_damaged_are_no_new_start(shards, tmp_path):
