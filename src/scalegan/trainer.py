@@ -195,6 +195,7 @@ class Trainer:
             "data": data | {"class_counts": index.class_counts, "path": str(self.config.data.path), "sha256": index.sha256},
             "best": self.best,
             "done": self.done,
+            "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
             "wandb_id": self.outputs.wandb_id,
             "processes": self.accelerator.num_processes,
             "torch": torch.__version__,
@@ -223,6 +224,8 @@ class Trainer:
         self.statistics.restore(taken.tensors("statistics"), self.accelerator.process_index, self.accelerator.num_processes)
         self.clock.images_seen = taken.images_seen
         self.best, self.done = taken.state["best"], taken.state["done"]
+        if self.accelerator.scaler:
+            self.accelerator.scaler.load_state_dict(taken.state["scaler"])
         return taken.state["wandb_id"]  # type: ignore[no-any-return]
 
 

@@ -1,5 +1,6 @@
 """A run that was stopped or killed, and started again by the same command, ends as if nothing had happened."""
 
+import json
 import shutil
 import signal
 
@@ -61,6 +62,37 @@ def test_a_run_stopped_by_a_signal_goes_on_to_the_same_bytes(shards, tmp_path, u
     assert [e.value for e in again] == [True] * processes, again
     assert not (tmp_path / "run" / "requeue").exists()
     assert_same(tmp_path / "run", reference)
+
+
+def scaled(function, *arguments):
+    """With a loss scale that grows, as under fp16, which itself needs a GPU."""
+    import torch
+
+    from scalegan import distributed
+
+    make = distributed.make_accelerator
+
+    def with_scaler(config):
+        accelerator = make(config)
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=5)
+        return accelerator
+
+    distributed.make_accelerator = with_scaler
+    return function(*arguments)
+
+
+def test_the_loss_scale_of_fp16_goes_on_where_it_was(shards, tmp_path):
+    config = configured(shards, tmp_path / "run", IMAGES)
+    reference = configured(shards, tmp_path / "reference", IMAGES)
+    run_world(tmp_path, 1, scaled, training, reference)
+    run_world(tmp_path, 1, scaled, stopped_training, config, 0, signal.SIGTERM, 32 * 5)
+    run_world(tmp_path, 1, scaled, training, config)
+    assert_same(tmp_path / "run", tmp_path / "reference")
+    scales = [
+        json.loads((newest(tmp_path / name) / "manifest.json").read_text())["state"]["scaler"] for name in ("run", "reference")
+    ]
+    assert scales[0] == scales[1]
+    assert scales[0]["scale"] == 4.0 * 2 ** (2 * IMAGES // 32 // 5)
 
 
 def test_a_finished_run_started_again_changes_nothing(shards, unbroken, tmp_path):
