@@ -33,7 +33,7 @@ SLOW = "1e-5"
 """Learning rate at which rounding does not grow, and two runs that were not trained alike still part."""
 TOLERANCE = 1e-3
 """Largest relative difference of a loss at that rate."""
-CONTROL = 3.0
+CONTROL = 5.0
 """Times the median difference between one thread and several that processes may make at the preset's own rate, where that is
 more than the tolerance."""
 BATCH = 64
@@ -77,11 +77,11 @@ def main() -> int:
     by_processes, by_threads = (statistics.median(differences(preset[0], other)) for other in preset[1:])
     worst = max(differences(*slow))
     allowed = max(CONTROL * by_threads, TOLERANCE)
-    print(f"median relative difference of a loss by threads, in 1e-3: {1e3 * by_threads:.2f}")
+    print(f"relative difference of a step's losses, in 1e-3: median by threads {1e3 * by_threads:.2f}")
     reached = [
+        common.verdict("median by processes", 1e3 * by_processes, round(1e3 * allowed, 2), at_least=False),
+        common.verdict(f"largest by processes at learning rate {SLOW}", 1e3 * worst, 1e3 * TOLERANCE, at_least=False),
         common.verdict("throughput, median ratio", statistics.median(ratios), TARGET),
-        common.verdict("the same by processes", 1e3 * by_processes, round(1e3 * allowed, 2), at_least=False),
-        common.verdict(f"largest at learning rate {SLOW}", 1e3 * worst, 1e3 * TOLERANCE, at_least=False),
     ]
     return 0 if all(reached) else 1
 
