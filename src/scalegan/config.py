@@ -68,6 +68,9 @@ class ModelConfig:
     """Most critic channels."""
     critic_norm: Literal["batch", "none"] = "batch"
     """Normalisation inside the critic; a gradient penalty wants `none`."""
+    norm_group: int = 0
+    """Images that batch norm is taken over: consecutive ones of the batch, so that processes need not wait for each other
+    in every layer; 0 is the whole batch of all of them."""
     init: Literal["dcgan", "kaiming"] = "dcgan"
     """Start of the critic's weights: N(0, 0.02) as in the DCGAN paper (and always in the generator), or Kaiming's."""
     conditional: bool = False
@@ -76,6 +79,7 @@ class ModelConfig:
     """Numbers that a class is embedded into for the generator."""
 
     def __post_init__(self) -> None:
+        require(self.norm_group != 1 and self.norm_group >= 0, f"model.norm_group is {self.norm_group}: give 0, or 2 or more")
         for name in ("z_dim", "width", "max_width", "critic_width", "critic_max_width", "class_dim"):
             require(getattr(self, name) >= 1, f"model.{name} is {getattr(self, name)}: give at least 1")
 
@@ -253,6 +257,12 @@ class Config:
             raise UserError(
                 f"train.batch {batch} is not divisible by {processes} processes x train.accumulate {rounds}: "
                 f"try --train.batch {near}"
+            )
+        group, share = self.model.norm_group, batch // parts
+        if group and share % group and (rounds > 1 or batch % group or group % share):
+            raise UserError(
+                f"model.norm_group {group} does not fit the {share} images of a round on each of {processes} processes "
+                f"(train.batch {batch}, train.accumulate {rounds}): try --model.norm_group {share}, or 0 for the whole batch"
             )
         if self.data.order == "blocks":
             streams = self.data.streams

@@ -18,6 +18,7 @@ from scalegan.critic import Critic
 from scalegan.data.loader import Batch, normalise
 from scalegan.ema import make_ema, update_ema
 from scalegan.models import build_discriminator, build_generator, place
+from scalegan.models.layers import average_running_statistics
 from scalegan.statistics import Values
 
 
@@ -145,6 +146,7 @@ class Game:
         return values
 
     def average(self, images_seen: int) -> None:
+        average_running_statistics(self.bare_generator)
         update_ema(self.ema, self.bare_generator, schedules.ema_decay(self.config.ema, images_seen, self.config.train.batch))
 
     def _score(

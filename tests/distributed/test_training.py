@@ -13,6 +13,7 @@ COUNTS = [2, pytest.param(4, marks=pytest.mark.slow)]
 # With batch norm in both networks, and without in the critic; penalty, augmentation, labels, EMA.
 CASES = {
     "batch norm": {"model.critic_norm": "batch", "augment.brightness": 0.5, "augment.shift": 0.125, "log.step_losses": "true"},
+    "norm groups": {"model.norm_group": 16, "augment.brightness": 0.5, "log.step_losses": "true"},  # 4 processes share them
     "everything": FULL | {"train.accumulate": 1, "optim.warmup": 0},
     "blocks": FULL | {"train.accumulate": 1, "optim.warmup": 0, "data.order": "blocks", "data.streams": 8, "data.window": 32},
 }
@@ -116,13 +117,23 @@ def test_networks_end_alike(runs, case, processes, network):
 
 
 @pytest.mark.parametrize("processes", COUNTS)
+@pytest.mark.parametrize("case", ["batch norm", "norm groups"])
 @pytest.mark.parametrize("network", ["generator", "critic", "ema"])
-def test_in_float64_networks_end_the_same(runs, processes, network):
+def test_in_float64_networks_end_the_same(runs, processes, case, network):
     """What is left of a difference is rounding, with batch norm and all."""
-    expected, found = (tensors(runs("batch norm", n, double=True)[0], network) for n in (1, processes))
+    expected, found = (tensors(runs(case, n, double=True)[0], network) for n in (1, processes))
     for name, values in expected.items():
         assert values.dtype == np.float64
         np.testing.assert_allclose(found[name], values, atol=1e-10, rtol=0, err_msg=name)
+
+
+@pytest.mark.parametrize("network", ["generator", "critic"])
+def test_with_norm_groups_rounds_make_no_difference(runs, network):
+    """Up to the running statistics, which move once a round. Without groups each round is normalised by itself."""
+    expected, found = (tensors(runs("norm groups", 1, rounds=n, double=True)[0], network) for n in (1, 2))
+    for name, values in expected.items():
+        if "running" not in name:
+            np.testing.assert_allclose(found[name], values, atol=1e-10, rtol=0, err_msg=name)
 
 
 def test_rounds_split_the_same_batch(runs):

@@ -1,9 +1,12 @@
 """Networks make images of any size, start as their papers say, and score samples apart where they say so."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 
-from scalegan.config import ModelConfig
+from scalegan.config import Config, ModelConfig, TrainConfig
+from scalegan.errors import UserError
 from scalegan.models import build_discriminator, build_generator
 from scalegan.models.layers import BatchNorm, halvings
 
@@ -78,3 +81,26 @@ def test_batch_norm_equals_torchs():
         torch.testing.assert_close(ours(x), theirs(x))
     torch.testing.assert_close(ours.running_var, theirs.running_var)
     torch.testing.assert_close(ours.eval()(x), theirs.eval()(x))
+
+
+@pytest.mark.parametrize("running", [True, False])
+def test_batch_norm_in_groups_is_that_of_each_group(running):
+    torch.manual_seed(0)
+    ours, theirs = BatchNorm(5, group=4, running=running), torch.nn.BatchNorm2d(5, momentum=1.0)
+    x = torch.randn(12, 5, 4, 3) * 2 + 1
+    expected, variances = [], []
+    for part in x.split(4):
+        expected.append(theirs(part))
+        variances.append(theirs.running_var.clone())
+    torch.testing.assert_close(ours(x), torch.cat(expected))
+    if running:
+        torch.testing.assert_close(ours.running_var, 0.9 + 0.1 * torch.stack(variances).mean(0))
+
+
+@pytest.mark.parametrize(("group", "processes", "accumulate", "fits"), [
+    (32, 2, 1, True), (32, 4, 1, True), (32, 2, 2, False), (16, 2, 2, True), (24, 1, 1, False), (0, 4, 4, True),
+])  # fmt: skip
+def test_groups_of_batch_norm_have_to_fit_the_processes(group, processes, accumulate, fits):
+    config = Config(model=ModelConfig(norm_group=group), train=TrainConfig(batch=64, accumulate=accumulate))
+    with nullcontext() if fits else pytest.raises(UserError, match=f"model.norm_group {group} does not fit the"):
+        config.check(processes)

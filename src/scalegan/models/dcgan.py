@@ -43,7 +43,7 @@ class Generator(nn.Module):
         # A transposed convolution from 1 x 1 is a matrix product: written as one, it may start at any size.
         self.base = (widths[0], *sizes[0])
         self.project = nn.Linear(inputs, math.prod(self.base), bias=False)
-        self.norms = nn.ModuleList(BatchNorm(w) for w in widths)
+        self.norms = nn.ModuleList(BatchNorm(w, group=config.norm_group) for w in widths)
         self.ups = nn.ModuleList(Upsample(a, b, s, bias=False) for a, b, s in zip(widths, widths[1:], sizes[1:], strict=False))
         self.to_image = Upsample(widths[-1], channels, sizes[-1], bias=False)
         self.apply(_start_dcgan)
@@ -82,7 +82,7 @@ class Discriminator(nn.Module):
                 else _padded(a, b, odd_h, odd_w, not batch_norm)
             )
             if normed:
-                layers.append(BatchNorm(b, running=False))
+                layers.append(BatchNorm(b, group=config.norm_group, running=False))
             layers.append(nn.LeakyReLU(0.2, inplace=False))
         self.layers = nn.Sequential(*layers)
         features = widths[-1] * math.prod(sizes[0])
