@@ -44,7 +44,8 @@ class Outputs:
         self.by_offset = replace(config.data, reader="stream")
         """A few images, or each once, are read beside those that the training keeps in memory, not by keeping them twice."""
         self.metric = "fid" if config.evaluation.extractor == "inception" else f"fd_{config.evaluation.extractor}"
-        self.waited = 0.0
+        self.waited = self.stalled = 0.0
+        """Seconds since the last line of metrics: for data, and in saving."""
         self.began = self.read_at = time.perf_counter()
         self.read_images = images_seen
         if self.main:
@@ -96,9 +97,11 @@ class Outputs:
             "seconds": now - self.began,
             "images_per_s": (images_seen - self.read_images) / passed,
             "data_wait_share": self.waited / passed,
+            "save_share": self.stalled / passed,
             "memory_mb": memory,
         }
-        self.read_at, self.read_images, self.waited = now, images_seen, 0.0
+        self.read_at, self.read_images = now, images_seen
+        self.waited = self.stalled = 0.0
         if self.main:
             self.tracker.log(images_seen, metrics)
             self.tracker.timing(images_seen, timing)

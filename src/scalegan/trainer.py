@@ -15,6 +15,7 @@ import torch.distributed as dist
 from accelerate import Accelerator
 
 from scalegan import checkpoint, schedules
+from scalegan.background import Saver
 from scalegan.config import Config
 from scalegan.data.index import Index
 from scalegan.data.loader import Batch, batches
@@ -52,6 +53,7 @@ class Trainer:
         self.statistics = Statistics(accelerator.device, every_step=config.log.step_losses)
         self.clock = Clock(0, config.train.batch)
         self.run_dir = Path(config.run)
+        self.saver = Saver(self.run_dir, config.log.keep)
         self.best: dict[str, Any] = {}
         self.done: dict[str, int] = {}  # what was made last at how many images
         self.game.prime()
@@ -85,6 +87,7 @@ class Trainer:
             self.finish(stopped)
         finally:
             loader.close()
+            self.tell(self.saver.wait())
             self.notice.close()
             self.outputs.close()
         return not stopped
@@ -104,6 +107,7 @@ class Trainer:
     def run_due(self, due: Callable[[int], bool]) -> None:
         log = self.config.log
         improved = False
+        self.tell(self.saver.problem())
         if due(log.every) and self.statistics.counts.any():
             self.log()
         if due(log.samples):
@@ -123,10 +127,16 @@ class Trainer:
     def finish(self, stopped: bool) -> None:
         """After the loop: a last pass of everything, or just a checkpoint for the one who asked to stop."""
         if stopped:
+            if not self.saved():  # the one that was under way
+                self.done.pop("checkpoint")
             self.once("checkpoint", self.save)
-            self.outputs.stopped(self.clock.images_seen, saved=self.done.get("checkpoint") == self.clock.images_seen)
+            self.outputs.stopped(self.clock.images_seen, saved=self.saved())
             return
         self.run_due(lambda every: True)
+        if not self.saved():
+            raise UserError(
+                f"the last checkpoint could not be written to {self.run_dir}: make room, then the same command again"
+            )
         self.outputs.finished(self.clock.images_seen)
 
     def log(self) -> None:
@@ -156,25 +166,25 @@ class Trainer:
         return True
 
     def save(self) -> None:
-        """Process 0 writes; a failure to write is told loudly and training goes on with the checkpoint before."""
-        problem: str | None = None
+        """Process 0 copies the tensors and writes them beside the training, which goes on at once."""
+        start = time.perf_counter()
         self.outputs.losses(self.statistics.read_steps())  # no checkpoint keeps them: those before it are to be in the file
         statistics = self.statistics.state()
         if self.accelerator.is_main_process:
-            try:
-                tensors = self.tensors() | {"statistics": statistics}
-                path = checkpoint.save(self.run_dir, self.clock.images_seen, tensors, self.state())
-                damaged = checkpoint.read(path).problem()
-                if damaged:
-                    raise OSError(damaged)
-                best = [self.best["images_seen"]] if self.best else []
-                checkpoint.prune(self.run_dir, self.clock.images_seen, self.config.log.keep, best)
-            except OSError as error:
-                problem = f"checkpoint at {self.clock.images_seen} images was NOT saved: {error}"
-        problem = from_main(problem, self.group)
+            self.tell(self.saver.wait())
+            best = [self.best["images_seen"]] if self.best else []
+            self.saver.start(self.clock.images_seen, self.tensors() | {"statistics": statistics}, self.state(), best)
+        self.outputs.stalled += time.perf_counter() - start
+
+    def tell(self, problem: str | None) -> None:
+        """Loudly that a checkpoint could not be written: the one before stays, and the next is made when it is due."""
         if problem:
-            self.done.pop("checkpoint")
             self.outputs.say(problem)
+
+    def saved(self) -> bool:
+        """Wait for the checkpoint under way; whether the newest is whole. The same answer on every process."""
+        self.tell(self.saver.wait())
+        return bool(from_main(self.saver.whole, self.group))
 
     def tensors(self) -> dict[str, dict[str, torch.Tensor]]:
         game = self.game

@@ -61,7 +61,9 @@ def cut_index(index: Index, images: int) -> Index:
 def cut_config(config: Config, index: Index, run: Path) -> Config:
     """Small in width, batch, steps and samples; what decides which code runs stays as it is."""
     rounds = min(config.train.accumulate, 2)
-    batch = rounds * min(config.train.batch // config.train.accumulate, 8)
+    together = min(config.train.batch // config.train.accumulate, 8)
+    batch = rounds * together
+    group = min(config.model.norm_group, together)
     cuda = config.train.device != "cpu" and torch.cuda.is_available()
     data, model, train, log, evaluation = config.data, config.model, config.train, config.log, config.evaluation
     return replace(
@@ -81,6 +83,7 @@ def cut_config(config: Config, index: Index, run: Path) -> Config:
             max_width=min(model.max_width, 32),
             critic_width=min(model.critic_width, 8),
             critic_max_width=min(model.critic_max_width, 32),
+            norm_group=together if group and together % group else group,
         ),
         loss=replace(config.loss, r1_every=min(config.loss.r1_every, 2)),  # so that steps with and without it come
         optim=replace(config.optim, warmup=min(config.optim.warmup, batch)),
@@ -216,9 +219,11 @@ class Trial:
     def checkpoint(self) -> str:
         trainer = self.trainer
         trainer.once("checkpoint", trainer.save)
+        if not trainer.saved():
+            raise Fault("it was not saved")
         found, complaints = checkpoint.latest(trainer.run_dir)
         if found is None:
-            raise Fault("; ".join(complaints) or "it was not saved")
+            raise Fault("; ".join(complaints))
         for part, saved in trainer.tensors().items():
             again = found.tensors(part)
             if saved.keys() != again.keys() or not all(same(saved[name], again[name]) for name in saved):

@@ -53,9 +53,8 @@ def test_the_bare_loops_step_is_the_same_mathematics_as_ours(
     monkeypatch.syspath_prepend(BENCHMARKS)
     from throughput import preset_recipe
 
-    config = settings.parse(
-        ["--config=kiwi_small", "--train.batch=8", "--train.precision=fp32", "--model.width=4", "--model.critic_width=4"]
-    ).config
+    small = ["--train.batch=8", "--model.norm_group=0", "--model.width=4", "--model.critic_width=4"]
+    config = settings.parse(["--config=kiwi_small", "--train.precision=fp32", *small]).config
     game = Game(config, Accelerator(cpu=True), DataFacts((3, 64, 64), ()))
     recipe = bare.Recipe(**{**vars(preset_recipe()), "batch": 8, "width": 4, "critic_width": 4})
     loop = bare.BareLoop(recipe, form)
