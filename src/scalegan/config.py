@@ -66,8 +66,9 @@ class ModelConfig:
     """Critic channels after its first convolution; doubled at each coarser resolution up to `critic_max_width`."""
     critic_max_width: int = 512
     """Most critic channels."""
-    critic_norm: Literal["batch", "none"] = "batch"
-    """Normalisation inside the critic; a gradient penalty wants `none`."""
+    critic_norm: Literal["batch", "spectral", "none"] = "batch"
+    """Normalisation inside the critic: of its activations, of its weights (Miyato et al. 2018), or none; a gradient penalty
+    does not want `batch`."""
     norm_group: int = 0
     """Images that batch norm is taken over: consecutive ones of the batch, so that processes need not wait for each other
     in every layer; 0 is the whole batch of all of them."""
@@ -180,10 +181,13 @@ class TrainConfig:
     """Bit-exact repeats on CUDA, slower. The CPU repeats exactly anyway."""
     nonfinite_limit: int = 20
     """Steps in a row with non-finite gradients (each is skipped) before the run is stopped."""
+    hang_minutes: float = 30.0
+    """Time without a step after which every process writes down its stacks and the run ends; 0 waits for ever."""
 
     def __post_init__(self) -> None:
         for name in ("images", "batch", "accumulate", "nonfinite_limit"):
             require(getattr(self, name) >= 1, f"train.{name} is {getattr(self, name)}: give at least 1")
+        require(self.hang_minutes >= 0, f"train.hang_minutes is {self.hang_minutes}: give 0 or more")
 
 
 @dataclass(frozen=True)
@@ -238,6 +242,8 @@ class EvaluationConfig:
 class Config:
     run: str = ""
     """Folder of this run: checkpoints, samples, metrics. The same command continues it."""
+    override_resume: bool = False
+    """Go on with a run although losses, augmentation, optimizers, averaging, length, rounds or precision are others now."""
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)

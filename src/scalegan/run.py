@@ -6,6 +6,7 @@ import errno
 import fcntl
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from scalegan.errors import UserError
 from scalegan.files import write_atomically
 
 IDENTITY = "run.json"
+MAY_CHANGE = ("loss.", "augment.", "optim.", "ema.", "train.images", "train.accumulate", "train.precision")
+"""What --override_resume lets another value in for; all else decides what a checkpoint holds, or which images come next."""
 CONFIG = "config.yaml"
 
 
@@ -58,34 +61,52 @@ class Lock:
                 raise
             print(f"scalegan: {run_dir} is on a file system without locks: see that one training at a time writes there")
         self._file.truncate(0)
-        self._file.write(f"process {os.getpid()} on {os.uname().nodename}\n")
+        self._file.write(f"process {os.getpid()} on {os.uname().nodename} since {time.strftime('%F %T')}\n")
         self._file.flush()
 
     def close(self) -> None:
         self._file.close()
 
 
-def check(run_dir: Path, config: Config, data_sha256: str) -> None:
-    """Raises `UserError` with the difference where the folder is the run of another configuration. Writes nothing."""
-    path = run_dir / IDENTITY
-    if not path.is_file():
-        return
-    try:
-        before = {name: value for name, value in json.loads(path.read_text()).items() if name in ("config", "data")}
-    except (ValueError, AttributeError):
-        raise UserError(f"{path} is damaged: restore it, or give --run another folder") from None
-    changed = differences(before, _identity(config, data_sha256))
-    if changed:
-        shown = "; ".join(name.removeprefix("config.") for name in changed)
-        raise UserError(f"run folder {run_dir} has another configuration ({shown}): undo that, or give --run another folder")
+def check(run_dir: Path, config: Config, data_sha256: str) -> list[str]:
+    """Changes against the run in the folder that `override_resume` lets pass. Writes nothing.
+
+    Raises `UserError` with the difference where the folder is the run of another configuration.
+    """
+    changed = [name.removeprefix("config.") for name in differences(_before(run_dir), _identity(config, data_sha256))]
+    if not (run_dir / IDENTITY).is_file() or not changed:
+        return []
+    fixed = [name for name in changed if not name.startswith(MAY_CHANGE)]
+    if config.override_resume and not fixed:
+        return changed
+    shown = fixed if config.override_resume else changed
+    advice = "undo that, or give --run another folder"
+    if not fixed:
+        advice += ", or go on all the same with --override_resume"
+    raise UserError(f"run folder {run_dir} has another configuration ({'; '.join(shown)}): {advice}")
 
 
 def claim(run_dir: Path, config: Config, data_sha256: str) -> None:
-    """Write who this run is, unless it is another one (see `check`)."""
-    check(run_dir, config, data_sha256)
-    identity = _identity(config, data_sha256)
-    write_atomically(run_dir / IDENTITY, json.dumps(identity | {"scalegan": __version__}, indent=1).encode())
+    """Write who this run is, unless it is another one (see `check`); what was overridden stays on record."""
+    changed = check(run_dir, config, data_sha256)
+    path = run_dir / IDENTITY
+    overridden = json.loads(path.read_text()).get("overridden", []) if path.is_file() else []
+    if changed:
+        checkpoints = sorted(p.name for p in (run_dir / "checkpoints").glob("[0-9]*"))
+        overridden.append({"after_checkpoint": checkpoints[-1] if checkpoints else None, "changes": changed})
+    identity = _identity(config, data_sha256) | {"overridden": overridden, "scalegan": __version__}
+    write_atomically(path, json.dumps(identity, indent=1).encode())
     write_atomically(run_dir / CONFIG, config_text(config).encode())
+
+
+def _before(run_dir: Path) -> dict[str, Any]:
+    path = run_dir / IDENTITY
+    if not path.is_file():
+        return {}
+    try:
+        return {name: value for name, value in json.loads(path.read_text()).items() if name in ("config", "data")}
+    except (ValueError, AttributeError):
+        raise UserError(f"{path} is damaged: restore it, or give --run another folder") from None
 
 
 def _identity(config: Config, data_sha256: str) -> dict[str, Any]:
@@ -94,7 +115,8 @@ def _identity(config: Config, data_sha256: str) -> dict[str, Any]:
 
 def config_text(config: Config) -> str:
     """The resolved configuration as YAML."""
-    return yaml.safe_dump(plain(config.to_dict()), sort_keys=False)
+    fields = {name: value for name, value in config.to_dict().items() if name != "override_resume"}
+    return yaml.safe_dump(plain(fields), sort_keys=False)
 
 
 def plain(value: Any) -> Any:

@@ -61,6 +61,9 @@ def parser() -> ArgumentParser:
     made.add_argument("--config", action="config", help="YAML file, such as configs/kiwi.yaml, or the name of one in configs/")
     made.add_argument("--debug", action="store_true", help="cut the same configuration down and try every part in a minute")
     made.add_argument("--dry_run", action="store_true", help="show what would run, how long and how large; write nothing")
+    made.add_argument(
+        "--override_resume", action="store_true", help="go on with a run although its losses or rates are others now"
+    )
     made.add_argument("--run", type=str, default="", help="folder of this run; the same command continues it")
     for name, section in SECTIONS.items():
         made.add_class_arguments(section, name)
@@ -77,7 +80,7 @@ def parse(argv: Sequence[str]) -> Request:
         _check_names(path, known)
     _check_options(arguments, known)
     found = made.parse_args(arguments)
-    config = to_config({name: found[name] for name in ("run", *SECTIONS)})
+    config = to_config({name: found[name] for name in ("run", "override_resume", *SECTIONS)})
     if not config.data.path:
         raise UserError("data.path is not given: name a folder of shards with --data.path (make one with `scalegan shards`)")
     return Request(config, found.debug, found.dry_run)
@@ -93,8 +96,8 @@ def to_config(fields: dict[str, Any]) -> Config:
             if betas in values:
                 values[betas] = tuple(float(b) for b in values[betas])
         sections[name] = section(**values)
-    config = Config(run=fields["run"], **sections)
-    return config if config.run else Config(run=f"runs/{Path(config.data.path).name or 'run'}", **sections)
+    run = fields["run"] or f"runs/{Path(sections['data'].path).name or 'run'}"
+    return Config(run=run, override_resume=fields.get("override_resume", False), **sections)
 
 
 def read_config(path: Path) -> Config:

@@ -191,7 +191,7 @@ class Game:
         """
         if self.accelerator.num_processes == 1:
             return
-        buffers = {name: b.clone() for name, b in self.bare_generator.named_buffers()}
+        buffers = [(b, b.clone()) for network in (self.bare_generator, self.bare_critic) for b in network.buffers()]
         labels = torch.zeros(self.draws.count, dtype=torch.int64, device=self.accelerator.device)
         latents = torch.zeros(self.draws.count, self.config.model.z_dim, device=self.accelerator.device)
         fakes = self.generator(latents, labels)
@@ -200,5 +200,16 @@ class Game:
         self.opt_g.zero_grad()
         self.opt_d.zero_grad()
         with torch.no_grad():
-            for name, buffer in self.bare_generator.named_buffers():
-                buffer.copy_(buffers[name])
+            for buffer, before in buffers:
+                buffer.copy_(before)
+
+    def nonfinite(self) -> str:
+        """Whose gradients of the last step were not finite, for a message."""
+        networks = (("critic", self.bare_critic), ("generator", self.bare_generator))
+        bad = [
+            f"{network}.{name}"
+            for network, module in networks
+            for name, parameter in module.named_parameters()
+            if parameter.grad is not None and not bool(parameter.grad.isfinite().all())
+        ]
+        return bad[0] + (f" and {len(bad) - 1} more" if len(bad) > 1 else "") if bad else "none in the last step"

@@ -25,6 +25,7 @@ from scalegan.outputs import Outputs
 from scalegan.signals import StopNotice
 from scalegan.statistics import Statistics
 from scalegan.steps import DataFacts, Game
+from scalegan.watchdog import Watchdog
 
 
 @dataclass
@@ -53,6 +54,7 @@ class Trainer:
         self.statistics = Statistics(accelerator.device, every_step=config.log.step_losses)
         self.clock = Clock(0, config.train.batch)
         self.run_dir = Path(config.run)
+        self.watchdog = Watchdog(60 * config.train.hang_minutes, self.run_dir, accelerator.process_index)
         self.saver = Saver(self.run_dir, config.log.keep)
         self.best: dict[str, Any] = {}
         self.done: dict[str, int] = {}  # what was made last at how many images
@@ -82,10 +84,14 @@ class Trainer:
                 self.outputs.advance(clock.images_seen)
                 self.game.average(clock.images_seen)
                 self.statistics.add(critic_values, generator_values, clock.images_seen)
+                self.watchdog.step(clock.images_seen)
                 if clock.images_seen < config.train.images:  # else the last pass makes everything
-                    self.run_due(clock.crossed)
-            self.finish(stopped)
+                    with self.watchdog.paused():
+                        self.run_due(clock.crossed)
+            with self.watchdog.paused():
+                self.finish(stopped)
         finally:
+            self.watchdog.close()
             loader.close()
             self.tell(self.saver.wait())
             self.notice.close()
@@ -152,8 +158,8 @@ class Trainer:
         self.outputs.losses(self.statistics.read_steps())
         if row >= self.config.train.nonfinite_limit:
             raise UserError(
-                f"gradients were not finite in {row} steps in a row, up to image {images_seen}: lower optim.lr_g and "
-                "optim.lr_d or raise loss.r1_gamma; the last good checkpoint is kept"
+                f"gradients were not finite in {row} steps in a row, up to image {images_seen} ({self.game.nonfinite()}): "
+                "lower optim.lr_g and optim.lr_d or raise loss.r1_gamma; the last good checkpoint is kept"
             )
 
     def evaluate(self) -> bool:

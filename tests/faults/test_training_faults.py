@@ -1,22 +1,40 @@
 """What is done to a run on purpose: killed processes, another configuration, a second writer, gradients that are no numbers."""
 
+import contextlib
+import datetime
 import errno
 import fcntl
 import json
+import multiprocessing
 import os
+import random
 import re
 import shutil
 import signal
+import subprocess
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from helpers.launcher import start
-from helpers.runs import FULL, arguments, configured, contents, metrics, newest, stopped_training, tensors, training
+from helpers.runs import (
+    FULL,
+    arguments,
+    configured,
+    contents,
+    disturbed_training,
+    metrics,
+    newest,
+    stopped_training,
+    tensors,
+    training,
+)
 from helpers.shards import make_shards
 from helpers.worlds import run_world
+from scalegan import settings
 from scalegan.run import Lock
 
 pytestmark = pytest.mark.faults
@@ -40,27 +58,183 @@ def command(argv):
 # --- killed
 
 
+TODAY = datetime.date.today().toordinal()
+"""One seed a day for those who test often; the name of the test says which."""
+KILLED = FULL | {
+    "model.critic_norm": "spectral",
+    "data.reader": "stream",
+    "log.checkpoint": 96,
+    "log.samples": 128,
+    "log.keep": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(shards, tmp_path_factory):
+    """The run folder that nobody disturbed, by the number of processes."""
+    made = {}
+
+    def run(processes):
+        if processes not in made:
+            folder = tmp_path_factory.mktemp("undisturbed")
+            ended = run_world(folder, processes, training, configured(shards, folder / "run", 32 * 14, **KILLED))
+            assert [e.value for e in ended] == [True] * processes, ended
+            made[processes] = contents(folder / "run")
+        return made[processes]
+
+    return run
+
+
 @pytest.mark.distributed
-@pytest.mark.parametrize(
-    ("processes", "killed", "step"),
-    [(1, 0, 9), (2, 1, 10), *(pytest.param(2, s % 2, s, marks=pytest.mark.slow) for s in range(3, 13))],
-)
-def test_a_killed_run_goes_on_to_the_same_bytes(shards, tmp_path, processes, killed, step):
+@pytest.mark.parametrize("seed", [TODAY, *(pytest.param(s, marks=pytest.mark.slow) for s in range(20))])
+def test_a_killed_run_goes_on_to_the_same_bytes(shards, tmp_path, undisturbed, seed):
     """The clock goes back to the last checkpoint, and with it metrics.jsonl, losses.csv and all that is random."""
-    changes = {**FULL, "log.checkpoint": 96, "log.samples": 128, "log.keep": 1}
-    reference = configured(shards, tmp_path / "reference", 32 * 14, **changes)
-    interrupted = configured(shards, tmp_path / "run", 32 * 14, **changes)
-    run_world(tmp_path, processes, training, reference)
-    ended = run_world(tmp_path, processes, stopped_training, interrupted, killed, signal.SIGKILL, 32 * step)
-    assert ended[killed].exitcode == -signal.SIGKILL
+    chance = random.Random(seed)
+    processes, step, workers = chance.choice((1, 2, 2, 4)), chance.randint(3, 12), chance.choice((0, 2))
+    killed = chance.choice((None, chance.randrange(processes)))
+    config = configured(shards, tmp_path / "run", 32 * 14, **KILLED | {"data.workers": workers})
+    ended = run_world(tmp_path, processes, stopped_training, config, killed, signal.SIGKILL, 32 * step)
     assert all(e.exitcode != 0 for e in ended)
+    assert all(ended[rank].exitcode == -signal.SIGKILL for rank in (range(processes) if killed is None else [killed]))
     last = 32 * step // 96 * 96  # or the one before, where it was still being written
     assert int(newest(tmp_path / "run").name) in (last, last - 96)
-    again = run_world(tmp_path, processes, training, interrupted)
+    again = run_world(tmp_path, processes, training, config)
     assert [e.value for e in again] == [True] * processes, again
-    ours, theirs = contents(tmp_path / "run"), contents(tmp_path / "reference")
+    ours, theirs = contents(tmp_path / "run"), undisturbed(processes)
     assert ours.keys() == theirs.keys()
     assert [name for name in ours if ours[name] != theirs[name]] == []
+
+
+# --- told to stop
+
+
+def tell(numbers):
+    """Send signals to this process and all that it has started, as a batch system does."""
+    parents = {}
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parents[int(entry.parent.name)] = int(entry.read_text().rpartition(")")[2].split()[1])
+    family = {os.getpid()}
+    while grown := {pid for pid, parent in parents.items() if parent in family} - family:
+        family |= grown
+    for number in numbers:
+        for pid in sorted(family):
+            os.kill(pid, number)
+
+
+def told(config, numbers, workers):
+    def disturb():
+        assert len(multiprocessing.active_children()) == workers
+        tell(numbers)
+
+    return disturbed_training(config, 32 * 5, disturb)
+
+
+@pytest.mark.parametrize("workers", [2, pytest.param(0, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "numbers",
+    [(signal.SIGCONT, signal.SIGTERM), *(pytest.param((n,), marks=pytest.mark.slow) for n in (signal.SIGUSR1, signal.SIGTERM))],
+    ids=lambda numbers: "+".join(n.name for n in numbers),
+)
+@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.distributed)])
+def test_signals_to_every_process_of_the_step_lose_no_step(shards, tmp_path, undisturbed, processes, numbers, workers):
+    config = configured(shards, tmp_path / "run", 32 * 14, **KILLED | {"data.workers": workers})
+    stopped = run_world(tmp_path, processes, told, config, numbers, workers)
+    assert [(e.value, e.exitcode) for e in stopped] == [(False, 0)] * processes, stopped
+    at = int((tmp_path / "run" / "requeue").read_text())
+    assert at == int(newest(tmp_path / "run").name) == (32 * 6 if processes == 1 else 32 * 7)
+    again = run_world(tmp_path, processes, training, config)
+    assert [e.value for e in again] == [True] * processes, again
+    ours, theirs = contents(tmp_path / "run"), undisturbed(processes)
+    assert [name for name in theirs if ours[name] != theirs[name]] == []
+
+
+# --- a disk that is full
+
+
+def on_a_small_disk(config, folder):
+    """Training on a real file system, which somebody fills, and later frees; returns what was said."""
+    from scalegan import outputs
+    from scalegan.steps import Game
+
+    said = []
+    outputs.Outputs.say = lambda self, text: said.append(text)
+
+    step = Game.generator_step
+    hog = folder / "hog"
+
+    def generator_step(self, seen):
+        if seen == 32 * 4:
+            with contextlib.suppress(OSError), hog.open("wb") as file:
+                while True:
+                    file.write(bytes(4096))
+                    file.flush()
+        if seen == 32 * 9:
+            hog.unlink()
+        return step(self, seen)
+
+    Game.generator_step = generator_step
+    assert training(config)
+    return said
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", folder], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"no small disk can be mounted here: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+def test_a_full_disk_costs_a_checkpoint_and_not_the_run(shards, tmp_path, small_disk):
+    config = configured(shards, small_disk / "run", 32 * 14, log__checkpoint=96, log__every=32 * 14)
+    (ended,) = run_world(tmp_path, 1, on_a_small_disk, config, small_disk)
+    lost = [line for line in ended.value if "NOT saved" in line]
+    assert [re.match(r"checkpoint at (\d+) images was NOT saved: .*No space left", line)[1] for line in lost] == ["192", "288"]
+    assert int(newest(small_disk / "run").name) == 32 * 14
+    reference = configured(shards, tmp_path / "reference", 32 * 14, log__checkpoint=96, log__every=32 * 14)
+    run_world(tmp_path, 1, training, reference)
+    assert contents(small_disk / "run") == contents(tmp_path / "reference")
+
+
+# --- a process that hangs
+
+
+def hanging(config, rank):
+    def asleep_for_ever():
+        if int(os.environ.get("RANK", "0")) == rank:
+            time.sleep(3600)
+
+    return disturbed_training(config, 32 * 5, asleep_for_ever)
+
+
+@pytest.mark.distributed
+def test_a_process_that_hangs_ends_the_run_with_the_stacks_of_all(shards, tmp_path):
+    config = configured(shards, tmp_path / "run", LONG, train__hang_minutes=0.05, log__checkpoint=64)
+    began = time.monotonic()
+    ended = run_world(tmp_path, 2, hanging, config, 1)
+    assert time.monotonic() - began < 3 + 5 + 30, "the limit, the grace, and starting"
+    assert [e.exitcode for e in ended] == [1, 1]
+    for rank, where in enumerate(("all_reduce", "asleep_for_ever")):
+        assert "no step in 3 s after image 160" in lines(ended[rank].stderr)[0]
+        assert where in (tmp_path / "run" / "stacks" / f"process{rank}.txt").read_text()
+    assert int(newest(tmp_path / "run").name) == 128
+
+
+def slow_evaluation(config):
+    from scalegan import outputs
+
+    outputs.Outputs.samples = lambda *_: time.sleep(4)
+    return training(config)
+
+
+def test_what_takes_long_between_steps_is_no_hang(shards, tmp_path):
+    config = configured(shards, tmp_path / "run", 32 * 4, train__hang_minutes=0.05, log__samples=64)
+    (ended,) = run_world(tmp_path, 1, slow_evaluation, config)
+    assert ended.value is True, ended
 
 
 # --- refused
@@ -98,6 +272,22 @@ def test_a_run_folder_of_another_configuration_is_refused_with_the_difference(sh
     assert "another configuration (model.z_dim: 100 -> 7; optim.lr_g: 0.0002 -> 0.5)" in line
     assert all(not lines(e.stderr) for e in ended[1:])
     assert files(tmp_path / "run") == before
+
+
+def test_what_may_change_goes_on_with_override_resume_and_stays_on_record(shards, tmp_path):
+    run_world(tmp_path, 1, training, configured(shards, tmp_path / "run", 64))
+    changed = [*arguments(shards, tmp_path / "run", 128, optim__lr_g=0.5), "--override_resume"]
+    (refused,) = run_world(tmp_path, 1, command, [*changed, "--model.z_dim=7"])
+    assert refused.value == 2
+    assert "another configuration (model.z_dim: 100 -> 7): undo that, or give --run another folder\n" in refused.stderr
+    (plain,) = run_world(tmp_path, 1, command, arguments(shards, tmp_path / "run", 128, optim__lr_g=0.5))
+    assert plain.value == 2
+    assert "or go on all the same with --override_resume" in plain.stderr
+    (ended,) = run_world(tmp_path, 1, training, settings.parse(changed).config)
+    assert ended.value is True, ended
+    assert [line["lr/G"] for line in metrics(tmp_path / "run")] == [0.0002, 0.5]
+    (record,) = json.loads((tmp_path / "run" / "run.json").read_text())["overridden"]
+    assert record == {"after_checkpoint": "000000064", "changes": ["optim.lr_g: 0.0002 -> 0.5"]}
 
 
 def files(folder):
@@ -263,6 +453,9 @@ def test_too_many_in_a_row_stop_the_run_in_one_line(shards, tmp_path, processes,
     ended = run_world(tmp_path, processes, poisoned_command, argv, rank)
     assert [e.value for e in ended] == [2] * processes, ended
     (line,) = lines(ended[0].stderr)
-    assert re.search(r"gradients were not finite in [56] steps in a row, up to image 32?\d+: lower optim.lr_g", line)
+    assert re.search(
+        r"gradients were not finite in [56] steps in a row, up to image 32?\d+ \(critic\.discriminator\.layers\.2\.weight\): ",
+        line,
+    )
     assert all(not lines(e.stderr) for e in ended[1:])
     assert all(np.isfinite(values).all() for values in tensors(tmp_path / "run", "generator").values())

@@ -69,15 +69,25 @@ def training(config: Config, evaluation: bool = False) -> bool:
     return train.train(config)
 
 
-def stopped_training(config: Config, rank: int, number: int, images_seen: int) -> bool:
-    """`training` in which process `rank` gets the signal `number` in the middle of the step from `images_seen`."""
+def stopped_training(config: Config, rank: int | None, number: int, images_seen: int) -> bool:
+    """`training` in which process `rank` (None: each) gets the signal `number` in the middle of the step from `images_seen`."""
+
+    def stop() -> None:
+        if rank is None or int(os.environ.get("RANK", "0")) == rank:
+            os.kill(os.getpid(), number)
+
+    return disturbed_training(config, images_seen, stop)
+
+
+def disturbed_training(config: Config, images_seen: int, disturb: Callable[[], None]) -> bool:
+    """`training` in which `disturb` is called in the middle of the step from `images_seen`."""
     from scalegan.steps import Game
 
     step: Callable[..., Any] = Game.generator_step
 
     def interrupted(self: Game, seen: int) -> Any:
-        if seen == images_seen and int(os.environ.get("RANK", "0")) == rank:
-            os.kill(os.getpid(), number)
+        if seen == images_seen:
+            disturb()
         return step(self, seen)
 
     Game.generator_step = interrupted  # type: ignore[method-assign]

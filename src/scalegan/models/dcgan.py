@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from scalegan.config import ModelConfig
-from scalegan.models.layers import BatchNorm, at_least_float32, halvings
+from scalegan.models.layers import BatchNorm, at_least_float32, halvings, normalise_weights
 
 
 class Upsample(nn.Module):
@@ -94,6 +94,8 @@ class Discriminator(nn.Module):
             self.apply(_start_kaiming)
         if self.embed is not None:
             nn.init.normal_(self.embed.weight, std=0.02)
+        if config.critic_norm == "spectral":
+            normalise_weights(self)
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
         h = self.layers(images).flatten(1)

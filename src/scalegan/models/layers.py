@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+from torch.nn.utils.parametrizations import spectral_norm
 
 
 class _SumOverProcesses(torch.autograd.Function):
@@ -171,6 +172,16 @@ def average_running_statistics(network: nn.Module) -> None:
     dist.all_reduce(total)
     for buffer, mean in zip(buffers, (total / dist.get_world_size()).split_with_sizes([len(b) for b in buffers]), strict=True):
         buffer.copy_(mean)
+
+
+def normalise_weights(network: nn.Module) -> None:
+    """Spectral normalisation of every weight matrix: its largest singular value is held at 1 (Miyato et al. 2018, eq. 8).
+
+    One power iteration a forward pass in training, none in evaluation; its vectors are buffers, and saved.
+    """
+    for module in list(network.modules()):
+        if isinstance(module, nn.Conv2d | nn.Linear | nn.Embedding):
+            spectral_norm(module)
 
 
 def at_least_float32(x: Tensor) -> Tensor:

@@ -1,0 +1,69 @@
+"""A process whose steps have stopped: its stacks are written down, and it ends, instead of holding a cluster for nothing."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+FOLDER = "stacks"
+GRACE = 5.0
+"""Seconds between writing down the stacks and the end: the other processes wait for this one, and are to write theirs."""
+
+
+class Watchdog:
+    """Counts the time since the last `step`. Past `limit` seconds, all threads' stacks go to RUN/stacks and the process ends.
+
+    Every process has its own: where one hangs, the others wait for it in the next exchange, and their steps stop too. A
+    `limit` of 0 watches nothing.
+    """
+
+    def __init__(self, limit: float, run_dir: Path, rank: int) -> None:
+        self.limit, self.path, self.rank = limit, run_dir / FOLDER / f"process{rank}.txt", rank
+        self.images_seen = 0
+        self._since: float | None = None  # None while nothing is watched
+        self._closed = threading.Event()
+        if limit:
+            threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+
+    def step(self, images_seen: int) -> None:
+        """A step was finished; from the first call on the next one is waited for."""
+        self.images_seen, self._since = images_seen, time.monotonic()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """For what may take any time: an evaluation, a grid of samples."""
+        self._since = None
+        try:
+            yield
+        finally:
+            self._since = time.monotonic()
+
+    def close(self) -> None:
+        self._since = None
+        self._closed.set()
+
+    def _watch(self) -> None:
+        while not self._closed.wait(min(1.0, self.limit / 10)):
+            since = self._since
+            if since is not None and time.monotonic() - since > self.limit:
+                self._end()
+
+    def _end(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("w") as file:
+            faulthandler.dump_traceback(file, all_threads=True)
+        faulthandler.dump_traceback(sys.stderr, all_threads=True)
+        print(
+            f"scalegan: error: process {self.rank} on {os.uname().nodename}: no step in {self.limit:g} s after image "
+            f"{self.images_seen} (train.hang_minutes): stacks are in {self.path}; the same command goes on where it last saved",
+            file=sys.stderr,
+            flush=True,
+        )
+        time.sleep(GRACE)
+        os._exit(1)  # the thread that hangs can be told nothing
