@@ -1,5 +1,6 @@
 # make quickstart    install, then brain slices from data to picture in one go
 # make test          what CI runs: lint, types, units and one of each kind of slow test
+# make test-slurm    jobs on a real two-node Slurm (root on Debian; apt install slurm-wlm munge)
 # make test-all      every test that this machine can run
 # make install       .venv with the package, its tools and its quickstart data
 # make wheelhouse    every wheel that an install needs, for a machine without network
@@ -23,7 +24,7 @@ ASKED_TORCH := $(if $(filter file,$(origin TORCH)),,$(TORCH))
 MNI = $$($(BIN)/python -c "from importlib.util import find_spec; print(find_spec('nilearn').submodule_search_locations[0])")/datasets/data/mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz
 MNI_LICENCE := Copyright (C) 1993-2009 Louis Collins, McConnell Brain Imaging Centre, Montreal Neurological Institute, McGill University
 
-.PHONY: help venv install wheelhouse quickstart lint test test-all clean
+.PHONY: help venv install wheelhouse quickstart lint test test-slurm test-all clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
@@ -71,6 +72,10 @@ lint: install
 
 test: lint
 	$(BIN)/python -m pytest -m "not slow and not gpu and not slurm" $(PYTEST_FLAGS)
+
+# Two jobs on a real two-node Slurm; skipped with its reason where there is none. All of them are in `make test-all`.
+test-slurm: install
+	$(BIN)/python -m pytest -m "slurm and not slow" -rs $(PYTEST_FLAGS) tests/slurm
 
 test-all: lint
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
