@@ -1,0 +1,71 @@
+"""Two hosts without a batch system: network namespaces with an address each, and `accelerate launch` on both."""
+
+import os
+import subprocess
+
+import pytest
+
+from helpers.launcher import ACCELERATE, LAUNCH, TRAIN
+from helpers.runs import FULL, arguments, contents
+
+pytestmark = pytest.mark.distributed
+
+WIRE = "scalegan0"
+"""The network interface of both hosts."""
+ADDRESSES = ("10.213.7.1", "10.213.7.2")
+
+
+@pytest.fixture
+def hosts():
+    """The names of two network namespaces that a virtual cable connects; each has a loopback of its own."""
+    names = [f"scalegan{os.getpid()}{side}" for side in "ab"]
+    commands = [f"netns add {name}" for name in names]
+    commands += [f"link add {WIRE} netns {names[0]} type veth peer name {WIRE} netns {names[1]}"]
+    for name, address in zip(names, ADDRESSES, strict=True):
+        commands += [
+            f"-n {name} addr add {address}/24 dev {WIRE}",
+            f"-n {name} link set {WIRE} up",
+            f"-n {name} link set lo up",
+        ]
+    try:
+        for command in commands:
+            try:
+                subprocess.run(["ip", *command.split()], check=True, capture_output=True, text=True)
+            except (OSError, subprocess.CalledProcessError) as error:
+                pytest.skip(f"no network namespaces here: {getattr(error, 'stderr', '') or error}")
+        yield names
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "del", name], capture_output=True)
+
+
+def test_two_hosts_train_as_two_processes_of_one(shards, tmp_path, hosts):
+    """By launch/multi_node.yaml as documented: static rendezvous, and no way from one loopback to the other."""
+    changes = FULL | {"train.device": "cpu", "log.checkpoint": 128}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": WIRE}
+    started = []
+    for number, host in enumerate(hosts):
+        launch = [*ACCELERATE, "--config_file", str(LAUNCH / "multi_node.yaml"), "--num_machines=2", "--num_processes=2"]
+        launch += [f"--machine_rank={number}", f"--main_process_ip={ADDRESSES[0]}", "--main_process_port=29500"]
+        command = [
+            "ip",
+            "netns",
+            "exec",
+            host,
+            *launch,
+            "-m",
+            "scalegan.train",
+            *arguments(shards, tmp_path / "two", 256, **changes),
+        ]
+        started.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+    said = [process.communicate(timeout=240) for process in started]
+    assert [process.returncode for process in started] == [0, 0], said
+    assert "done: 256 images" in said[0][0]
+    assert said[1][0] == "", "only process 0 speaks"
+
+    alone = [*TRAIN, *arguments(shards, tmp_path / "one", 256, **changes)]
+    subprocess.run(alone, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True, capture_output=True, timeout=240)
+    ours, theirs = (contents(tmp_path / name) for name in ("two", "one"))
+    ours.pop("evaluations.jsonl"), theirs.pop("evaluations.jsonl")  # which tell the seconds
+    assert ours.keys() == theirs.keys()
+    assert [name for name in ours if ours[name] != theirs[name]] == []
