@@ -11,6 +11,7 @@ import difflib
 import errno
 import importlib
 import os
+import select
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -110,6 +111,16 @@ def complain(message: str, *, machine: bool = False) -> None:
         print(f"scalegan: error: machine {os.uname().nodename}: {message}", file=sys.stderr)
 
 
+def reader_has_gone() -> bool:
+    """Whether nobody reads what we print, as when `scalegan ... | head` has seen enough."""
+    watched = select.poll()
+    watched.register(sys.stdout.fileno(), 0)
+    gone = any(event & select.POLLERR for _, event in watched.poll(0))
+    if gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains while it flushes at its end
+    return gone
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command line. Returns the exit code: 0, 2 for what the user can mend, 130 after Ctrl-C."""
     try:
@@ -118,6 +129,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         complain(str(error), machine=isinstance(error, MachineError))
         return 2
     except OSError as error:
+        if isinstance(error, BrokenPipeError) and reader_has_gone():
+            return 141
         if error.errno not in MENDABLE:
             raise
         what, remedy = MENDABLE[error.errno]

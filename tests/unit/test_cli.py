@@ -119,6 +119,22 @@ def test_what_a_user_can_mend_is_one_line(command, capsys, error, code, line):
     assert capsys.readouterr().err == line
 
 
+def test_a_reader_that_has_seen_enough_ends_it_without_a_word(tmp_path):
+    talk = "print('x' * 100_000)\nprint('y' * 100_000)\n"
+    code = f"import sys\nfrom scalegan import cli\ncli.dispatch = lambda argv: exec({talk!r})\nsys.exit(cli.main([]))"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.read(1)
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait() == 141
+
+
+def test_a_pipe_of_its_own_that_breaks_is_a_bug(command):
+    command(raiser(BrokenPipeError(errno.EPIPE, "Broken pipe")))
+    with pytest.raises(BrokenPipeError):
+        cli.main(["probe"])
+
+
 def test_a_bug_keeps_its_traceback(command):
     command(raiser(FileNotFoundError(errno.ENOENT, "No such file", "x")))
     with pytest.raises(FileNotFoundError):

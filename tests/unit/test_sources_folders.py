@@ -91,6 +91,14 @@ def test_classes_are_chosen_and_numbered_as_given(tmp_path: Path) -> None:
     assert {(Path(image.name).parent.name, image.label) for image in images} == {("Plum", 0), ("Kiwi", 1)}
 
 
+def test_a_name_without_its_number_takes_the_numbered_varieties(tmp_path: Path) -> None:
+    for name in ("Apple Golden 1", "Apple Golden 2", "Apple Golden Red 1", "Kiwi 1"):
+        save(tmp_path / name / "1.png", photo())
+    assert opened(tmp_path, classes=("Kiwi", "Apple Golden"))[2].classes == ("Kiwi 1", "Apple Golden 1", "Apple Golden 2")
+    with pytest.raises(UserError, match="names a class twice"):
+        opened(tmp_path, classes=("Kiwi", "Kiwi 1"))
+
+
 @pytest.mark.parametrize(
     ("wrong", "hint"), [("kiwi", "did you mean Kiwi?"), ("Plumm", "did you mean Plum?"), ("Zebra", "it has Apple")]
 )

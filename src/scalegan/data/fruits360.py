@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from scalegan.data.sources.base import named
 from scalegan.errors import UserError
 from scalegan.files import write_atomically
 
@@ -115,12 +116,9 @@ def check(classes: Sequence[str], revision: str, url: str) -> None:
 
 
 def match(wanted: str, names: Sequence[str]) -> list[str]:
-    """The class of that name, else its numbered varieties: releases since 2025 call Kiwi `Kiwi 1`."""
-    if wanted in names:
-        return [wanted]
-    varieties = [name for name in names if re.fullmatch(re.escape(wanted) + r" \d+", name)]
-    if varieties:
-        return varieties
+    """The class of that name, else its numbered varieties, as `scalegan shards --classes` takes them too."""
+    if found := named(wanted, names):
+        return found
     near = [name for name in names if wanted.casefold() in name.casefold()] or difflib.get_close_matches(wanted, names, n=5)
     hint = f"did you mean {', '.join(near[:8])}?" if near else f"it has {len(names)}: {', '.join(names[:8])} ..."
     raise UserError(f"Fruits-360 has no class {wanted!r} at this revision: {hint}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -132,15 +133,24 @@ def choose_classes(known: Sequence[str], wanted: Sequence[str], where: str) -> t
     """`wanted` in the order given, or all that are known; a name that is not known is an error with the nearest that is."""
     if not wanted:
         return tuple(known)
+    chosen: list[str] = []
     for name in wanted:
-        if name not in known:
+        chosen += (varieties := named(name, known))
+        if not varieties:
             near = difflib.get_close_matches(name.lower(), [other.lower() for other in known], n=1, cutoff=0.5)
             meant = next((other for other in known if near and other.lower() == near[0]), None)
             hint = f"did you mean {meant}?" if meant else f"it has {listed(known)}"
             raise UserError(f"--classes: {where} has no class {name!r}: {hint}")
-    if len(set(wanted)) < len(wanted):
+    if len(set(chosen)) < len(chosen):
         raise UserError("--classes names a class twice")
-    return tuple(wanted)
+    return tuple(chosen)
+
+
+def named(wanted: str, known: Sequence[str]) -> list[str]:
+    """The class of that name, else its numbered varieties: releases of Fruits-360 since 2025 call Kiwi `Kiwi 1`."""
+    if wanted in known:
+        return [wanted]
+    return [name for name in known if re.fullmatch(re.escape(wanted) + r" \d+", name)]
 
 
 def one_line(error: BaseException) -> str:
