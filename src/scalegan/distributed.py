@@ -64,6 +64,15 @@ def control_group() -> dist.ProcessGroup | None:
     return dist.new_group(backend="gloo", timeout=TIMEOUT)  # type: ignore[no-any-return]
 
 
+def from_all(value: Any, group: dist.ProcessGroup | None) -> list[Any]:
+    """Every process's value, by process."""
+    if group is None:
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(values, value, group=group)
+    return values
+
+
 def from_main(value: Any, group: dist.ProcessGroup | None) -> Any:
     """Process 0's value on every process; an exception that process 0 passes as value is raised on all."""
     if group is not None:

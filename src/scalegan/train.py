@@ -36,7 +36,7 @@ def train(config: Config) -> bool:
     """One run, new or continued, on every process of the launcher; whether its end was reached. Raises `UserError`."""
     config.check(int(os.environ.get("WORLD_SIZE", "1")))
     try:
-        index = read_index(config.data.path)
+        index = read_index(config.data.path, compare=config.data.on_error == "fail")
     except UserError as error:
         raise MachineError(str(error)) from None
     check_data(config, index)

@@ -19,7 +19,7 @@ from scalegan.background import Saver
 from scalegan.config import Config
 from scalegan.data.index import Index
 from scalegan.data.loader import Batch, batches
-from scalegan.distributed import from_main
+from scalegan.distributed import from_all, from_main
 from scalegan.errors import UserError
 from scalegan.outputs import Outputs
 from scalegan.signals import StopNotice
@@ -65,7 +65,7 @@ class Trainer:
     def train(self) -> bool:
         """Run to the end, or to a notice to stop; returns whether the end was reached."""
         config, clock = self.config, self.clock
-        loader = batches(
+        self.loader = loader = batches(
             self.index,
             config,
             clock.images_seen,
@@ -146,6 +146,8 @@ class Trainer:
         self.outputs.finished(self.clock.images_seen)
 
     def log(self) -> None:
+        if self.config.data.on_error == "skip":
+            self.loader.tolerance.share(from_all(self.loader.tolerance.unreadable, self.group))
         means, row = self.statistics.read()
         images_seen = self.clock.images_seen
         factor = schedules.rate_factor(self.config.optim, images_seen, self.config.train.images)

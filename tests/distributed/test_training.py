@@ -8,23 +8,40 @@ from helpers.worlds import run_world
 
 pytestmark = pytest.mark.distributed
 
-BATCH, STEPS = 32, 24
+BATCH, STEPS = 32, 50
 COUNTS = [2, pytest.param(4, marks=pytest.mark.slow)]
-# With batch norm in both networks, and without in the critic; penalty, augmentation, labels, EMA.
+# With batch norm in both networks, without in the critic, and in neither; penalty, augmentation, labels, EMA.
 CASES = {
     "batch norm": {"model.critic_norm": "batch", "augment.brightness": 0.5, "augment.shift": 0.125, "log.step_losses": "true"},
     "norm groups": {"model.norm_group": 16, "augment.brightness": 0.5, "log.step_losses": "true"},  # 4 processes share them
     "everything": FULL | {"train.accumulate": 1, "optim.warmup": 0},
     "blocks": FULL | {"train.accumulate": 1, "optim.warmup": 0, "data.order": "blocks", "data.streams": 8, "data.window": 32},
+    "no batch norm": FULL | {"train.accumulate": 1, "optim.warmup": 0},
 }
+PLAIN = "no batch norm"
 
 
-def traced(config, double):
+def without_batch_norm():
+    """Generators that normalise each image by itself."""
+    from torch import nn
+
+    from scalegan.models import dcgan
+
+    class PerImage(nn.GroupNorm):
+        def __init__(self, channels, group):
+            super().__init__(1, channels)
+
+    dcgan.BatchNorm = PerImage
+
+
+def traced(config, case, double):
     """`training`, with what went into each step on this process: {(what, step): rows}."""
     from scalegan.steps import Draws, Game
 
     if double:
         in_float64()
+    if case == PLAIN:
+        without_batch_norm()
     seen = {}
 
     def recorded(name):
@@ -66,7 +83,7 @@ def runs(shards, tmp_path_factory):
             folder = tmp_path_factory.mktemp("run")
             changes = CASES[case] | {"train.accumulate": rounds, "optim.lr_g": 2e-4, "optim.lr_d": 2e-4, "train.batch": BATCH}
             config = configured(shards, folder / "run", BATCH * STEPS, **changes)
-            ended = run_world(folder, processes, traced, config, double)
+            ended = run_world(folder, processes, traced, config, case, double)
             assert [e.exitcode for e in ended] == [0] * processes, ended
             parts = [e.value for e in ended]
             inputs = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
@@ -88,36 +105,37 @@ def test_every_global_batch_has_the_same_inputs(runs, case, processes):
         assert np.array_equal(inputs[key], rows), key
 
 
+# What rounding makes of a run. In front of a batch norm are weights whose gradient is all but zero, where a unit is switched
+# off: of the size of its rounding, and Adam makes a step of the usual length of it, one way or the other. So with batch
+# norm float32 runs part a little, sooner on one CPU than on another; that nothing but rounding does it, float64 shows.
+
+
 @pytest.mark.parametrize("processes", COUNTS)
 @pytest.mark.parametrize("case", CASES)
 def test_losses_are_equal(runs, case, processes):
     """Those that metrics.jsonl shows, and where they are kept those of every step."""
+    tolerance = 1e-5 if case == PLAIN else 1e-3
     expected, found = metrics(runs(case, 1)[0]), metrics(runs(case, processes)[0])
     assert [line["images_seen"] for line in found] == [line["images_seen"] for line in expected]
     for ours, theirs in zip(found, expected, strict=True):
         for name in ("loss/D", "loss/G", "r1"):
             if name in theirs:
-                assert ours[name] == pytest.approx(theirs[name], rel=1e-5), (name, ours["images_seen"])
+                assert ours[name] == pytest.approx(theirs[name], rel=tolerance), (name, ours["images_seen"])
     rows, right = (np.loadtxt(runs(case, n)[0] / "losses.csv", delimiter=",", skiprows=1) for n in (processes, 1))
-    np.testing.assert_allclose(rows, right, rtol=1e-5)
+    np.testing.assert_allclose(rows, right, rtol=tolerance)
+
+
+@pytest.mark.parametrize("processes", COUNTS)
+@pytest.mark.parametrize("network", ["generator", "critic", "ema"])
+def test_networks_without_batch_norm_end_alike(runs, processes, network):
+    expected, found = (tensors(runs(PLAIN, n)[0], network) for n in (1, processes))
+    assert found.keys() == expected.keys()
+    for name, values in expected.items():
+        np.testing.assert_allclose(found[name], values, atol=1e-5, rtol=0, err_msg=name)
 
 
 @pytest.mark.parametrize("processes", COUNTS)
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("network", ["generator", "critic", "ema"])
-def test_networks_end_alike(runs, case, processes, network):
-    """Within 1e-5, but for a handful of weights in front of a batch norm: where a unit is all but switched off, the gradient
-    is of the size of its rounding, and Adam makes a step of the usual length of it."""
-    expected, found = (tensors(runs(case, n)[0], network) for n in (1, processes))
-    assert found.keys() == expected.keys()
-    apart = np.concatenate([abs(found[name] - values).ravel() for name, values in expected.items()])
-    assert apart.max() < 1e-4
-    assert (apart > 1e-5).mean() < (0 if network == "critic" and case != "batch norm" else 1e-3) + 1e-9
-    assert apart.mean() < 1e-6
-
-
-@pytest.mark.parametrize("processes", COUNTS)
-@pytest.mark.parametrize("case", ["batch norm", "norm groups"])
 @pytest.mark.parametrize("network", ["generator", "critic", "ema"])
 def test_in_float64_networks_end_the_same(runs, processes, case, network):
     """What is left of a difference is rounding, with batch norm and all."""

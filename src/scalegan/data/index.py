@@ -143,8 +143,11 @@ def read_bytes(root: str, name: str, start: int = 0, length: int | None = None) 
         return file.read() if length is None else file.read(length)
 
 
-def read_index(root: str | os.PathLike[str]) -> Index:
-    """The index of the folder or URL prefix `root`; `UserError` if it is missing, damaged or not that of the files there."""
+def read_index(root: str | os.PathLike[str], *, compare: bool = True) -> Index:
+    """The index of the folder or URL prefix `root`; `UserError` if it is missing, damaged or not that of the files there.
+
+    Without `compare` the sizes of local files are not looked at: who skips what cannot be read finds out as it comes up.
+    """
     root = os.fspath(root)
     if not root:
         raise UserError("data.path is empty: give a folder written by `scalegan shards SOURCE OUT`")
@@ -159,7 +162,7 @@ def read_index(root: str | os.PathLike[str]) -> Index:
     except Exception as error:  # fsspec hands on whatever its protocol's library raises
         raise UserError(f"{where} cannot be read: {type(error).__name__}: {error}") from None
     index = _parse(text, root, where)
-    if not is_remote(root):
+    if compare and not is_remote(root):
         _compare_with_files(index)
     return index
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -52,24 +52,33 @@ def normalise(images: Tensor) -> Tensor:
 class Tolerance:
     """Counts the distinct images that could not be read, and stops when they are more than `data.skip_budget` allows.
 
-    Nothing of it is saved: which images are unreadable is a property of the data, found again when they come up again.
+    A process notes what it comes across itself, and with every line of metrics what the others did, so that the budget is one
+    for all. Nothing of it is saved: which images are unreadable is a property of the data, found again when they come up again.
     """
 
     def __init__(self, index: Index, data: DataConfig) -> None:
         self.samples = index.samples
         self.budget = data.skip_budget
-        self.unreadable: set[int] = set()
+        self.unreadable: dict[int, str] = {}
 
     def note(self, found: dict[int, str]) -> None:
         """`found`: sample -> what is wrong with it."""
-        for sample in sorted(found.keys() - self.unreadable):
-            self.unreadable.add(sample)
+        for sample in sorted(found.keys() - self.unreadable.keys()):
+            self.unreadable[sample] = found[sample]
             warnings.warn(f"left out: {found[sample]}", stacklevel=2)
-            if len(self.unreadable) > self.budget * self.samples:
-                raise UserError(
-                    f"{len(self.unreadable)} of {self.samples} images cannot be read, "
-                    f"more than data.skip_budget {self.budget:g} allows; the last: {found[sample]}"
-                )
+            self._check()
+
+    def share(self, noted: Iterable[dict[int, str]]) -> None:
+        """What each process has noted, in the same order on all of them: they go on or stop together."""
+        self.unreadable = {sample: problem for unreadable in noted for sample, problem in unreadable.items()}
+        self._check()
+
+    def _check(self) -> None:
+        if len(self.unreadable) > self.budget * self.samples:
+            raise UserError(
+                f"{len(self.unreadable)} of {self.samples} images cannot be read, more than data.skip_budget "
+                f"{self.budget:g} allows; the last: {list(self.unreadable.values())[-1]}"
+            )
 
 
 # --- single images, for evaluation

@@ -1,0 +1,141 @@
+"""Damaged shards under a real training: named, left out within one budget for all processes, and never another's label."""
+
+import io
+import os
+import re
+
+import numpy as np
+import pytest
+
+from helpers.runs import arguments, configured, training
+from helpers.worlds import run_world
+from scalegan.data.index import read_index, read_offsets
+from scalegan.data.writer import Sample, write_shards
+
+pytestmark = pytest.mark.faults
+
+SAMPLES, SIDE, CLASSES = 160, 16, ("a", "b", "c")
+READERS = {"resident": {"data__reader": "resident"}, "workers": {"data__reader": "stream", "data__workers": 2}}
+SKIP = {"data__on_error": "skip", "data__skip_budget": 0.3}
+
+
+def label(sample):
+    return sample % len(CLASSES)
+
+
+def encode(sample):
+    """A picture that tells its number and its label."""
+    from PIL import Image
+
+    pixels = np.random.default_rng(sample).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
+    pixels[0, :3, 0] = sample // 256, sample % 256, label(sample)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def make(folder, bad=()):
+    """Ten shards; the images `bad` are no images."""
+    samples = (Sample(b"no image" if n in bad else encode(n), "png", label(n)) for n in range(SAMPLES))
+    return write_shards(samples, folder, height=SIDE, width=SIDE, channels=3, classes=CLASSES, shard_samples=16)
+
+
+def damage(folder, kind):
+    """Spoil the third shard; images 32 to 47 are in it."""
+    index = read_index(folder)
+    path = folder / index.shards[2].name
+    offsets = read_offsets(index, 2)
+    if kind == "missing":
+        path.unlink()
+    elif kind == "cut between members":
+        os.truncate(path, int(offsets[8, 0]) - 512)
+    elif kind == "cut inside a member":
+        os.truncate(path, int(offsets[8, 0]) + 40)
+    else:
+        content = bytearray(path.read_bytes())
+        content[int(offsets[8, 0]) + 40] ^= 0x10
+        path.write_bytes(content)
+    return path.name
+
+
+KINDS = ("missing", "cut between members", "cut inside a member", "a byte flipped")
+
+
+def watched(config):
+    """`training`; what it saw: for every step, the numbers in this process's images, and that their labels are theirs."""
+    from scalegan.steps import Game
+
+    step, seen = Game.discriminator_step, []
+
+    def discriminator_step(self, reals, images_seen):
+        for real in reals:
+            pixels = real.images.numpy().astype(int)
+            assert np.array_equal(pixels[:, 0, 0, 2], real.labels.numpy())
+            seen.append((pixels[:, 0, 0, 0] * 256 + pixels[:, 0, 0, 1]).tolist())
+        return step(self, reals, images_seen)
+
+    Game.discriminator_step = discriminator_step
+    assert training(config)
+    return seen
+
+
+def command(argv):
+    from scalegan import cli
+
+    return cli.main(["train", *argv])
+
+
+def global_batches(ended):
+    return [sum(parts, []) for parts in zip(*(e.value for e in ended), strict=True)]
+
+
+@pytest.mark.parametrize("kind", [KINDS[3], *(pytest.param(k, marks=pytest.mark.slow) for k in KINDS[:3])])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.distributed)])
+def test_a_damaged_shard_stops_the_run_with_its_name(tmp_path, kind, processes):
+    make(tmp_path / "shards")
+    name = damage(tmp_path / "shards", kind)
+    argv = arguments(tmp_path / "shards", tmp_path / "run", 32 * 20, **READERS["workers"])
+    ended = run_world(tmp_path, processes, command, argv)
+    assert all(e.exitcode or e.value for e in ended), "each process ends with an error"
+    said = [line for e in ended for line in e.stderr.splitlines() if line.startswith("scalegan: error: ")]
+    assert said
+    assert all(name in line for line in said if "process" not in line)
+    assert any(name in line for line in said)
+
+
+@pytest.mark.parametrize("order", ["full", "blocks"])
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("kind", [KINDS[1], *(pytest.param(k, marks=pytest.mark.slow) for k in (KINDS[0], *KINDS[2:]))])
+@pytest.mark.distributed
+def test_skipping_a_damaged_shard_is_the_same_on_any_number_of_processes(tmp_path, kind, reader, order):
+    make(tmp_path / "shards")
+    damage(tmp_path / "shards", kind)
+    changes = SKIP | READERS[reader] | {"data__order": order, "data__streams": 4, "data__window": 64}
+    found = {}
+    for processes in (1, 2):
+        config = configured(tmp_path / "shards", tmp_path / f"run{processes}", 32 * 12, **changes)
+        ended = run_world(tmp_path, processes, watched, config)
+        assert all(e.exitcode == 0 for e in ended), ended
+        found[processes] = global_batches(ended)
+    assert found[1] == found[2]
+    assert {len(batch) for batch in found[1]} == {32}
+    seen = {number for batch in found[1] for number in batch}
+    assert seen == set(range(SAMPLES)) - set(range(32, 48))
+
+
+@pytest.mark.distributed
+def test_the_budget_is_one_for_all_processes(tmp_path):
+    """Each of two processes comes across fewer bad images than it allows; together they are too many."""
+    bad = range(0, 160, 10)
+    make(tmp_path / "shards", bad)
+    changes = {"data__reader": "stream", "data__on_error": "skip", "data__skip_budget": 15 / 160}
+    argv = arguments(tmp_path / "shards", tmp_path / "run", 32 * 40, **changes | {"log__every": 160, "train__batch": 32})
+    ended = run_world(tmp_path, 2, command, argv)
+    assert [e.value for e in ended] == [2, 2], ended
+    (line,) = [line for line in ended[0].stderr.splitlines() if line.startswith("scalegan: error: ")]
+    assert re.search(
+        r"16 of 160 images cannot be read, more than data.skip_budget 0.09375 allows; the last: image \d+.png", line
+    )
+    told = [re.findall(r"left out: image (\d+).png", e.stderr) for e in ended]
+    assert all(0 < len(set(own)) < len(bad) for own in told), "each has met only some of them"
+    assert {int(number) for own in told for number in own} == set(bad)
