@@ -6,6 +6,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,19 +66,22 @@ class Trainer:
     def train(self) -> bool:
         """Run to the end, or to a notice to stop; returns whether the end was reached."""
         config, clock = self.config, self.clock
-        self.loader = loader = batches(
-            self.index,
-            config,
-            clock.images_seen,
-            self.accelerator.process_index,
-            self.accelerator.num_processes,
-            self.accelerator.device,
-        )
-        stopped = False
-        self.outputs.start(clock.images_seen)
-        try:
+        with ExitStack() as ending:  # whatever ends it: last entered, first closed
+            for close in (self.outputs.close, self.notice.close, lambda: self.tell(self.saver.wait()), self.watchdog.close):
+                ending.callback(close)
+            self.loader = batches(
+                self.index,
+                config,
+                clock.images_seen,
+                self.accelerator.process_index,
+                self.accelerator.num_processes,
+                self.accelerator.device,
+            )
+            ending.callback(self.loader.close)
+            self.outputs.start(clock.images_seen)
+            stopped = False
             while clock.images_seen < config.train.images and not (stopped := self.notice.asked()):
-                reals = self.fetch(loader)
+                reals = self.fetch()
                 critic_values = self.game.discriminator_step(reals, clock.images_seen)
                 generator_values = self.game.generator_step(clock.images_seen)
                 clock.advance()
@@ -90,19 +94,13 @@ class Trainer:
                         self.run_due(clock.crossed)
             with self.watchdog.paused():
                 self.finish(stopped)
-        finally:
-            self.watchdog.close()
-            loader.close()
-            self.tell(self.saver.wait())
-            self.notice.close()
-            self.outputs.close()
         return not stopped
 
-    def fetch(self, loader: Any) -> list[Batch]:
+    def fetch(self) -> list[Batch]:
         """This step's real images on this process, one batch a round."""
         start = time.perf_counter()
         try:
-            reals = [next(loader) for _ in range(self.config.train.accumulate)]
+            reals = [next(self.loader) for _ in range(self.config.train.accumulate)]
         except UserError as error:
             if not self.accelerator.is_main_process:  # process 0 does not know: its images were all right
                 print(f"scalegan: error: process {self.accelerator.process_index}: {error}", file=sys.stderr, flush=True)

@@ -169,9 +169,9 @@ class Trial:
         values: list[Values] = []
 
         def steps() -> None:
-            with closing(batches(self.index, config, 0, 0, 1, self.trainer.accelerator.device)) as loader:
+            with closing(batches(self.index, config, 0, 0, 1, self.trainer.accelerator.device)) as self.trainer.loader:
                 for number in range(2):
-                    reals = self.trainer.fetch(loader)
+                    reals = self.trainer.fetch()
                     values.append(game.discriminator_step(reals, number * config.train.batch))
 
         self.check_learns(steps, game.bare_critic, game.bare_generator)

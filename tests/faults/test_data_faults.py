@@ -3,6 +3,8 @@
 import io
 import os
 import re
+import time
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -86,7 +88,7 @@ def command(argv):
 
 
 def global_batches(ended):
-    return [sum(parts, []) for parts in zip(*(e.value for e in ended), strict=True)]
+    return [list(chain(*parts)) for parts in zip(*(e.value for e in ended), strict=True)]
 
 
 @pytest.mark.parametrize("kind", [KINDS[3], *(pytest.param(k, marks=pytest.mark.slow) for k in KINDS[:3])])
@@ -95,7 +97,9 @@ def test_a_damaged_shard_stops_the_run_with_its_name(tmp_path, kind, processes):
     make(tmp_path / "shards")
     name = damage(tmp_path / "shards", kind)
     argv = arguments(tmp_path / "shards", tmp_path / "run", 32 * 20, **READERS["workers"])
+    began = time.monotonic()
     ended = run_world(tmp_path, processes, command, argv)
+    assert time.monotonic() - began < 60, "and does not wait for its loader for ever"
     assert all(e.exitcode or e.value for e in ended), "each process ends with an error"
     said = [line for e in ended for line in e.stderr.splitlines() if line.startswith("scalegan: error: ")]
     assert said
