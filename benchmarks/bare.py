@@ -3,8 +3,9 @@
 Networks, losses, augmentation, lazy R1 and EMA are those of the preset, written with plain PyTorch and nothing of
 scalegan's. `plain` is float32, contiguous, with unfused Adam, real and fake images in two forwards, and an average that goes
 parameter by parameter, as such loops are usually written. `optimised` has all that scalegan does for speed: bfloat16
-autocast, channels_last, fused Adam, both sides in one forward where there is no penalty, and an average in one call. In both
-forms the critic's weights ask for no gradient while the generator learns, which many loops leave out.
+autocast where the CPU has it in hardware, channels_last, fused Adam, both sides in one forward where there is no penalty,
+and an average in one call. In both forms the critic's weights ask for no gradient while the generator learns, which many
+loops leave out.
 
 Real images come from one uint8 tensor that is read before the clock starts: faster than any DataLoader, so that the bare
 loops do not lose by their data.
@@ -155,7 +156,7 @@ class BareLoop:
                 old[name].lerp_(new[name], share)
 
     def autocast(self) -> torch.autocast:
-        return torch.autocast("cpu", torch.bfloat16, enabled=self.optimised)
+        return torch.autocast("cpu", torch.bfloat16, enabled=self.optimised and torch.cpu._is_avx512_bf16_supported())
 
 
 def view(images: Tensor, draws: Tensor, brightness: float, shift: float) -> Tensor:

@@ -64,6 +64,13 @@ def scalegan(command: str) -> list[str]:
     return [sys.executable, "-m", "scalegan.cli", command]
 
 
+def dtype() -> str:
+    """What `train.precision` auto trains in on this CPU."""
+    from scalegan.distributed import has_bf16
+
+    return "bfloat16" if has_bf16("cpu") else "float32"
+
+
 @dataclass(frozen=True)
 class Done:
     """A process that has ended well."""

@@ -3,7 +3,7 @@
     python benchmarks/processes.py
 
 Both train the same preset on the same shards; the two are started by `accelerate launch --config_file launch/cpu.yaml`.
-Throughput is that of the preset (bfloat16), data and logging included, over a fixed number of steps after a warm-up; the
+Throughput is that of the preset (bfloat16 where the CPU has it), data and logging included, over a fixed number of steps after a warm-up; the
 ratio is taken within each round and the median counts.
 
 Losses are compared in float32, where the runs differ by nothing but the order of sums. At the preset's learning rate a GAN
@@ -57,7 +57,9 @@ def main() -> int:
     print(common.headline(batch=BATCH, steps=args.steps))
     with tempfile.TemporaryDirectory() as folder:
         ratios = []
-        print(f"images/s, bfloat16   1 process x {several} threads   {several} processes x 1 thread   ratio", flush=True)
+        print(
+            f"images/s, {common.dtype():<10} 1 process x {several} threads   {several} processes x 1 thread   ratio", flush=True
+        )
         for number in range(args.rounds):
             rates = []
             for processes in (1, several):

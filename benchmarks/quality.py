@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 import common
 
 FIGURES = common.OUT / "quality.jsonl"
@@ -120,7 +122,7 @@ def measure(name: str, recipe: str, minutes: float, threads: int, extra: list[st
         "memory_mb": round(done.memory_mb),
         "training_memory_mb": round(timing[-1]["memory_mb"]),
         "command_seconds": round(done.seconds, 1),
-        "precision": config.train.precision,
+        "precision": yaml.safe_load((run_dir / "config.yaml").read_text())["train"]["precision"],
         "grid": str(keep_grids(run_dir, f"{name}-{recipe}", record["images_seen"]).relative_to(common.REPO)),
         "evaluation": record,
     }

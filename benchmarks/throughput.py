@@ -52,9 +52,10 @@ def main() -> int:
         print(f"round {number + 1:<10}{rates}", flush=True)
     medians = {name: statistics.median(v["images_per_s"] for v in values) for name, values in results.items()}
     memory = {name: max(v["memory_mb"] for v in values) for name, values in results.items()}
+    fast = common.dtype()
     print("median          " + "".join(f"{value:12.1f}" for value in medians.values()))
     print("peak memory, MB " + "".join(f"{value:12.0f}" for value in memory.values()))
-    print("dtype           " + "".join(f"{dtype:>12}" for dtype in ("bfloat16", "float32", "bfloat16")))
+    print("dtype           " + "".join(f"{dtype:>12}" for dtype in (fast, "float32", fast)))
     reached = []
     for name, target in TARGETS.items():
         ratios = [a["images_per_s"] / b["images_per_s"] for a, b in zip(results["scalegan"], results[name], strict=True)]

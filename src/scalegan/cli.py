@@ -13,6 +13,7 @@ import importlib
 import os
 import select
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NoReturn
@@ -38,6 +39,9 @@ COMMANDS = {
     "plot": Command("scalegan.plots", "draw the curves of a run and a GIF of its training"),
     "doctor": Command("scalegan.doctor", "check this machine, and a run, for what stops or slows training"),
 }
+
+GRACE = 3.0
+"""Seconds that a process with nothing to say stays: a launcher that sees it end kills the one that is about to speak."""
 
 MENDABLE = {
     errno.ENOSPC: ("the disk is full", "free some space or write to another one"),
@@ -106,9 +110,11 @@ def dispatch(argv: Sequence[str]) -> int:
 def complain(message: str, *, machine: bool = False) -> None:
     """One line, from the first process alone where a launcher started several; or from the first of each machine."""
     if os.environ.get("RANK", "0") == "0":
-        print(f"scalegan: error: {message}", file=sys.stderr)
+        print(f"scalegan: error: {message}", file=sys.stderr, flush=True)
     elif machine and os.environ.get("LOCAL_RANK") == "0":
-        print(f"scalegan: error: machine {os.uname().nodename}: {message}", file=sys.stderr)
+        print(f"scalegan: error: machine {os.uname().nodename}: {message}", file=sys.stderr, flush=True)
+    elif "TORCHELASTIC_RUN_ID" in os.environ:
+        time.sleep(GRACE)
 
 
 def reader_has_gone() -> bool:

@@ -173,8 +173,9 @@ class TrainConfig:
     """Rounds that one step's batch is cut into on each process, to save memory."""
     seed: int = 0
     """Everything random is a function of this number and the images seen."""
-    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
-    """Mixed precision of the convolutions; weights, logits and losses stay float32."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Mixed precision of the convolutions; weights, logits and losses stay float32. `auto` is bf16 where the device has it in
+    hardware, else fp32; a run goes on in the precision that it began with."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` takes the GPU where there is one; `cuda` without a GPU is an error."""
     deterministic: bool = False

@@ -22,6 +22,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from scalegan.config import Config
+from scalegan.distributed import settle_precision
 from scalegan.errors import UserError
 from scalegan.trial import Fault, Part, Trial
 
@@ -46,7 +47,7 @@ def debug(config: Config) -> int:
     began = time.perf_counter()
     failed = True
     try:
-        with closing(Trial(config, folder)) as trial:
+        with closing(Trial(settle_precision(config), folder)) as trial:
             outcomes = try_all(trial.parts(), folder / "log.txt", console)
         show(outcomes, config.run, console)
         faults = [outcome for outcome in outcomes if outcome.result == "failed"]

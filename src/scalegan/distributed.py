@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
+import platform
 import warnings
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -12,14 +15,34 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
-from scalegan.config import TrainConfig
+from scalegan.config import Config, TrainConfig
 from scalegan.errors import MachineError, UserError
 
 TIMEOUT = timedelta(minutes=60)  # real statistics of a large data set are made while others wait
 
 
+def has_bf16(device: str) -> bool:
+    """Whether `train.device` multiplies bfloat16 in hardware. Emulated it is slow: on a CPU ten times as slow as float32."""
+    if device != "cpu" and torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if platform.machine() in ("aarch64", "arm64"):
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())  # true of any x86 with AVX-512, which may emulate it
+    return torch.cpu._is_avx512_bf16_supported()
+
+
+def settle_precision(config: Config, recorded: str | None = None) -> Config:
+    """`train.precision` auto -> what the run was `recorded` to have begun with, or else what this machine is fast in."""
+    if config.train.precision != "auto":
+        return config
+    precision = recorded or ("bf16" if has_bf16(config.train.device) else "fp32")
+    return replace(config, train=replace(config.train, precision=precision))  # type: ignore[arg-type]
+
+
 def make_accelerator(train: TrainConfig) -> Accelerator:
-    """The accelerator of this process. Raises `UserError` where the launcher and Accelerate disagree or the device lacks."""
+    """The accelerator of this process, for a settled `train.precision`.
+
+    Raises `UserError` where the launcher and Accelerate disagree or the device lacks.
+    """
     if train.device == "cuda" and not torch.cuda.is_available():
         raise MachineError(
             "train.device is cuda but torch sees no GPU here: use --train.device cpu, or check the driver and torch build"
@@ -65,20 +88,22 @@ def control_group() -> dist.ProcessGroup | None:
 
 
 def from_all(value: Any, group: dist.ProcessGroup | None) -> list[Any]:
-    """Every process's value, by process."""
+    """Every process's value, by process. They travel as JSON: torch's own exchange of objects pickles them."""
     if group is None:
         return [value]
-    values: list[Any] = [None] * dist.get_world_size(group)
-    dist.all_gather_object(values, value, group=group)
-    return values
+    text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+    sizes = torch.empty(dist.get_world_size(group), dtype=torch.int64)
+    dist.all_gather(list(sizes.split(1)), torch.tensor([len(text)]), group=group)
+    texts = torch.empty(len(sizes), int(sizes.max()), dtype=torch.uint8)
+    own = torch.zeros_like(texts[0])
+    own[: len(text)] = text
+    dist.all_gather(list(texts), own, group=group)
+    return [json.loads(bytes(text[:size].tolist())) for text, size in zip(texts, sizes.tolist(), strict=True)]
 
 
 def from_main(value: Any, group: dist.ProcessGroup | None) -> Any:
-    """Process 0's value on every process; an exception that process 0 passes as value is raised on all."""
-    if group is not None:
-        box = [value]
-        dist.broadcast_object_list(box, src=0, group=group)
-        value = box[0]
-    if isinstance(value, Exception):
-        raise value
+    """Process 0's value, of JSON's types, on every process; a `UserError` that it passes as value is raised on all."""
+    value, problem = from_all((None, str(value)) if isinstance(value, UserError) else (value, None), group)[0]
+    if problem is not None:
+        raise UserError(problem)
     return value

@@ -26,7 +26,7 @@ from scalegan.config import Config
 from scalegan.data.index import Index, is_remote, read_index
 from scalegan.data.loader import Batch, batches
 from scalegan.data.order import make_order
-from scalegan.distributed import control_group, from_main, make_accelerator
+from scalegan.distributed import control_group, from_main, make_accelerator, settle_precision
 from scalegan.evaluation.features import Extractor, load_extractor
 from scalegan.evaluation.team import Team
 from scalegan.statistics import Statistics
@@ -63,6 +63,7 @@ class Measured:
 def dry_run(config: Config) -> int:
     """Print what `config` would do, on as many processes as were started; returns the exit code. Raises `UserError`."""
     config.check(int(os.environ.get("WORLD_SIZE", "1")))
+    config = settle_precision(config, run.recorded_precision(Path(config.run)))
     index = read_index(config.data.path)
     check_data(config, index)
     run.check(Path(config.run), config, index.sha256)

@@ -19,6 +19,7 @@ from scalegan.config import Config
 from scalegan.data.index import Index
 from scalegan.data.loader import open_reader
 from scalegan.data.order import make_order, samples_at
+from scalegan.distributed import has_bf16
 from scalegan.status import Status
 from scalegan.tracking import Tracker
 
@@ -68,6 +69,8 @@ class Outputs:
             self.say(f"going on at {images_seen} images of {self.config.train.images}")
         elif len(self.index.classes) > 1 and not self.config.model.conditional:
             self.say(f"the {len(self.index.classes)} classes are not used: model.conditional is false")
+        if self.config.train.precision == "bf16" and not has_bf16(self.accelerator.device.type):
+            self.say("bfloat16 is emulated on this device, and slow: --train.precision fp32 will be faster")
         if not (self.run_dir / "samples" / "real.png").exists():
             self.real_grid()
         self.began = self.read_at = time.perf_counter()
@@ -90,16 +93,19 @@ class Outputs:
         if self.main:
             self.tracker.losses(steps)
 
-    def log(self, images_seen: int, metrics: dict[str, float], memory: float) -> None:
+    def log(self, images_seen: int, metrics: dict[str, float], memory: float, fetched: list[float] | None) -> None:
+        """`memory` in MB, of this process; `fetched` in MB, by process since the start, of remote shards."""
         now = time.perf_counter()
         passed = max(now - self.read_at, 1e-9)
-        timing = {
+        timing: dict[str, Any] = {
             "seconds": now - self.began,
             "images_per_s": (images_seen - self.read_images) / passed,
             "data_wait_share": self.waited / passed,
             "save_share": self.stalled / passed,
             "memory_mb": memory,
         }
+        if fetched is not None:
+            timing["fetched_mb"] = fetched
         self.read_at, self.read_images = now, images_seen
         self.waited = self.stalled = 0.0
         if self.main:

@@ -99,6 +99,12 @@ def claim(run_dir: Path, config: Config, data_sha256: str) -> None:
     write_atomically(run_dir / CONFIG, config_text(config).encode())
 
 
+def recorded_precision(run_dir: Path) -> str | None:
+    """The `train.precision` that the run in the folder began with; None for a new one."""
+    before = _before(run_dir)
+    return before["config"]["train"]["precision"] if before else None
+
+
 def _before(run_dir: Path) -> dict[str, Any]:
     path = run_dir / IDENTITY
     if not path.is_file():

@@ -41,11 +41,17 @@ def train(config: Config) -> bool:
         raise MachineError(str(error)) from None
     check_data(config, index)
 
-    from scalegan.distributed import control_group, from_main, make_accelerator  # all that needs no torch has been checked
+    # All that needs no torch has been checked.
+    from scalegan.distributed import control_group, from_all, from_main, make_accelerator, settle_precision
     from scalegan.trainer import Trainer
 
+    config = settle_precision(config, run.recorded_precision(Path(config.run)))
     accelerator = make_accelerator(config.train)
     group = control_group()
+    if len(found := set(from_all(config.train.precision, group))) > 1:
+        raise UserError(
+            f"train.precision auto is {' and '.join(sorted(found))} on these machines: say which, --train.precision fp32"
+        )
     claimed = claim(config, index, accelerator)
     from_main(claimed if isinstance(claimed, UserError) else None, group)
     try:

@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from scalegan import checkpoint, schedules
 from scalegan.background import Saver
 from scalegan.config import Config
-from scalegan.data.index import Index
+from scalegan.data.index import Index, is_remote
 from scalegan.data.loader import Batch, batches
 from scalegan.distributed import from_all, from_main
 from scalegan.errors import UserError
@@ -145,7 +145,8 @@ class Trainer:
 
     def log(self) -> None:
         if self.config.data.on_error == "skip":
-            self.loader.tolerance.share(from_all(self.loader.tolerance.unreadable, self.group))
+            self.loader.tolerance.share(from_all(list(self.loader.tolerance.unreadable.items()), self.group))
+        fetched = from_all(self.loader.fetched / 1e6, self.group) if is_remote(self.config.data.path) else None
         means, row = self.statistics.read()
         images_seen = self.clock.images_seen
         factor = schedules.rate_factor(self.config.optim, images_seen, self.config.train.images)
@@ -154,7 +155,7 @@ class Trainer:
             "lr/D": self.config.optim.lr_d * factor,
             "ema/half_life": schedules.half_life(self.config.ema, images_seen),
         }
-        self.outputs.log(images_seen, means, memory_mb(self.accelerator.device))
+        self.outputs.log(images_seen, means, memory_mb(self.accelerator.device), fetched)
         self.outputs.losses(self.statistics.read_steps())
         if row >= self.config.train.nonfinite_limit:
             raise UserError(
@@ -219,19 +220,19 @@ class Trainer:
 
     def resume(self) -> str | None:
         """Take up the newest valid checkpoint, if there is one; returns the W&B run id to go on with."""
-        found: tuple[Path | None, list[str]] | Exception = (None, [])
+        found: str | UserError | None = None
         if self.accelerator.is_main_process:
             newest, complaints = checkpoint.latest(self.run_dir)
-            found = (newest.path if newest else None, complaints)
+            found = str(newest.path) if newest else None
             if complaints and newest is None:
                 found = UserError(f"{complaints[0]}, and no other is whole: restore one, or give --run another folder")
             else:
                 for complaint in complaints:
                     print(f"scalegan: {complaint}; going on with the one before", file=sys.stderr)
-        path, _ = from_main(found, self.group)
+        path = from_main(found, self.group)
         if path is None:
             return None
-        taken = checkpoint.read(path)
+        taken = checkpoint.read(Path(path))
         self.game.bare_generator.load_state_dict(taken.tensors("generator"))
         self.game.bare_critic.load_state_dict(taken.tensors("critic"))
         self.game.ema.load_state_dict(taken.tensors("ema"))

@@ -290,6 +290,29 @@ def test_what_may_change_goes_on_with_override_resume_and_stays_on_record(shards
     assert record == {"after_checkpoint": "000000064", "changes": ["optim.lr_g: 0.0002 -> 0.5"]}
 
 
+def on_another_cpu(config, has_bf16):
+    from scalegan import distributed
+
+    distributed.has_bf16 = lambda device: has_bf16
+    return training(config)
+
+
+def test_a_run_keeps_the_precision_it_began_with_on_another_machine(shards, tmp_path):
+    for images, has_bf16 in ((64, False), (128, True)):
+        config = configured(shards, tmp_path / "run", images, train__precision="auto")
+        (ended,) = run_world(tmp_path, 1, on_another_cpu, config, has_bf16)
+        assert ended.value is True, ended
+        assert json.loads((tmp_path / "run" / "run.json").read_text())["config"]["train"]["precision"] == "fp32"
+
+
+@pytest.mark.distributed
+def test_machines_that_differ_in_auto_precision_are_told(shards, tmp_path):
+    config = configured(shards, tmp_path / "run", 64, train__precision="auto")
+    ended = run_world(tmp_path, 2, on_another_cpu, [config, config], [False, True], each=True)
+    assert all("auto is bf16 and fp32 on these machines: say which" in str(e.value) for e in ended), ended
+    assert not (tmp_path / "run").exists()
+
+
 def files(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
 

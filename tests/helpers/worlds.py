@@ -4,6 +4,7 @@ import contextlib
 import faulthandler
 import multiprocessing
 import os
+import signal
 import socket
 import sys
 import traceback
@@ -70,6 +71,7 @@ def _run(pipe: Any, log: Path, rank: int, processes: int, port: int, function: C
     with open(log, "wb") as file:
         os.dup2(file.fileno(), 2)
     faulthandler.dump_traceback_later(LIMIT - 5)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # the server may have been started by a loader, which blocks some
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"  # else Accelerate gives every process all cores, and they wait for each other
     if processes > 1:

@@ -20,7 +20,7 @@ from scalegan.data.loader import Batch
 from scalegan.steps import DataFacts, Game
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-SCRIPTS = ("throughput", "processes", "quality", "startup")
+SCRIPTS = ("throughput", "processes", "quality", "startup", "reliability")
 
 
 @pytest.fixture
@@ -170,3 +170,52 @@ def test_a_row_of_the_quality_table_has_a_cell_a_column(monkeypatch: pytest.Monk
     row = quality.row(figure)
     assert row.startswith("| brain 104x88 | small --optim.lr_g=5e-4 | 61.0 | 4.3 | 512 / 466 | 64000 | 292 | 299 | 495 | 766 |")
     assert row.count("|") == len(quality.COLUMNS) + 1
+
+
+@pytest.fixture
+def reliability(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    return importlib.import_module("reliability")
+
+
+def test_a_step_without_its_checks_is_otherwise_the_same(reliability: Any) -> None:
+    torch.set_num_threads(1)
+    small = ["--train.batch=8", "--model.norm_group=0", "--model.width=4", "--model.critic_width=4"]
+    config = settings.parse(["--config=kiwi_small", "--train.precision=fp32", *small]).config
+    checked, unchecked = (Game(config, Accelerator(cpu=True), DataFacts((3, 64, 64), ())) for _ in range(2))
+    nothing = reliability.Nothing()
+    unchecked._step = lambda *args: nothing.optimise(unchecked, *args)  # type: ignore[method-assign]
+    real = Batch(torch.randint(0, 256, (8, 3, 64, 64), dtype=torch.uint8), torch.full((8,), -1))
+    for images_seen in (0, 8):
+        for game in (checked, unchecked):
+            game.discriminator_step([real], images_seen)
+            game.generator_step(images_seen)
+    assert nothing.calls == {"optimise": 4}
+    for name in ("bare_critic", "bare_generator"):
+        for ours, theirs in zip(getattr(checked, name).parameters(), getattr(unchecked, name).parameters(), strict=True):
+            torch.testing.assert_close(theirs, ours, rtol=0, atol=0)
+    assert checked.opt_d.optimizer.found_inf is not None  # what `nothing` has to leave out
+    assert unchecked.opt_d.optimizer.found_inf is None
+
+
+def test_checks_are_on_off_off_on_after_the_warm_up(reliability: Any) -> None:
+    assert [reliability.is_off(turn) for turn in range(-2, 6)] == [False, False, False, True, True, False, False, True]
+    assert reliability.with_to_without([2.0, 1.0, 1.0, 2.0, 3.0, 3.0, 3.0, 3.0]) == [0.5, 1.0]
+
+
+def test_a_checkpoint_costs_what_its_line_takes_longer_than_those_around_it(reliability: Any) -> None:
+    ends = [(0, 0.9), (10, 0.0), (23, 0.2), (33, 0.0), (45, 0.25), (57, 0.0)]  # lines of 10, 13, 10, 12 and 12 seconds
+    lines = [{"seconds": float(seconds), "save_share": share} for seconds, share in ends]
+    stalls, costs, line = reliability.costs_of_checkpoints(lines)
+    assert stalls == pytest.approx([2.6, 3.0])
+    assert costs == pytest.approx([3.0, 1.0])
+    assert line == 10.0
+
+
+def test_resumes_are_spread_over_an_epoch_and_far_beyond(reliability: Any) -> None:
+    start, middle, end, late = reliability.resume_points(466).values()
+    assert (start % 466, middle % 466, late % 466) == (0, middle % 466, middle % 466)
+    assert abs(middle % 466 - 233) < 2
+    assert end % 466 >= 464
+    assert late // 466 > 100_000
+    assert {seen % (8 * 64) for seen in (start, middle, end, late)} == {0}  # the next step has the penalty in all

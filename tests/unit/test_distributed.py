@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from scalegan import distributed
-from scalegan.config import TrainConfig
-from scalegan.distributed import control_group, from_main, make_accelerator
+from scalegan.config import Config, TrainConfig
+from scalegan.distributed import control_group, from_main, make_accelerator, settle_precision
 from scalegan.errors import UserError
 
 
@@ -49,3 +49,13 @@ def test_a_gpu_that_is_not_there_is_named():
 def test_fp16_on_the_cpu_is_refused():
     with pytest.raises(UserError, match=r"fp16 needs a GPU: use --train.precision bf16 or fp32"):
         make_accelerator(TrainConfig(device="cpu", precision="fp16"))
+
+
+def test_auto_is_bf16_where_the_hardware_has_it(monkeypatch):
+    config = Config(train=TrainConfig(device="cpu"))
+    for there, precision in ((True, "bf16"), (False, "fp32")):
+        monkeypatch.setattr(distributed, "has_bf16", lambda device, there=there: there)
+        assert settle_precision(config).train.precision == precision
+        assert settle_precision(config, "fp16").train.precision == "fp16", "a run goes on as it began"
+        chosen = Config(train=TrainConfig(precision="bf16"))
+        assert settle_precision(chosen, "fp32") == chosen

@@ -45,7 +45,7 @@ def test_every_preset_is_valid(path):
         (["--width", "3"], "did you mean --model.width?"),
         (["--model.width", "wide"], "model.width is wide: expected a int"),
         (["--model.width", "0"], "model.width is 0: give at least 1"),
-        (["--train.precision", "bf61"], "train.precision is bf61: expected one of ['fp32', 'bf16', 'fp16']"),
+        (["--train.precision", "bf61"], "train.precision is bf61: expected one of ['auto', 'fp32', 'bf16', 'fp16']"),
         (["--config", "kiwi_smal"], "did you mean kiwi_small?"),
     ],
 )

@@ -36,6 +36,12 @@ class Cache:
     def __init__(self, folder: Path, limit: int) -> None:
         self.folder = folder
         self.limit = limit
+        self._sizes: list[int] = []  # of what was fetched; threads append
+
+    @property
+    def fetched(self) -> int:
+        """Bytes fetched through this object."""
+        return sum(self._sizes)
 
     def open(self, url: str, place: str, size: int, sha256: str) -> int:
         """A file descriptor of the copy of `url` that is kept as `place`, fetched if need be. Raises `Unreadable`."""
@@ -71,6 +77,7 @@ class Cache:
                         time.sleep(WAIT)
                     download(url, part, sha256)
                     os.replace(part, path)
+                    self._sizes.append(size)
                 finally:
                     part.unlink(missing_ok=True)
         except OSError as error:

@@ -68,9 +68,9 @@ class Tolerance:
             warnings.warn(f"left out: {found[sample]}", stacklevel=2)
             self._check()
 
-    def share(self, noted: Iterable[dict[int, str]]) -> None:
+    def share(self, noted: Iterable[Iterable[tuple[int, str]]]) -> None:
         """What each process has noted, in the same order on all of them: they go on or stop together."""
-        self.unreadable = {sample: problem for unreadable in noted for sample, problem in unreadable.items()}
+        self.unreadable = {sample: problem for unreadable in noted for sample, problem in unreadable}
         self._check()
 
     def _check(self) -> None:
@@ -238,6 +238,11 @@ class Batches(ABC):
     def __iter__(self) -> Batches:
         return self
 
+    @property
+    @abstractmethod
+    def fetched(self) -> int:
+        """Bytes of remote shards that this process and its workers have fetched; another's copy in the cache costs none."""
+
     @abstractmethod
     def __next__(self) -> Batch: ...
 
@@ -253,6 +258,10 @@ class ResidentBatches(Batches):
         self.resident = Resident(index, data, device)
         self.tolerance.note(self.resident.unreadable)
         self.iterator = self._run(images_seen)
+
+    @property
+    def fetched(self) -> int:
+        return self.resident.fetched
 
     def __next__(self) -> Batch:
         return next(self.iterator)
@@ -290,12 +299,18 @@ class StreamBatches(Batches):
         tasks = self._tasks(images_seen)
         self.workers = Workers(decoder, tasks, data.workers, pin=device.type == "cuda") if data.workers else None
         self.iterator = iter(self.workers or map(decoder.__getitem__, tasks))
+        self.fetched_by_workers = 0
+
+    @property
+    def fetched(self) -> int:
+        return self.fetched_by_workers + (self.prefetcher.storage.cache.fetched if self.prefetcher else 0)
 
     def __next__(self) -> Batch:
         decoded = next(self.iterator)
         if decoded.failure:
             raise UserError(decoded.failure)
         self.tolerance.note(decoded.unreadable)
+        self.fetched_by_workers += decoded.fetched
         return on_device(decoded.images, decoded.labels, self.device)
 
     def close(self) -> None:

@@ -29,7 +29,7 @@ class Resident:
         self.shape = (index.height, index.width, index.channels)
         images = np.empty((index.samples, *self.shape), np.uint8)
         labels = np.empty(index.samples, np.int64)
-        self.unreadable = decode_all(index, data, images, labels)
+        self.unreadable, self.fetched = decode_all(index, data, images, labels)
         self.images = torch.from_numpy(images).flatten(1).to(device)
         """uint8 [samples, H * W * C]"""
         self.labels = torch.from_numpy(labels).to(device)
@@ -41,8 +41,13 @@ class Resident:
         return images, self.labels.index_select(0, samples)
 
 
-def decode_all(index: Index, data: DataConfig, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> dict[int, str]:
-    """Fill `images` [samples, H, W, C] and `labels` [samples]; returns what is wrong with the samples that cannot be read."""
+def decode_all(
+    index: Index, data: DataConfig, images: NDArray[np.uint8], labels: NDArray[np.int64]
+) -> tuple[dict[int, str], int]:
+    """Fill `images` [samples, H, W, C] and `labels` [samples].
+
+    Returns what is wrong with the samples that cannot be read, and how many bytes of remote shards were fetched.
+    """
     unreadable: dict[int, str] = {}
     own = local()
     readers: list[StreamReader] = []
@@ -67,4 +72,4 @@ def decode_all(index: Index, data: DataConfig, images: NDArray[np.uint8], labels
         finally:
             for reader in readers:
                 reader.close()
-    return unreadable
+    return unreadable, sum(reader.storage.cache.fetched for reader in readers)

@@ -16,7 +16,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from multiprocessing import connection, resource_tracker
 from typing import TYPE_CHECKING
@@ -60,9 +60,11 @@ class Decoded:
     unreadable: dict[int, str] = field(default_factory=dict)
     """Sample -> what is wrong with it; its slot holds another image with its own label."""
     failure: str = ""
+    fetched: int = 0
+    """Bytes of remote shards that had to be fetched for it."""
 
     def pin_memory(self) -> Decoded:
-        return Decoded(self.images.pin_memory(), self.labels.pin_memory(), self.unreadable, self.failure)
+        return replace(self, images=self.images.pin_memory(), labels=self.labels.pin_memory())
 
 
 class Decoder(Dataset[Decoded]):
@@ -77,8 +79,12 @@ class Decoder(Dataset[Decoded]):
 
     def __getitem__(self, task: Task) -> Decoded:
         self.reader = self.reader or StreamReader(self.index, self.data)
+        cache = self.reader.storage.cache
+        before = cache.fetched
         try:
-            return self._decode(self.reader, task)
+            decoded = self._decode(self.reader, task)
+            decoded.fetched = cache.fetched - before
+            return decoded
         except UserError as error:  # as a value: DataLoader would wrap a raised one in the worker's traceback
             return Decoded(torch.empty(0), torch.empty(0), failure=str(error))
 
