@@ -24,10 +24,10 @@ TIMEOUT = timedelta(minutes=60)  # real statistics of a large data set are made 
 def has_bf16(device: str) -> bool:
     """Whether `train.device` multiplies bfloat16 in hardware. Emulated it is slow: on a CPU ten times as slow as float32."""
     if device != "cpu" and torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if platform.machine() in ("aarch64", "arm64"):
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())  # true of any x86 with AVX-512, which may emulate it
-    return torch.cpu._is_avx512_bf16_supported()
+    return bool(torch.cpu._is_avx512_bf16_supported())
 
 
 def settle_precision(config: Config, recorded: str | None = None) -> Config:
@@ -93,7 +93,7 @@ def from_all(value: Any, group: dist.ProcessGroup | None) -> list[Any]:
         return [value]
     text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
     sizes = torch.empty(dist.get_world_size(group), dtype=torch.int64)
-    dist.all_gather(list(sizes.split(1)), torch.tensor([len(text)]), group=group)
+    dist.all_gather(list(sizes), torch.tensor(len(text)), group=group)
     texts = torch.empty(len(sizes), int(sizes.max()), dtype=torch.uint8)
     own = torch.zeros_like(texts[0])
     own[: len(text)] = text

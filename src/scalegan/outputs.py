@@ -76,11 +76,11 @@ class Outputs:
         self.began = self.read_at = time.perf_counter()
 
     def real_grid(self) -> None:
-        """The first images of the order: as many as a sample grid has, or all there are."""
-        count = min(self.config.log.grid, self.index.samples)
-        order = make_order(self.config.data, self.index, self.config.train.seed)
-        batch = max(count, self.config.train.batch)
-        chosen = samples_at(order, 0, np.arange(count), batch)
+        """The first images of the first stream, whose shards process 0 reads anyway: as many as a sample grid has."""
+        order, batch = make_order(self.config.data, self.index, self.config.train.seed), self.config.train.batch
+        count, share = min(self.config.log.grid, order.segment), batch // order.streams
+        steps = np.arange(-(-count // share)) * batch
+        chosen = samples_at(order, steps[:, None], np.arange(share), batch).ravel()[:count]
         with closing(open_reader(self.index, self.by_offset, torch.device("cpu"))) as reader:
             images = reader.read(chosen).images
         figures.save_png(self.run_dir / "samples" / "real.png", images.numpy())

@@ -1,0 +1,153 @@
+"""Shards that lie far away, on real servers: the same training as from a disk, few bytes, and faults of the network told."""
+
+import importlib.util
+import json
+import re
+import time
+
+import numpy as np
+import pytest
+
+from helpers.runs import arguments, contents
+from helpers.servers import Machines, Nginx, nginx_is_here, s3
+from helpers.shards import make_shards
+from scalegan.config import DataConfig
+from scalegan.data.index import read_index
+from scalegan.data.order import make_order, shards_ahead
+
+pytestmark = [pytest.mark.faults, pytest.mark.distributed]
+
+SAMPLES, STREAMS = 840, 4
+BLOCKS = {"data.order": "blocks", "data.streams": STREAMS, "data.window": 64, "data.reader": "stream", "data.workers": 1}
+IMAGES = 32 * 10  # less than half an epoch, so that nothing of the next is fetched ahead
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    """Twelve shards."""
+    folder = tmp_path_factory.mktemp("remote") / "shards"
+    make_shards(folder, SAMPLES)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def from_disk(shards, tmp_path_factory):
+    """What a training leaves that reads the same shards where they lie, by the number of machines."""
+    made = {}
+
+    def run(machines):
+        if machines not in made:
+            folder = tmp_path_factory.mktemp("disk")
+            ended = Machines(folder, machines, arguments(shards, folder / "run", IMAGES, **BLOCKS), {}).end()
+            assert [code for code, *_ in ended] == [0] * machines, ended
+            made[machines] = contents(folder / "run")
+        return made[machines]
+
+    return run
+
+
+@pytest.fixture
+def nginx(shards, tmp_path):
+    if not nginx_is_here():
+        pytest.skip("needs nginx and openssl (Debian: apt install nginx-light openssl)")
+    return Nginx(shards, tmp_path / "nginx")
+
+
+def differing(run, expected):
+    found = contents(run)
+    assert found.keys() == expected.keys()
+    return [name for name in expected if found[name] != expected[name]]
+
+
+def shards_of(folder, rank):
+    """The shards that the streams of one of two processes lie in, in the first epoch."""
+    index = read_index(folder)
+    order = make_order(DataConfig(order="blocks", streams=STREAMS, window=64), index, 0)
+    own = range(rank * STREAMS // 2, (rank + 1) * STREAMS // 2)
+    return {index.shards[number].name for number in shards_ahead(order, 0, own, order.segment)}
+
+
+def test_from_s3_each_machine_fetches_its_own_shards_and_trains_as_from_a_disk(shards, tmp_path, from_disk):
+    if importlib.util.find_spec("moto") is None or importlib.util.find_spec("s3fs") is None:
+        pytest.skip("needs moto's server and s3fs: pip install 'scalegan[dev,s3]'")
+    with s3(shards) as (url, environment):
+        machines = Machines(tmp_path, 2, arguments(url, tmp_path / "run", IMAGES, **BLOCKS), environment)
+        ended = machines.end()
+    assert [code for code, *_ in ended] == [0, 0], ended
+    assert differing(tmp_path / "run", from_disk(2)) == []
+    fetched = [machines.fetched(rank) for rank in range(2)]
+    for rank in range(2):
+        assert fetched[rank].keys() <= shards_of(shards, rank)
+    assert len(fetched[0].keys() & fetched[1].keys()) <= 2, "at most one shared at each of the two borders"
+    told = json.loads((tmp_path / "run" / "timing.jsonl").read_text().splitlines()[-1])["fetched_mb"]
+    assert np.array(told) * 1e6 == pytest.approx([sum(sizes.values()) for sizes in fetched])
+
+
+def test_over_https_a_small_cache_is_kept_to(shards, tmp_path, from_disk, nginx):
+    sizes = [shard.bytes for shard in read_index(shards).shards]
+    limit = 9 * max(sizes)  # what two windows of four streams need
+    argv = arguments(nginx.url, tmp_path / "run", IMAGES, **BLOCKS, data__cache_gb=limit / 1e9)
+    with nginx.serving():
+        machines = Machines(tmp_path, 1, argv, nginx.environment)
+        ended = machines.end()
+    assert ended[0][0] == 0, ended
+    assert differing(tmp_path / "run", from_disk(1)) == []
+    assert 0 < sum(machines.fetched(0).values()) <= limit
+    tars = [name for status, name in nginx.asked() if status == 200 and name.endswith(".tar")]
+    assert len(tars) == len(set(tars)), "each shard comes once"
+
+
+FAULTS = {"500": "return 500;", "reset": "return 444;"}
+
+
+@pytest.mark.parametrize("fault", ["500", pytest.param("reset", marks=pytest.mark.slow)])
+def test_a_server_that_recovers_costs_some_seconds(shards, tmp_path, from_disk, nginx, fault):
+    broken = sorted(shards_of(shards, 0) & shards_of(shards, 1) or shards_of(shards, 0))[0]
+    with nginx.serving(f"location = /{broken} {{ {FAULTS[fault]} }}"):
+        machines = Machines(tmp_path, 1, arguments(nginx.url, tmp_path / "run", IMAGES, **BLOCKS), nginx.environment)
+        limit = time.monotonic() + 100
+        while not any(name == broken for _, name in nginx.asked()):
+            assert time.monotonic() < limit
+            time.sleep(0.05)
+        nginx.reload()
+        ended = machines.end()
+    assert ended[0][0] == 0, ended
+    tries = [status for status, name in nginx.asked() if name == broken]
+    assert tries[0] != 200
+    assert tries[-1] == 200
+    assert differing(tmp_path / "run", from_disk(1)) == []
+
+
+@pytest.mark.parametrize("fault", ["500", pytest.param("reset", marks=pytest.mark.slow)])
+def test_a_shard_that_does_not_come_is_named_or_left_out_alike(shards, tmp_path, nginx, fault):
+    lost = sorted(shards_of(shards, 0))[0]
+    runs = {}
+    with nginx.serving(f"location = /{lost} {{ {FAULTS[fault]} }}"):
+        for count in (1, 2):
+            changes = BLOCKS | {"data.on_error": "skip", "data.skip_budget": 0.2, "log.step_losses": "true"}
+            argv = arguments(nginx.url, tmp_path / f"skip{count}", IMAGES, **changes)
+            ended = Machines(tmp_path / f"machines{count}", count, argv, nginx.environment).end()
+            assert [code for code, *_ in ended] == [0] * count, ended
+            left_out = {line for _, _, errors in ended for line in re.findall("left out: .*", errors)}
+            assert left_out
+            assert all(lost in line for line in left_out)
+            runs[count] = np.loadtxt(tmp_path / f"skip{count}" / "losses.csv", delimiter=",", skiprows=1)
+        argv = arguments(nginx.url, tmp_path / "fail", IMAGES, **BLOCKS)
+        ((code, _, errors),) = Machines(tmp_path / "fails", 1, argv, nginx.environment).end()
+    assert np.allclose(runs[1], runs[2], rtol=1e-3), "the same images stand in"
+    assert code == 2
+    (line,) = [line for line in errors.splitlines() if line.startswith("scalegan: error: ")]
+    assert f"{nginx.url}/{lost} cannot be fetched, 4 times tried: " in line
+
+
+@pytest.mark.slow
+def test_a_slow_server_is_waited_for(shards, tmp_path, from_disk, nginx):
+    slow = sorted(shards_of(shards, 0))[0]
+    seconds = 8
+    rate = next(shard.bytes for shard in read_index(shards).shards if shard.name == slow) // seconds
+    with nginx.serving(f"location = /{slow} {{ limit_rate {rate}; }}"):
+        argv = arguments(nginx.url, tmp_path / "run", IMAGES, **BLOCKS)
+        ended = Machines(tmp_path, 1, argv, nginx.environment).end()
+    assert ended[0][0] == 0, ended
+    assert differing(tmp_path / "run", from_disk(1)) == []
+    assert [status for status, name in nginx.asked() if name == slow] == [200]
