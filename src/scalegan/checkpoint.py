@@ -42,7 +42,10 @@ class Checkpoint:
         problem = self.problem(only=file)
         if problem:
             raise UserError(problem)
-        return load_file(self.path / file, device=device)
+        try:
+            return load_file(self.path / file, device=device)
+        except SafetensorError as error:
+            raise UserError(f"checkpoint {self.path}: {file} is no safetensors file ({error}): it is not read") from None
 
     def problem(self, only: str | None = None) -> str | None:
         """What is wrong with the files, or None when every sha256 is as the manifest says."""
@@ -100,11 +103,15 @@ def read(path: Path) -> Checkpoint:
     """The checkpoint in a folder, its manifest read and its files not yet. Raises `UserError`."""
     try:
         manifest = json.loads((path / MANIFEST).read_text())
-        return Checkpoint(path, int(manifest["images_seen"]), dict(manifest["state"]), dict(manifest["files"]))
+        found = Checkpoint(path, int(manifest["images_seen"]), dict(manifest["state"]), dict(manifest["files"]))
     except FileNotFoundError:
         raise UserError(f"{path} is no checkpoint: it has no {MANIFEST}") from None
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path / MANIFEST} is damaged: {error}") from None
+    outside = [file for file in found.files if Path(file).name != file]
+    if outside:
+        raise UserError(f"{path / MANIFEST} names a file outside its folder, {outside[0]!r}: it is not read")
+    return found
 
 
 def folders(run_dir: Path) -> list[Path]:

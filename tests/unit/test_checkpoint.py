@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+import signal
 import sys
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -131,31 +132,26 @@ def test_a_folder_without_manifest_is_no_checkpoint(tmp_path):
 # --- crashes
 
 
-class Died(BaseException):
-    """The process is gone: nothing that it would still do gets done."""
-
-
 class Interrupt:
-    """Stops at the n-th file-system call that Python announces: by death, or by an error of that one call."""
-
-    hooked: "Interrupt | None" = None
+    """Acts at the n-th file-system call that Python announces: kills the process, or makes that one call an error."""
 
     def __init__(self) -> None:
-        self.active, self.calls, self.at, self.dies = False, 0, sys.maxsize, False
+        self.active, self.calls, self.at, self.kills = False, 0, sys.maxsize, False
         sys.addaudithook(self.heard)
 
     def heard(self, event: str, arguments: tuple[object, ...]) -> None:
         if not self.active or not (event == "open" or event.startswith(("os.", "shutil."))):
             return
         self.calls += 1
-        if self.dies and self.calls >= self.at:
-            raise Died
+        if self.calls == self.at and self.kills:
+            self.active = False  # os.kill is announced as well
+            os.kill(os.getpid(), signal.SIGKILL)
         if self.calls == self.at:
             raise OSError(errno.EIO, "Input/output error")
 
     @contextmanager
-    def at_call(self, number: int, *, dies: bool):
-        self.active, self.calls, self.at, self.dies = True, 0, number, dies
+    def at_call(self, number: int, *, kills: bool = False):
+        self.active, self.calls, self.at, self.kills = True, 0, number, kills
         try:
             yield
         finally:
@@ -183,33 +179,48 @@ def half_written(monkeypatch, interrupt):
     monkeypatch.setattr(os, "fsync", lambda handle: None)  # slow, and of no use against a death that only the process dies
 
 
-@pytest.mark.parametrize("dies", [True, False], ids=["dies", "fails"])
+def save_in_a_process(interrupt: Interrupt, number: int, run_dir: Path) -> bool:
+    """Save in a process that is killed at the n-th call; whether it lived to the end."""
+    process = os.fork()
+    if process == 0:
+        with interrupt.at_call(number, kills=True):
+            save(run_dir, 200, tensors(3), STATE)
+        os._exit(0)
+    status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    assert status in (0, -signal.SIGKILL)
+    return status == 0
+
+
+def save_with_an_error(interrupt: Interrupt, number: int, run_dir: Path) -> bool:
+    with suppress(OSError), interrupt.at_call(number):
+        save(run_dir, 200, tensors(3), STATE)
+        return True
+    assert not [name for name in names(run_dir) if name.startswith(".")], "a failure cleans up"
+    return False
+
+
+@pytest.mark.parametrize("attempt", [save_in_a_process, save_with_an_error], ids=["killed", "fails"])
 @pytest.mark.parametrize("there", [[100], [100, 200], [200]], ids=["new", "again", "only one again"])
-def test_a_crash_at_any_call_leaves_a_checkpoint_that_loads(tmp_path, interrupt, half_written, dies, there):
+def test_a_crash_at_any_call_leaves_a_checkpoint_that_loads(tmp_path, interrupt, half_written, attempt, there):
     before = {100: 1, 200: 2}  # images seen -> seed of its tensors
     first = tmp_path / "first"
     for images_seen in there:
         save(first, images_seen, tensors(before[images_seen]), STATE)
-    number, interrupt.calls = 0, 0
-    while number <= interrupt.calls:
-        number += 1
+    shutil.copytree(first, tmp_path / "undisturbed")
+    with interrupt.at_call(sys.maxsize):
+        save(tmp_path / "undisturbed", 200, tensors(3), STATE)
+    assert interrupt.calls > 20
+    for number in range(1, interrupt.calls + 1):
         run_dir = tmp_path / f"{number}"
         shutil.copytree(first, run_dir)
-        with interrupt.at_call(number, dies=dies):
-            finished = False
-            with suppress(Died, OSError):
-                save(run_dir, 200, tensors(3), STATE)
-                finished = True
+        finished = attempt(interrupt, number, run_dir)
         found, complaints = latest(run_dir)
         assert found is not None, f"call {number}"
         seed = next(seed for seed in (1, 2, 3) if holds(found.path, seed))
         assert seed == 3 if finished else seed == 3 or (found.images_seen, seed) == (max(there), before[max(there)])
         assert complaints == []
-        if not dies and not finished:
-            assert not [name for name in names(run_dir) if name.startswith(".")], "a failure cleans up"
         assert holds(save(run_dir, 200, tensors(3), STATE), 3)
         assert names(run_dir) == sorted({"000000200", *(f"{n:09d}" for n in there)}), "the next one cleans up"
-    assert number > 20, "the crashes came before the end"
 
 
 def test_a_full_disk_is_an_operating_system_error(tmp_path, monkeypatch):

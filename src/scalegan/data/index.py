@@ -24,6 +24,8 @@ INDEX_NAME = "index.json"
 VERSION = 1
 REMOTE_PROTOCOLS = ("s3", "gs", "https")
 TAR_BLOCK = 512
+PICKLES = ("pkl", "pickle", "pyd", "pth", "pt", "ckpt", "joblib")
+"""Endings of files that run code when their usual readers read them."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ def index_text(index: Index) -> str:
 
 
 def safe_name(name: str) -> str:
-    """`name` itself if it stays below the folder or archive it stands in, else `UserError`.
+    """`name` itself if it stays below the folder or archive it stands in and is no pickle, else `UserError`.
 
     >>> safe_name("00000/img1.png")
     '00000/img1.png'
@@ -114,6 +116,8 @@ def safe_name(name: str) -> str:
     )
     if unsafe:
         raise UserError(f"unsafe file name {name!r}: names in an archive or index may not be absolute, hold '..', ':' or '\\'")
+    if name.rpartition(".")[2].lower() in PICKLES:
+        raise UserError(f"{name!r} may be a pickle, which runs code when it is read: take it out of the archive")
     return name
 
 
