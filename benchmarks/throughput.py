@@ -2,11 +2,12 @@
 
     python benchmarks/throughput.py
 
-scalegan is `scalegan train --config kiwi_small` at the DCGAN's batch of 64: its reader over real shards, metrics, timing, status lines and an
-offline W&B run. The bare loops (bare.py) read from a tensor in memory and log nothing but printed losses: `plain` is float32,
-contiguous and with unfused Adam, `optimised` has every optimisation of scalegan's. Each runs in a process of its own, in turn,
-for several rounds; a ratio is taken within each round, where the machine was the same, and the median of the ratios counts.
-What is timed is a fixed number of steps after a warm-up; sample grids, checkpoints and evaluation lie outside it.
+scalegan is `scalegan train --config kiwi_small` at the DCGAN's batch of 64: its reader over real shards, metrics, timing,
+status lines and an offline W&B run. The bare loops (bare.py) read from a tensor in memory and log nothing but printed losses:
+`plain` is float32, contiguous and with unfused Adam, `optimised` has every optimisation of scalegan's. Each runs in a process
+of its own, in turn, for several rounds; a ratio is taken within each round, where the machine was the same, and the median of
+the ratios counts. What is timed is a fixed number of steps after a warm-up; sample grids, checkpoints and evaluation lie
+outside it.
 """
 
 from __future__ import annotations
