@@ -55,7 +55,7 @@ wheelhouse: venv
 # Slices of the MNI152 T1 volume that nilearn brings, so nothing is downloaded but packages.
 quickstart: install
 	@test -f data/quickstart/index.json || \
-		$(BIN)/scalegan shards "$(MNI)" data/quickstart --axis axial --slices 25%:85% --size 64x56 --licence "$(MNI_LICENCE)"
+		$(BIN)/scalegan shards "$(MNI)" data/quickstart --axis axial --slices 25%:78% --size 64x56 --licence "$(MNI_LICENCE)"
 	@$(BIN)/scalegan train --config configs/quickstart.yaml
 	@$(BIN)/scalegan evaluate runs/quickstart
 	@echo

@@ -186,8 +186,9 @@ def test_a_process_reads_only_the_shards_of_its_streams_and_shares_at_most_one_a
         assert read[rank] == set(ahead.tolist())
     held = [shard for shards in read for shard in shards]
     assert len(held) <= len(set(held)) + processes
-    if processes > 2:
-        assert all(len(one & other) <= 1 for one, other in pairwise(read))
+    if processes > 2:  # but for the shard that the rotation cuts, which the first reads at its start and others at the end
+        cut = set(np.searchsorted(ends, order.layout(epoch).sample(np.array([0])), side="right").tolist())
+        assert all(len((one & other) - cut) <= 1 for one, other in pairwise(read))
 
 
 def test_the_next_shards_are_named_before_they_are_read() -> None:

@@ -93,12 +93,11 @@ class Layout:
 
     def shards_between(self, begin: int, end: int) -> Ints:
         """The shards that places begin..end-1 of the rotated sequence lie in, in the order they are read."""
-        sizes = np.diff(self.starts, append=self.samples)
-        place = (self.starts - self.rotation) % self.samples
-        inside = (place < end) & (place + sizes > begin)
-        wraps = place + sizes - self.samples > begin  # the shard that the rotation cuts in two
-        held = np.flatnonzero((inside | wraps) & (sizes > 0))
-        return self.shards[held[np.argsort(np.where(wraps[held], 0, place[held]), kind="stable")]]
+        ends = np.array([begin, end - 1]) + self.rotation
+        first, last = (np.searchsorted(self.starts, ends % self.samples, side="right") - 1).tolist()
+        if begin + self.rotation < self.samples <= end - 1 + self.rotation:  # over the end of the sequence and on at its start
+            return np.concatenate([self.shards[first:], self.shards[: min(last + 1, first)]])
+        return self.shards[first : last + 1]
 
 
 def make_order(data: DataConfig, index: Index, seed: int) -> Order:
@@ -178,6 +177,7 @@ def on_layout(order: Order, epoch: Ints, place: Ints) -> Ints:
 def lay_out(order: Order, epoch: int) -> Layout:
     counts = np.array(order.counts, dtype=np.int64)
     shards = np.argsort(draw(order.seed, SHARDS, np.asarray(epoch), np.arange(len(counts))), kind="stable")
+    shards = shards[counts[shards] > 0]
     starts = np.cumsum(counts[shards]) - counts[shards]
     rotation = int(draw(order.seed, ROTATION, np.asarray([epoch]))[0] % np.uint64(order.samples))
     return Layout(shards, (np.cumsum(counts) - counts)[shards], starts, rotation, order.samples)

@@ -34,6 +34,8 @@ class Storage:
         self.remote = is_remote(index.root)
         self.cache = Cache(Path(data.cache).expanduser(), int(data.cache_gb * 1e9))
         self.record = self.cache.folder / "checked" / index.sha256
+        self._noted: set[str] = set()
+        self._noted_bytes = 0  # of the record, which other processes add to, that we have read
 
     def where(self, name: str) -> str:
         return f"{self.index.root.rstrip('/')}/{name}"
@@ -70,17 +72,28 @@ class Storage:
                 problem = one_line(error)
         raise Unreadable(f"{self.where(self.index.shards[number].offsets)} cannot be read ({problem}): copy the shards again")
 
+    def _is_noted(self, name: str) -> bool:
+        """Whether the record, which may not be there, has this line."""
+        if name not in self._noted:
+            with contextlib.suppress(OSError), open(self.record, "rb") as file:
+                file.seek(self._noted_bytes)
+                lines = file.read().decode()
+                whole = lines[: lines.rfind("\n") + 1]  # another process may be writing one
+                self._noted.update(whole.split())
+                self._noted_bytes += len(whole)
+        return name in self._noted
+
     def _check(self, handle: int, path: Path, sha256: str, size: int) -> None:
         state = os.fstat(handle)
         if state.st_size != size:
             raise Unreadable(f"shard {path} has {state.st_size} bytes, the index says {size}: copy or write the shards again")
         identity = f"{sha256} {path.resolve()} {os.uname().nodename} {state.st_dev} {state.st_ino} {size} {state.st_mtime_ns}"
         name = hashlib.sha256(identity.encode()).hexdigest()
-        if name in noted(self.record):
+        if self._is_noted(name):
             return
         lock = self.record.with_name(f"{name}.lock")
         with locked(lock, required=False):  # so that one process of the machine reads it through, not all
-            if name in noted(self.record):
+            if self._is_noted(name):
                 return
             try:
                 found = digest(handle)
@@ -92,14 +105,6 @@ class Storage:
                 with open(self.record, "a") as file:
                     file.write(f"{name}\n")
                 lock.unlink(missing_ok=True)
-
-
-def noted(record: Path) -> set[str]:
-    """The lines of a file that may not be there."""
-    try:
-        return set(record.read_text().split())
-    except OSError:
-        return set()
 
 
 class Prefetcher:
