@@ -43,7 +43,6 @@ from scalegan.data.writer import Sample, write_shards
 
 Kind = Literal["full", "blocks"]
 KINDS: tuple[Kind, ...] = ("full", "blocks")
-
 IMAGES = (10**6, 10**7, 10**8, 10**9)
 RANKS = (8, 64, 1024)
 SHARD, SHARD_GB = 10_000, 1.0  # images of a shard, at 100 kB each
@@ -180,8 +179,8 @@ def planning(indexes: dict[int, Index]) -> list[bool]:
 
 def planning_times(plan: Plan, epochs: int) -> dict[str, float]:
     """Seconds of what a rank plans after so many epochs; `resume` is all that comes before the first step."""
-    order = plan.order
-    at = (epochs * order.epoch + bool(epochs) * order.epoch // 3) // plan.batch * plan.batch
+    order, thirds = plan.order, 3 * epochs + bool(epochs)
+    at = thirds * plan.order.epoch // 3 // plan.batch * plan.batch
     steps = plan.ahead(at)
     times = {"resume": seconds(lambda: next(replace(plan, order=replace(order)).ahead(at)), 7)}
     times["a step"] = seconds(lambda: next(steps), 25) / len(next(steps)[0])
@@ -218,7 +217,7 @@ def planned(plan: Plan, steps: int) -> NDArray[np.int64]:
 def shards_of_ranks(indexes: dict[int, Index]) -> bool:
     row = table(
         "an epoch in blocks order on all ranks, / formula; fetched by a cache that holds no more than is at hand; GB",
-        "       images|,", "ranks|", "shards a rank, mean|", "at most|", "ranks a shard, at most|", "share of a rank|.2f",
+        "       images|,", "ranks|", "shards a rank, mean|", "      at most|", "ranks a shard, at most|", "share of a rank|.2f",
         "fetched|.2f", "fetched / share|", "at hand, at most|",
     )  # fmt: skip
     wrong = 0
@@ -303,7 +302,7 @@ def checkpoints(folder: Path, megabytes: int) -> bool:
     size = sum(file.stat().st_size for file in checkpoint.folders(folder)[0].iterdir()) / 1e6
     rates = [size / statistics.median(values[1:]) for values in zip(*times, strict=True)]
     row = table(
-        "a checkpoint, MB/s", "parameters|,", "MB|.1f", "14 bytes each, MB|.1f", "copy, for which training waits|.0f",
+        "a checkpoint, MB/s", "parameters|,", "   MB|.1f", "14 bytes each, MB|.1f", "copy, for which training waits|.0f",
         "write, hash, flush|.0f", "all, the check included|.0f",
     )  # fmt: skip
     row(parameters, size, 14 * parameters / 1e6, *rates)
@@ -329,7 +328,7 @@ def lost_work(copy_rate: float, rate: float) -> None:
     """The interval is that of Young and Daly for the time that training waits, or the time to write where that is longer."""
     row = table(
         f"at these rates; a GPU fails once in {MTBF_HOURS:,} h, and {RESTART:.0f} s pass from there to the next first step",
-        "parameters|.0e", " GPUs|,", "GB|.2f", "waits, s|.2f", "on disk after, s|.1f", "a failure each, h|,.0f",
+        "parameters|.0e", " GPUs|,", "   GB|.2f", "waits, s|.2f", "on disk after, s|.1f", "a failure each, h|,.0f",
         "interval, min|.1f", "lost by a kill, min|.1f", "time lost in all|.2%",
     )  # fmt: skip
     for parameters in PARAMETERS:
@@ -338,15 +337,14 @@ def lost_work(copy_rate: float, rate: float) -> None:
             mtbf = MTBF_HOURS * 3600 / ranks
             interval = max(math.sqrt(2 * stall * mtbf), whole)
             lost = interval / 2 + whole
-            share = stall / interval + (lost + RESTART) / mtbf
-            row(parameters, ranks, 14 * parameters / 1e9, stall, whole, mtbf / 3600, interval / 60, lost / 60, share)
+            figures = 14 * parameters / 1e9, stall, whole, mtbf / 3600, interval / 60, lost / 60
+            row(parameters, ranks, *figures, stall / interval + (lost + RESTART) / mtbf)
 
 
 def killed(interval: float, write: float) -> float:
     """What kills at random times lose, as they go back to the newest checkpoint that was whole, over the formula."""
     times = np.random.default_rng(0).uniform(10 * interval, 20 * interval, 10**6)
-    newest = (times - write) // interval * interval
-    return float(np.mean(times - newest)) / (interval / 2 + write)
+    return float(np.mean(times - (times - write) // interval * interval)) / (interval / 2 + write)
 
 
 if __name__ == "__main__":
