@@ -3,8 +3,8 @@
     python benchmarks/processes.py
 
 Both train the same preset on the same shards; the two are started by `accelerate launch --config_file launch/cpu.yaml`.
-Throughput is that of the preset (bfloat16 where the CPU has it), data and logging included, over a fixed number of steps after a warm-up; the
-ratio is taken within each round and the median counts.
+Throughput is that of the preset (bfloat16 where the CPU has it), data and logging included, over a fixed number of steps
+after a warm-up; the ratio is taken within each round and the median counts.
 
 Losses are compared in float32, where the runs differ by nothing but the order of sums. At the preset's learning rate a GAN
 makes per cents of that last bit within a few steps, whatever it comes from: so a third run, one process with ONE thread, shows
