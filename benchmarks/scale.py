@@ -92,12 +92,11 @@ def plan_of(index: Index, kind: Kind, ranks: int) -> Plan:
 
 def table(title: str, *columns: str) -> Callable[..., None]:
     """Print the head of a table, whose columns are `name|format`; returns what prints a row of it."""
-    names, formats = zip(*(column.split("|") for column in columns), strict=True)
-    print(f"\n{title}\n{'  '.join(names)}")
+    parts = [column.split("|") for column in columns]
+    print(f"\n{title}", "  ".join(name for name, _ in parts), sep="\n")
 
     def row(*cells: object) -> None:
-        texts = [format(cell, spec).rjust(len(name)) for cell, spec, name in zip(cells, formats, names, strict=True)]
-        print("  ".join(texts), flush=True)
+        print(*(format(cell, spec).rjust(len(name)) for cell, (name, spec) in zip(cells, parts, strict=True)), sep="  ")
 
     return row
 
@@ -271,11 +270,11 @@ def reading(folder: Path) -> bool:
             storage.record.write_text("".join(f"{number:064x}\n" for number in range(shards)))  # a line a checked shard
             calls = Mock(open=Mock(wraps=storage.open), offsets=Mock(wraps=storage.offsets))
             storage.open, storage.offsets = calls.open, calls.offsets  # type: ignore[method-assign]
-            steps = (samples for _, rows in plan_of(index, kind, RANKS[1]).ahead(0) for samples in rows)
+            loads = (reader.load(samples) for _, rows in plan_of(index, kind, RANKS[1]).ahead(0) for samples in rows)
             while len(reader.tables) < (0.98 * min(shards, MOST_TABLES) if kind == "full" else 1):
-                reader.load(next(steps))
+                next(loads)
             calls.reset_mock()
-            times.append(seconds(lambda reader=reader, steps=steps: reader.load(next(steps)), 20) / PER_RANK)
+            times.append(seconds(loads.__next__, 20) / PER_RANK)
             found = [mock.call_count / 20 / PER_RANK for mock in (calls.open, calls.offsets)]
             missed = [max(0.0, 1 - most / shards) if kind == "full" else 1 / SHARD for most in (MOST_OPEN, MOST_TABLES)]
             row(kind, images, *(f"{a:.3f} / {b:.3f}" for a, b in zip(found, missed, strict=True)), 1e3 * times[-1])
