@@ -92,7 +92,7 @@ def claim(run_dir: Path, config: Config, data_sha256: str) -> None:
     path = run_dir / IDENTITY
     overridden = json.loads(path.read_text()).get("overridden", []) if path.is_file() else []
     if changed:
-        checkpoints = sorted(p.name for p in (run_dir / "checkpoints").glob("[0-9]*"))
+        checkpoints = sorted((p.name for p in (run_dir / "checkpoints").glob("[0-9]*")), key=lambda name: name.rjust(20, "0"))
         overridden.append({"after_checkpoint": checkpoints[-1] if checkpoints else None, "changes": changed})
     identity = _identity(config, data_sha256) | {"overridden": overridden, "scalegan": __version__}
     write_atomically(path, json.dumps(identity, indent=1).encode())

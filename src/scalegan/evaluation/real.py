@@ -13,6 +13,7 @@ from torch import Tensor
 
 from scalegan.data.index import Index
 from scalegan.data.loader import Batch
+from scalegan.data.order import COMPARED, draw, permute
 from scalegan.errors import UserError
 from scalegan.evaluation import real_cache
 from scalegan.evaluation.features import Extractor
@@ -47,7 +48,7 @@ class RealImages:
             )
         self.index, self.reader = index, reader
         self.count = wanted or index.samples
-        order = np.argsort(np.random.Philox(key=0).random_raw(index.samples), kind="stable")[: self.count]
+        order = permute(np.arange(self.count), index.samples, index.samples, draw(0, COMPARED))  # nothing for those left out
         self.samples: NDArray[np.int64] = np.sort(order)
         """int64 [count], in the order they are read."""
         self.in_first_half = torch.from_numpy(np.isin(self.samples, order[: self.count // 2]))
