@@ -43,10 +43,8 @@ if TYPE_CHECKING:
 
 BATCH, TURN = 16, 8
 """The preset's batch, and its steps from one penalty to the next, so that all turns hold the same work."""
-WARM_UP = 16
-"""Steps before the clock starts."""
-LINE = 32
-"""Steps from one line of timing.jsonl to the next, for checkpoints: time enough to write one."""
+WARM_UP, LINE = 16, 32
+"""Steps before the clock starts; and those from one line of timing.jsonl to the next, for checkpoints: time to write one."""
 LAUNCHES = {"1 process x 2 threads": (1, 2), "2 processes x 1 thread": (2, 1)}
 READERS = ("resident", "stream")
 MOST, NOISE = 2.0, 1.0
@@ -87,8 +85,8 @@ def config_of(run: Path, images: int, *options: str) -> Config:
     settled = [
         "--config=kiwi_small", f"--run={run}", f"--data.path={common.shards('kiwi64')}", f"--data.cache={run.parent / 'cache'}",
         "--train.device=cpu", f"--train.batch={BATCH}", f"--train.images={images}", f"--log.samples={images}",
-        f"--log.checkpoint={images}", "--log.wandb=offline", "--evaluation.every=0", "--evaluation.samples=64",
-        "--evaluation.real=64",
+        f"--log.checkpoint={images}", "--log.wandb=offline",
+        "--evaluation.every=0", "--evaluation.samples=64", "--evaluation.real=64",
     ]  # fmt: skip
     return settings.parse([*settled, *options]).config
 
@@ -119,10 +117,9 @@ def measure_checks(args: argparse.Namespace, index: Index) -> Iterator[bool]:
 
 def train_with_checks(processes: int, threads: int, times: int) -> list[dict[str, Any]]:
     """The timing of one training whose checks are off by turns."""
-    command = [sys.executable]
-    if processes > 1:
-        command += ["-m", "accelerate.commands.launch", "--config_file", "launch/cpu.yaml"]
-        command += ["--num_processes", str(processes), "--num_cpu_threads_per_process", str(threads)]
+    launcher = ["-m", "accelerate.commands.launch", "--config_file", "launch/cpu.yaml"]
+    launcher += ["--num_processes", str(processes), "--num_cpu_threads_per_process", str(threads)]
+    command = [sys.executable, *(launcher if processes > 1 else ())]
     with folder() as place:
         run = Path(place) / "run"
         common.run([*command, "benchmarks/reliability.py", "--child", "checks", str(run), str(times)], threads)
