@@ -118,7 +118,8 @@ def test_a_server_that_recovers_costs_some_seconds(shards, tmp_path, from_disk, 
     assert differing(tmp_path / "run", from_disk(1)) == []
 
 
-@pytest.mark.parametrize("fault", ["500", pytest.param("reset", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", FAULTS)
 def test_a_shard_that_does_not_come_is_named_or_left_out_alike(shards, tmp_path, nginx, fault):
     lost = sorted(shards_of(shards, 0))[0]
     runs = {}
