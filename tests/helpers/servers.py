@@ -44,7 +44,7 @@ def s3(shards: Path) -> Iterator[tuple[str, dict[str, str]]]:
     import s3fs
 
     port = free_port()
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    command = ["moto_server", "-H", "127.0.0.1", "-p", str(port)]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True)
     endpoint = f"http://127.0.0.1:{port}"
     try:
