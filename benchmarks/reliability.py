@@ -110,7 +110,7 @@ def measure_checks(args: argparse.Namespace, index: Index) -> Iterator[bool]:
         in_epoch = 100 * rate * hashing / index.samples
         print(f"{launch:<28}{rate:14.1f}{ratio:14.4f}   ({low:.4f} to {high:.4f}){known:9.2f} %{in_epoch:21.3f} %", flush=True)
         if known > NOISE:
-            print(f"  too noisy to tell {NOISE:g} %: take more --turns, on a machine that does nothing else")
+            print(f"  too noisy to tell {NOISE:g} %, which counts as missed: let nothing else run, or take more --turns")
         cost = 100 * (1 - ratio) + in_epoch
         yield common.verdict(f"cost of checks, %, {launch}", cost, MOST, at_least=False) and known <= NOISE
 
