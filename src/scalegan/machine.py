@@ -71,6 +71,8 @@ def bf16() -> Iterator[Finding]:
     """On a GPU by what it says of itself, on a CPU by the clock."""
     import torch
 
+    from scalegan.distributed import has_bf16
+
     if torch.cuda.is_available():
         if torch.cuda.is_bf16_supported(including_emulation=False):
             yield ok("bf16", "supported by the GPU")
@@ -79,7 +81,12 @@ def bf16() -> Iterator[Finding]:
         return
     gain = convolution_seconds(torch.float32) / convolution_seconds(torch.bfloat16)
     text = f"convolutions take {1 / gain:.2f} of their float32 time"
-    yield ok("bf16", text) if gain > 1 else warn("bf16", f"{text}: use --train.precision fp32")
+    if gain > 1:
+        yield ok("bf16", text)
+    elif has_bf16("cpu"):
+        yield warn("bf16", f"{text}: use --train.precision fp32")
+    else:
+        yield ok("bf16", f"{text}: train.precision auto takes fp32")
 
 
 def convolution_seconds(dtype: torch.dtype) -> float:
