@@ -22,7 +22,7 @@ TIMEOUT = timedelta(minutes=60)  # real statistics of a large data set are made 
 
 
 def has_bf16(device: str) -> bool:
-    """Whether `train.device` multiplies bfloat16 in hardware; emulated on a CPU, convolutions took six to nine times as long."""
+    """Whether `train.device` multiplies bfloat16 in hardware; on a CPU, emulated convolutions took 6 to 9 times as long."""
     if device != "cpu" and torch.cuda.is_available():
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if platform.machine() in ("aarch64", "arm64"):
