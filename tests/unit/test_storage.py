@@ -7,14 +7,15 @@ import os
 import shutil
 import ssl
 import subprocess
+import sys
 import threading
 import time
+from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import fsspec
-import numpy as np
 import pytest
 from small_shards import damage, make_shards, open_shards
 
@@ -272,14 +273,64 @@ def test_other_protocols_and_chains_are_refused_by_name(tmp_path: Path, root: st
         Storage(Index(**{**vars(index), "root": root}), config(tmp_path))
 
 
-def test_shards_come_over_https(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_copy_that_gets_its_name_while_others_are_counted_is_counted(
+    tmp_path: Path, remote: Remote, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = remote.index.shards[0].bytes
+    data = config(tmp_path, cache_gb=2.2 * size / 1e9)
+    whole(Storage(remote.index, data), 0)
+    here, go = threading.Event(), threading.Event()
+    download, last_use = cache.download, cache.last_use
+
+    def slow_download(url: str, part: Path, sha256: str) -> None:
+        download(url, part, sha256)
+        here.set()
+        assert go.wait(10)
+
+    def look(path: Path) -> tuple[float, int, Path] | None:
+        if path.suffix == ".part" and not go.is_set():
+            go.set()
+            time.sleep(0.3)  # time for the other thread to rename it, if it may
+        return last_use(path)
+
+    monkeypatch.setattr(cache, "download", slow_download)
+    other = threading.Thread(target=whole, args=(Storage(remote.index, data), 1))
+    other.start()
+    assert here.wait(10)
+    monkeypatch.setattr(cache, "download", download)
+    monkeypatch.setattr(cache, "last_use", look)
+    whole(Storage(remote.index, data), 2)
+    other.join()
+    assert len(list(copies(tmp_path).rglob("shard-*.tar"))) == 2
+
+
+READ_OVER_HTTPS = """
+import sys
+from scalegan.config import DataConfig
+from scalegan.data.cache import Unreadable
+from scalegan.data.index import read_index
+from scalegan.data.storage import Storage
+from scalegan.errors import UserError
+try:
+    index = read_index(sys.argv[1])
+    shards = Storage(index, DataConfig(cache=sys.argv[2]))
+    shards.open(1)
+    print(index.sha256, shards.offsets(1).sum())
+    shards.open(2)
+except (UserError, Unreadable) as error:
+    print(error)
+"""
+
+
+@pytest.fixture
+def https(tmp_path: Path) -> Iterator[tuple[str, Path]]:
+    """A server of the folder `shards`, and the certificate that vouches for it."""
     if not shutil.which("openssl"):
         pytest.skip("needs the openssl command to make a certificate")
     key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
     name = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
     command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
     subprocess.run([*command, *name, "-keyout", key, "-out", certificate], check=True, capture_output=True)
-    local = make_shards(tmp_path / "shards")
 
     class Quiet(SimpleHTTPRequestHandler):
         def log_message(self, *args: object) -> None:
@@ -290,15 +341,33 @@ def test_shards_come_over_https(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     context.load_cert_chain(certificate, key)
     server.socket = context.wrap_socket(server.socket, server_side=True)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-    try:
-        index = read_index(f"https://localhost:{server.server_port}/")
-        shards = Storage(index, config(tmp_path))
-        assert index.sha256 == local.sha256
-        assert whole(shards, 1) == (tmp_path / "shards" / local.shards[1].name).read_bytes()
-        assert np.array_equal(shards.offsets(1), Storage(local, config(tmp_path)).offsets(1))
-        (tmp_path / "shards" / local.shards[2].name).unlink()
-        with pytest.raises(Unreadable, match=r"shard-000002.tar is missing"):
-            shards.open(2)
-    finally:
-        server.shutdown()
+    yield f"https://localhost:{server.server_port}", certificate
+    server.shutdown()
+
+
+def read_over_https(url: str, tmp_path: Path, **environment: str) -> list[str]:
+    """In a process of its own, as the HTTP library reads `SSL_CERT_FILE` when it is imported."""
+    command = [sys.executable, "-c", READ_OVER_HTTPS, url, str(tmp_path / "cache")]
+    ended = subprocess.run(command, env=os.environ | environment, check=True, capture_output=True, text=True)
+    return ended.stdout.splitlines()
+
+
+def test_shards_come_over_https(tmp_path: Path, https: tuple[str, Path]) -> None:
+    url, certificate = https
+    local = make_shards(tmp_path / "shards")
+    offsets = Storage(local, config(tmp_path)).offsets(1)
+    (tmp_path / "shards" / local.shards[2].name).unlink()
+    first, last = read_over_https(url, tmp_path, SSL_CERT_FILE=str(certificate))
+    assert first == f"{local.sha256} {offsets.sum()}"
+    assert "shard-000002.tar is missing" in last
+    (copy,) = copies(tmp_path).rglob("shard-000001.tar")
+    assert copy.read_bytes() == (tmp_path / "shards" / local.shards[1].name).read_bytes()
+
+
+def test_an_index_that_is_not_there_and_one_that_cannot_be_had_are_told_apart(tmp_path: Path, https: tuple[str, Path]) -> None:
+    url, certificate = https
+    (tmp_path / "shards").mkdir()
+    (told,) = read_over_https(url, tmp_path, SSL_CERT_FILE=str(certificate))
+    assert "index.json is missing" in told
+    (told,) = read_over_https(url, tmp_path, SSL_CERT_FILE=os.devnull)
+    assert "index.json cannot be read: ClientConnectorCertificateError" in told

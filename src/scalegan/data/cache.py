@@ -76,7 +76,8 @@ class Cache:
                     while not self._reserve(part, size):
                         time.sleep(WAIT)
                     download(url, part, sha256)
-                    os.replace(part, path)
+                    with self._counting():  # who counts meanwhile could see neither of its names
+                        os.replace(part, path)
                     self._sizes.append(size)
                 finally:
                     part.unlink(missing_ok=True)
@@ -85,12 +86,15 @@ class Cache:
                 raise UserError(f"no space left for {url} in {self.folder}: set data.cache, or less data.cache_gb") from None
             raise UserError(f"{self.folder} cannot be written ({error.strerror}): set another data.cache") from None
 
+    def _counting(self) -> contextlib.AbstractContextManager[None]:
+        return locked(self.folder / f".{PREFIX}lock")
+
     def _reserve(self, part: Path, size: int) -> bool:
         """Unlink the copies used longest ago until `size` bytes fit, and make `part`, whose name holds the room for it.
 
         False if other downloads hold too much. Who has a copy open can still read it after it is unlinked.
         """
-        with locked(self.folder / f".{PREFIX}lock"):
+        with self._counting():
             ours = (path for folder in self.folder.glob(f"{PREFIX}*") for path in folder.rglob("*") if path.suffix != ".lock")
             held = sorted(filter(None, map(last_use, ours)))
             free = self.limit - sum(copy_size for _, copy_size, _ in held)

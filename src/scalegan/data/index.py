@@ -136,12 +136,12 @@ def read_bytes(root: str, name: str, start: int = 0, length: int | None = None) 
     """Bytes [start, start + length) of a file under `root`, local or remote. Raises `FileNotFoundError` and `OSError`."""
     safe_name(name)
     if is_remote(root):
-        import fsspec
+        import fsspec.core
 
-        with fsspec.open(f"{root.rstrip('/')}/{name}", "rb") as file:
-            file.seek(start)
-            data: bytes = file.read() if length is None else file.read(length)
-            return data
+        # not `open`, which over HTTPS calls every fault, of a certificate or of the server, a file that is missing
+        system, path = fsspec.core.url_to_fs(f"{root.rstrip('/')}/{name}")
+        data: bytes = system.cat_file(path, start or None, None if length is None else start + length)
+        return data
     with open(Path(root) / name, "rb") as file:
         file.seek(start)
         return file.read() if length is None else file.read(length)
