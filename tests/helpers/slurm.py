@@ -144,13 +144,13 @@ class Cluster:
         wait_for(f"job {job} to be {' or '.join(states)}", seconds, lambda: self.state(job) in states)
         return self.state(job)
 
-    def wait_for_restart(self, job: str, restarts: int = 1, seconds: float = 120) -> None:
-        """Until a requeued job runs again, at once: Slurm would hold it for two minutes."""
+    def wait_for_restart(self, job: str, restarts: int = 1, seconds: float = 120, *, at_once: bool = True) -> None:
+        """Until a requeued job runs again: `at_once`, or when Slurm lets it begin by itself, which is after two minutes."""
 
         def running() -> bool:
             if int(self.field(job, "Restarts")) < restarts:
                 return False
-            if self.state(job) == "PENDING":
+            if at_once and self.state(job) == "PENDING":
                 with contextlib.suppress(AssertionError):  # it may have begun meanwhile
                     self.run("scontrol", "update", f"JobId={job}", "StartTime=now")
             return self.state(job) in ("RUNNING", "COMPLETED")

@@ -165,12 +165,13 @@ def test_a_job_requeued_from_outside_goes_on(cluster, submit, tmp_path, undistur
 
 @pytest.mark.slow
 def test_a_node_that_fails_costs_the_steps_since_the_checkpoint(cluster, submit, tmp_path, undisturbed):
+    """Slurm holds the job back for two minutes by itself, in which what it was before is cleared off the node that returns."""
     job = submit("kiwi")
     at_work(tmp_path / "run")
     cluster.lose_node(job, NODES[1])
     wait_for("Slurm to notice", 120, lambda: int(cluster.field(job, "Restarts")) == 1)
     cluster.start_node(NODES[1])
-    cluster.wait_for_restart(job)
+    cluster.wait_for_restart(job, seconds=200, at_once=False)
     assert cluster.wait_for_state(job, "COMPLETED", "FAILED") == "COMPLETED", log(tmp_path, job)
     assert differing(tmp_path / "run", undisturbed) == []
 
