@@ -63,9 +63,10 @@ def data(tmp_path_factory) -> Path:
     return folder
 
 
-def test_the_value_is_the_same_on_1_to_4_processes(data, tmp_path):
+@pytest.mark.parametrize("worlds", [(1, 4), pytest.param((1, 2, 3), marks=pytest.mark.slow)])
+def test_the_value_is_the_same_on_1_to_4_processes(data, tmp_path, worlds):
     records = []
-    for processes in (1, 2, 3, 4):
+    for processes in worlds:
         caches = [tmp_path / f"cache{processes}"]
         if processes == 2:
             caches.append(tmp_path / "cache1")  # what one process has kept

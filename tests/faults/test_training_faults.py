@@ -369,10 +369,13 @@ def test_checkpoints_that_are_all_damaged_are_no_new_start(shards, tmp_path):
 # --- told to stop, under a real launcher
 
 
+LAUNCHED = 32 * 60
+
+
 @pytest.fixture(scope="module")
 def unbroken(shards, tmp_path_factory):
     folder = tmp_path_factory.mktemp("unbroken")
-    ended = run_world(folder, 2, training, configured(shards, folder / "run", LONG, **FULL), True)
+    ended = run_world(folder, 2, training, configured(shards, folder / "run", LAUNCHED, **FULL), True)
     assert [e.value for e in ended] == [True, True], ended
     return folder / "run"
 
@@ -380,7 +383,7 @@ def unbroken(shards, tmp_path_factory):
 @pytest.mark.distributed
 @pytest.mark.parametrize("how", ["Ctrl-C", pytest.param("TERM to the launcher", marks=pytest.mark.slow)])
 def test_a_launched_run_that_is_stopped_saves_and_goes_on(shards, tmp_path, unbroken, how):
-    argv = arguments(shards, tmp_path / "run", LONG, **FULL)
+    argv = arguments(shards, tmp_path / "run", LAUNCHED, **FULL)
     process = start(argv)
     recorded = tmp_path / "run" / "metrics.jsonl"
     wait_for(lambda: recorded.exists() and recorded.read_bytes().count(b"\n") >= 2)
@@ -392,13 +395,13 @@ def test_a_launched_run_that_is_stopped_saves_and_goes_on(shards, tmp_path, unbr
     said = re.search(r"stopped at (\d+) images on request, checkpoint saved: run the same command to go on", output)
     assert said, output + errors
     stopped = int(said[1])
-    assert stopped < LONG
+    assert stopped < LAUNCHED
     assert int(newest(tmp_path / "run").name) == stopped
 
     again = start(argv)
     output, errors = again.communicate(timeout=240)
     assert again.returncode == 0, errors
-    assert f"going on at {stopped} images of {LONG}" in output
+    assert f"going on at {stopped} images of {LAUNCHED}" in output
     ours, theirs = contents(tmp_path / "run"), contents(unbroken)
     assert [name for name in theirs if name != "evaluations.jsonl" and ours[name] != theirs[name]] == []
     ours, theirs = (json.loads(record["evaluations.jsonl"]) for record in (ours, theirs))
