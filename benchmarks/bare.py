@@ -37,7 +37,7 @@ class Recipe:
     width: int
     critic_width: int
     r1_gamma: float
-    r1_every: int
+    penalty_every: int
     brightness: float
     shift: float
     rate: float
@@ -95,7 +95,11 @@ class BareLoop:
         """One turn on `real`, uint8 [N, 3, 64, 64]; `number` steps were made before. Returns the losses of D and G."""
         recipe, count = self.recipe, len(real)
         loss_d = self.discriminator_step(
-            real, torch.randn(count, recipe.z_dim), torch.rand(count, 4), torch.rand(count, 4), number % recipe.r1_every == 0
+            real,
+            torch.randn(count, recipe.z_dim),
+            torch.rand(count, 4),
+            torch.rand(count, 4),
+            number % recipe.penalty_every == 0,
         )
         loss_g = self.generator_step(torch.randn(count, recipe.z_dim), torch.rand(count, 4))
         self.average(recipe.batch * (number + 1))
@@ -119,7 +123,7 @@ class BareLoop:
         if penalised:
             (gradient,) = torch.autograd.grad(real_logits.sum(), images, create_graph=True)
             penalty = 0.5 * self.recipe.r1_gamma * gradient.square().flatten(1).sum(1).mean()
-            loss = loss + self.recipe.r1_every * penalty
+            loss = loss + self.recipe.penalty_every * penalty
         loss.backward()  # type: ignore[no-untyped-call]
         self.opt_d.step()
         return adversarial.detach()

@@ -126,7 +126,8 @@ def preset_recipe() -> Any:
     model, loss, optim, ema = config.model, config.loss, config.optim, config.ema
     return bare.Recipe(
         batch=BATCH, z_dim=model.z_dim, width=model.width, critic_width=model.critic_width,
-        r1_gamma=loss.r1_gamma, r1_every=loss.r1_every, brightness=config.augment.brightness, shift=config.augment.shift,
+        r1_gamma=loss.r1_gamma, penalty_every=loss.penalty_every,
+        brightness=config.augment.brightness, shift=config.augment.shift,
         rate=optim.lr_g, betas_g=optim.betas_g, betas_d=optim.betas_d, half_life=ema.half_life, ramp=ema.ramp,
     )  # fmt: skip
 

@@ -52,10 +52,14 @@ class DataConfig:
         require(0 <= self.skip_budget <= 1, f"data.skip_budget is {self.skip_budget}: give a share from 0 to 1")
 
 
+OWN_FIELDS = {"dcgan": ("critic_norm", "norm_group", "init"), "r3gan": ("blocks", "group_width")}
+"""Fields of `ModelConfig` that one family alone knows."""
+
+
 @dataclass(frozen=True)
 class ModelConfig:
-    family: Literal["dcgan"] = "dcgan"
-    """Network family."""
+    family: Literal["dcgan", "r3gan"] = "dcgan"
+    """Network family: convolutions with normalisation (Radford et al. 2015), or residual blocks without (Huang et al. 2024)."""
     z_dim: int = 100
     """Numbers in one latent vector."""
     width: int = 64
@@ -78,25 +82,56 @@ class ModelConfig:
     """Tell generator and critic the class of each image; needs labelled data."""
     class_dim: int = 32
     """Numbers that a class is embedded into for the generator."""
+    blocks: int = 2
+    """Residual blocks at each resolution (r3gan)."""
+    group_width: int = 16
+    """Channels of one group of a grouped convolution (r3gan)."""
 
     def __post_init__(self) -> None:
         require(self.norm_group != 1 and self.norm_group >= 0, f"model.norm_group is {self.norm_group}: give 0, or 2 or more")
-        for name in ("z_dim", "width", "max_width", "critic_width", "critic_max_width", "class_dim"):
+        for name in ("z_dim", "width", "max_width", "critic_width", "critic_max_width", "class_dim", "blocks", "group_width"):
             require(getattr(self, name) >= 1, f"model.{name} is {getattr(self, name)}: give at least 1")
+        for family, names in OWN_FIELDS.items():
+            for field_ in dataclasses.fields(self):
+                changed = field_.name in names and getattr(self, field_.name) != field_.default
+                require(
+                    family == self.family or not changed,
+                    f"model.{field_.name} is a setting of model.family {family}, which is {self.family} here: leave it out",
+                )
+        if self.family == "r3gan":
+            for name in ("width", "max_width", "critic_width", "critic_max_width"):
+                inner = 2 * getattr(self, name)
+                require(
+                    inner % self.group_width == 0,
+                    f"model.{name} {getattr(self, name)}: r3gan wants twice it to be a multiple of model.group_width "
+                    f"{self.group_width}",
+                )
 
 
 @dataclass(frozen=True)
 class LossConfig:
-    name: Literal["non_saturating", "minimax"] = "non_saturating"
-    """`non_saturating`: J_G = -mean log D(G(z)); `minimax`: J_G = mean log(1 - D(G(z))). J_D is the same in both."""
+    name: Literal["non_saturating", "minimax", "hinge", "least_squares", "wasserstein", "relativistic"] = "non_saturating"
+    """`non_saturating`: J_G = -mean log D(G(z)); `minimax`: J_G = mean log(1 - D(G(z))); `relativistic` judges each fake
+    beside a real image (RpGAN). The formulas are in losses.py."""
     r1_gamma: float = 0.0
     """Weight of the R1 penalty, gamma/2 * |d logit/d image|^2 on real images (Mescheder et al. 2018); 0 is off."""
-    r1_every: int = 1
+    r2_gamma: float = 0.0
+    """Weight of the R2 penalty: the same on generated images."""
+    gp_weight: float = 0.0
+    """Weight of the gradient penalty between real and generated images, w * (|d logit/d image| - `gp_centre`)^2 (WGAN-GP)."""
+    gp_centre: float = 1.0
+    """Slope that the gradient penalty draws the critic to: 1, or 0 for the zero-centred form."""
+    penalty_every: int = 1
     """Critic steps from one penalty to the next; its weight is multiplied by the same number."""
 
     def __post_init__(self) -> None:
-        require(self.r1_gamma >= 0, f"loss.r1_gamma is {self.r1_gamma}: give 0 or more")
-        require(self.r1_every >= 1, f"loss.r1_every is {self.r1_every}: give at least 1")
+        for name in ("r1_gamma", "r2_gamma", "gp_weight", "gp_centre"):
+            require(getattr(self, name) >= 0, f"loss.{name} is {getattr(self, name)}: give 0 or more")
+        require(self.penalty_every >= 1, f"loss.penalty_every is {self.penalty_every}: give at least 1")
+
+    @property
+    def penalised(self) -> bool:
+        return self.r1_gamma > 0 or self.r2_gamma > 0 or self.gp_weight > 0
 
 
 @dataclass(frozen=True)
@@ -139,6 +174,10 @@ class OptimConfig:
     """Learning rate at the end, as a share of that at the start (not used by `constant`)."""
     warmup: int = 0
     """Images over which the learning rate rises from 0."""
+    clip: float = 0.0
+    """Longest gradient of a network: a longer one is scaled down to it; 0 is off."""
+    critic_steps: int = 1
+    """Steps of the critic, each on a batch of its own, to one of the generator."""
 
     def __post_init__(self) -> None:
         require(self.lr_g > 0 and self.lr_d > 0, "optim.lr_g and optim.lr_d must be above 0")
@@ -149,6 +188,8 @@ class OptimConfig:
             )
         require(0 <= self.final_lr <= 1, f"optim.final_lr is {self.final_lr}: give a share from 0 to 1")
         require(self.warmup >= 0, f"optim.warmup is {self.warmup}: give 0 or more images")
+        require(self.clip >= 0, f"optim.clip is {self.clip}: give 0 or more")
+        require(self.critic_steps >= 1, f"optim.critic_steps is {self.critic_steps}: give at least 1")
 
 
 @dataclass(frozen=True)
@@ -270,6 +311,12 @@ class Config:
             raise UserError(
                 f"model.norm_group {group} does not fit the {share} images of a round on each of {processes} processes "
                 f"(train.batch {batch}, train.accumulate {rounds}): try --model.norm_group {share}, or 0 for the whole batch"
+            )
+        bounded = self.loss.penalised or self.model.critic_norm == "spectral"
+        if self.loss.name == "wasserstein" and not bounded:
+            raise UserError(
+                "loss.name wasserstein needs a critic whose slope is bounded: set --loss.gp_weight 10, or "
+                "--model.critic_norm spectral"
             )
         if self.data.order == "blocks":
             streams = self.data.streams

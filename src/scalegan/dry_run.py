@@ -104,7 +104,7 @@ def measure(config: Config, index: Index, accelerator: Accelerator, game: Game) 
             began = time.perf_counter()
             for _ in range(steps):
                 critic = game.discriminator_step(reals, images_seen)
-                generator = game.generator_step(images_seen)
+                generator = game.generator_step(reals, images_seen)
                 images_seen += config.train.batch
                 game.average(images_seen)
                 statistics.add(critic, generator, images_seen)
@@ -128,8 +128,8 @@ def measure(config: Config, index: Index, accelerator: Accelerator, game: Game) 
 
 
 def enough_steps(config: Config, seconds: float) -> int:
-    """Steps that take about `SECONDS`, if one takes `seconds`; whole rounds of a penalty that comes every so many."""
-    turn = config.loss.r1_every if config.loss.r1_gamma > 0 else 1
+    """Steps that take about `SECONDS`, if one takes `seconds`; whole rounds of what comes every so many."""
+    turn = math.lcm(config.loss.penalty_every if config.loss.penalised else 1, config.optim.critic_steps)
     return math.ceil(min(SECONDS / seconds, MOST_STEPS) / turn) * turn
 
 

@@ -1,35 +1,105 @@
-"""Adversarial losses as pure functions of logits [N] in float32. Small is good for the network that is being trained.
+"""Adversarial losses and penalties as pure functions in float32. Small is good for the network that is being trained.
 
-D(x) = sigmoid(logit) is never formed: log D = -softplus(-logit) and log(1 - D) = -softplus(logit) stay finite and keep
-their gradient where the probability has long rounded to 0 or 1.
+Logits are [N] and large where the critic takes an image for real. D(x) = sigmoid(logit) is never formed: log D =
+-softplus(-logit) and log(1 - D) = -softplus(logit) stay finite and keep their gradient where the probability has long
+rounded to 0 or 1.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from torch import Tensor
-from torch.nn.functional import softplus
+from torch.nn.functional import relu, softplus
 
 
-def discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+def cross_entropy(real: Tensor, fake: Tensor) -> Tensor:
     """J_D = -mean log D(x) - mean log(1 - D(G(z))) (Goodfellow et al. 2014, eq. 1, negated)."""
-    return softplus(-real_logits).mean() + softplus(fake_logits).mean()
+    return softplus(-real).mean() + softplus(fake).mean()
 
 
-def non_saturating(fake_logits: Tensor) -> Tensor:
+def non_saturating(fake: Tensor) -> Tensor:
     """J_G = -mean log D(G(z)) (Goodfellow et al. 2014, section 3)."""
-    return softplus(-fake_logits).mean()
+    return softplus(-fake).mean()
 
 
-def minimax(fake_logits: Tensor) -> Tensor:
+def minimax(fake: Tensor) -> Tensor:
     """J_G = mean log(1 - D(G(z))): the other side of J_D; its gradient vanishes where the critic is sure."""
-    return -softplus(fake_logits).mean()
+    return -softplus(fake).mean()
 
 
-GENERATOR_LOSSES: dict[str, Callable[[Tensor], Tensor]] = {"non_saturating": non_saturating, "minimax": minimax}
+def hinge(real: Tensor, fake: Tensor) -> Tensor:
+    """J_D = mean max(0, 1 - D(x)) + mean max(0, 1 + D(G(z))) (Lim and Ye 2017; Miyato et al. 2018, eq. 16)."""
+    return relu(1 - real).mean() + relu(1 + fake).mean()
 
 
-def r1_penalty(steepness: Tensor, gamma: float) -> Tensor:
-    """gamma/2 E |d logit / d image|^2 from the squared gradient norms [N] (Mescheder et al. 2018, eq. 9)."""
+def least_squares(real: Tensor, fake: Tensor) -> Tensor:
+    """J_D = mean (D(x) - 1)^2 / 2 + mean D(G(z))^2 / 2 (Mao et al. 2017, eq. 9)."""
+    return 0.5 * (real - 1).square().mean() + 0.5 * fake.square().mean()
+
+
+def least_squares_generator(fake: Tensor) -> Tensor:
+    """J_G = mean (D(G(z)) - 1)^2 / 2 (Mao et al. 2017, eq. 9)."""
+    return 0.5 * (fake - 1).square().mean()
+
+
+def wasserstein(real: Tensor, fake: Tensor) -> Tensor:
+    """J_D = mean D(G(z)) - mean D(x) (Arjovsky et al. 2017, eq. 3, negated); wants a critic whose slope is bounded."""
+    return fake.mean() - real.mean()
+
+
+def wasserstein_generator(fake: Tensor) -> Tensor:
+    """J_G = -mean D(G(z)); `hinge` has the same."""
+    return -fake.mean()
+
+
+def relativistic(better: Tensor, worse: Tensor) -> Tensor:
+    """mean -log sigmoid(better - worse), pair by pair (Jolicoeur-Martineau 2018; Huang et al. 2024, eq. 2, "RpGAN").
+
+    J_D is that of (real, fake), J_G that of (fake, real).
+    """
+    return softplus(worse - better).mean()
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What the two networks minimise. `generator` takes the logits of fakes, and a `paired` one those of reals besides."""
+
+    critic: Callable[[Tensor, Tensor], Tensor]
+    generator: Callable[..., Tensor]
+    paired: bool = False
+    """Each fake is judged beside a real image, of the same class."""
+    boundary: float | None = 0.0
+    """Logit from which on the critic says real; None where only differences of logits mean anything."""
+
+    def accuracy(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
+        """Shares [] of real and of generated images that the critic tells right."""
+        if self.boundary is None:
+            right = (real > fake).float().mean()
+            return right, right
+        return (real > self.boundary).float().mean(), (fake < self.boundary).float().mean()
+
+
+LOSSES = {
+    "non_saturating": Loss(cross_entropy, non_saturating),
+    "minimax": Loss(cross_entropy, minimax),
+    "hinge": Loss(hinge, wasserstein_generator),
+    "least_squares": Loss(least_squares, least_squares_generator, boundary=0.5),
+    "wasserstein": Loss(wasserstein, wasserstein_generator, boundary=None),
+    "relativistic": Loss(relativistic, relativistic, paired=True, boundary=None),
+}
+
+
+def zero_centred(steepness: Tensor, gamma: float) -> Tensor:
+    """gamma/2 E |d logit / d image|^2 from the squared gradient norms [N].
+
+    R1 at real images, R2 at generated ones (Mescheder et al. 2018, eq. 9 and 10).
+    """
     return 0.5 * gamma * steepness.mean()
+
+
+def gradient_penalty(steepness: Tensor, weight: float, centre: float) -> Tensor:
+    """weight E (|d logit / d image| - centre)^2 at mixed images (Gulrajani et al. 2017, eq. 3, with centre 1)."""
+    tiny = 1e-12  # the root of an exact 0 has no slope
+    return weight * ((steepness + tiny).sqrt() - centre).square().mean()

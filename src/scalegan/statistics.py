@@ -25,7 +25,7 @@ class Statistics:
     """Sums over the steps since the last reading; `state` and `restore` carry them over a restart."""
 
     NAMES = (
-        "loss/D", "loss/G", "logits/real", "logits/fake", "accuracy/real", "accuracy/fake", "r1",
+        "loss/D", "loss/G", "logits/real", "logits/fake", "accuracy/real", "accuracy/fake", "r1", "r2", "gp",
         "grad_norm/D", "grad_norm/G", "skipped/D", "skipped/G",
     )  # fmt: skip
 
@@ -33,7 +33,7 @@ class Statistics:
         self.sums = torch.zeros(len(self.NAMES), dtype=torch.float64, device=device)
         self.counts = torch.zeros(len(self.NAMES), dtype=torch.float64)
         self.row = torch.zeros(2, dtype=torch.float64, device=device)  # steps skipped in a row: by critic, by generator
-        self.absent = torch.zeros((), device=device)
+        self.absent, self.missing = torch.zeros((), device=device), torch.full((), torch.nan, device=device)
         self.every_step = every_step
         self.steps: list[tuple[int, Tensor]] = []
 
@@ -42,10 +42,11 @@ class Statistics:
         values = torch.stack([means.get(name, self.absent) for name in self.NAMES]).double()
         self.sums += values
         self.counts += torch.tensor([name in means for name in self.NAMES])
-        skipped = values[-2:]
-        self.row = (self.row + skipped) * skipped
+        for place, name in enumerate(self.NAMES[-2:]):
+            if name in means:  # the generator may have had no step
+                self.row[place] = (self.row[place] + means[name]) * means[name]
         if self.every_step:
-            self.steps.append((images_seen, values[:2]))
+            self.steps.append((images_seen, torch.stack([means.get(name, self.missing) for name in self.NAMES[:2]]).double()))
 
     def read(self) -> tuple[dict[str, float], int]:
         """Means since the last reading over all processes, and the longest row of skipped steps. Waits for the device."""
@@ -81,7 +82,7 @@ class Statistics:
         if dist.is_initialized():
             sums = [torch.empty_like(self.sums) for _ in range(dist.get_world_size())]
             dist.all_gather(sums, self.sums)
-        return {"sums": torch.stack(sums), "counts": self.counts, "row": self.row}
+        return {"sums": torch.stack(sums), "counts": self.counts.clone(), "row": self.row.clone()}
 
     def restore(self, state: dict[str, Tensor], rank: int, processes: int) -> None:
         """Each process takes its own sums; where their number has changed, each the mean, which has the same total."""

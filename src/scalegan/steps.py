@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -61,6 +61,12 @@ class Draws:
         u = random.uniform(self.config.train.seed, f"augment/{purpose}", first, self.count, augment.WIDTH)
         return self._send(u.astype(np.float32))
 
+    def mixture(self, first: int) -> Tensor:
+        """Share [count, 1, 1, 1] of the real image in the mixed one that the gradient penalty looks at."""
+        return self._send(
+            random.uniform(self.config.train.seed, "mixture", first, self.count, 1).astype(np.float32)[:, :, None, None]
+        )
+
     def first(self, images_seen: int, round_: int) -> int:
         return images_seen + self.offset + round_ * self.count
 
@@ -95,49 +101,59 @@ class Game:
         # Sampling for the critic and scoring for the generator go round DDP: nothing of theirs is to be reduced.
         self.bare_generator: nn.Module = accelerator.unwrap_model(self.generator)
         self.bare_critic: nn.Module = accelerator.unwrap_model(self.critic)
-        self.generator_loss: Callable[[Tensor], Tensor] = losses.GENERATOR_LOSSES[config.loss.name]
+        self.loss = losses.LOSSES[config.loss.name]
 
     def discriminator_step(self, reals: Sequence[Batch], images_seen: int) -> Values:
         """Teach the critic to tell this step's real images from fresh fakes; `reals` has one batch a round."""
         self.opt_d.zero_grad()
-        penalised = self.config.loss.r1_gamma > 0 and images_seen // self.config.train.batch % self.config.loss.r1_every == 0
+        config = self.config.loss
+        penalised = config.penalised and self._number(images_seen) % config.penalty_every == 0
         values = Values()
         for round_, real in enumerate(reals):
             first = self.draws.first(images_seen, round_)
             with torch.no_grad():
-                labels = self.draws.labels("d", first)
+                labels = real.labels if self.loss.paired else self.draws.labels("d", first)
                 fakes = self.bare_generator(self.draws.latents("d", first), labels)
             with self._reduced_in_last(round_, self.critic):
-                real_logits, fake_logits, steepness = self._score(real, fakes, labels, first, penalised)
-                adversarial = losses.discriminator_loss(real_logits, fake_logits)
-                loss = adversarial
-                if steepness is not None:
-                    penalty = losses.r1_penalty(steepness, self.config.loss.r1_gamma)
-                    loss = loss + self.config.loss.r1_every * penalty
-                    values.add({"r1": penalty})
+                real_logits, fake_logits, penalties = self._score(real, fakes, labels, first, penalised)
+                adversarial = self.loss.critic(real_logits, fake_logits)
+                loss = adversarial + config.penalty_every * sum(penalties.values())
                 self.accelerator.backward(loss / self.rounds)
+            right_real, right_fake = self.loss.accuracy(real_logits, fake_logits)
             values.add({
                 "loss/D": adversarial,
                 "logits/real": real_logits.mean(),
                 "logits/fake": fake_logits.mean(),
-                "accuracy/real": (real_logits > 0).float().mean(),
-                "accuracy/fake": (fake_logits < 0).float().mean(),
+                "accuracy/real": right_real,
+                "accuracy/fake": right_fake,
+                **penalties,
             })  # fmt: skip
         norm, skipped = self._step(self.opt_d, self.critic, self.config.optim.lr_d, images_seen)
         values.add({"grad_norm/D": norm, "skipped/D": skipped})
         return values
 
-    def generator_step(self, images_seen: int) -> Values:
-        """Teach the generator to be taken for real by the critic, which holds still meanwhile."""
+    def generator_step(self, reals: Sequence[Batch], images_seen: int) -> Values:
+        """Teach the generator to be taken for real by the critic, which holds still meanwhile.
+
+        The real images of this step are looked at again by a loss that judges pairs. Where the critic takes several steps
+        to one of the generator, nothing is done in the others.
+        """
+        values = Values()
+        if (self._number(images_seen) + 1) % self.config.optim.critic_steps:
+            return values
         self.opt_g.zero_grad()
         self.bare_critic.requires_grad_(False)
-        values = Values()
-        for round_ in range(self.rounds):
+        for round_, real in enumerate(reals):
             first = self.draws.first(images_seen, round_)
-            labels = self.draws.labels("g", first)
+            labels = real.labels if self.loss.paired else self.draws.labels("g", first)
             with self._reduced_in_last(round_, self.generator):
                 fakes = self.generator(self.draws.latents("g", first), labels)
-                loss = self.generator_loss(self.bare_critic(fakes, labels, self.draws.views("g", first)).logits)
+                logits = [self.bare_critic(fakes, labels, self.draws.views("g", first)).logits]
+                if self.loss.paired:
+                    with torch.no_grad():
+                        views = self.draws.views("g/real", first)
+                        logits.append(self.bare_critic(normalise(real.images), labels, views).logits)
+                loss = self.loss.generator(*logits)
                 self.accelerator.backward(loss / self.rounds)
             values.add({"loss/G": loss})
         self.bare_critic.requires_grad_(True)
@@ -145,23 +161,42 @@ class Game:
         values.add({"grad_norm/G": norm, "skipped/G": skipped})
         return values
 
+    def _number(self, images_seen: int) -> int:
+        """Steps before this one."""
+        return images_seen // self.config.train.batch
+
     def average(self, images_seen: int) -> None:
         average_running_statistics(self.bare_generator)
         update_ema(self.ema, self.bare_generator, schedules.ema_decay(self.config.ema, images_seen, self.config.train.batch))
 
     def _score(
         self, real: Batch, fakes: Tensor, fake_labels: Tensor, first: int, penalised: bool
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Logits of both sides; in one forward where no layer couples samples and both want the same outputs."""
-        images = normalise(real.images)
-        real_views, fake_views = self.draws.views("real", first), self.draws.views("fake", first)
-        if penalised or self.couples_samples:
-            scores = self.critic(images, real.labels, real_views, penalised)
-            return scores.logits, self.critic(fakes, fake_labels, fake_views).logits, scores.steepness
-        views = None if real_views is None or fake_views is None else torch.cat([real_views, fake_views])
-        logits = self.critic(torch.cat([images, fakes]), torch.cat([real.labels, fake_labels]), views).logits
-        real_logits, fake_logits = logits.chunk(2)
-        return real_logits, fake_logits, None
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Logits of both sides, and the penalties by name.
+
+        In one forward where no layer couples samples and both sides want the same outputs.
+        """
+        config, images = self.config.loss, normalise(real.images)
+        views, fake_views = self.draws.views("real", first), self.draws.views("fake", first)
+        steep_real, steep_fake = penalised and config.r1_gamma > 0, penalised and config.r2_gamma > 0
+        penalties: dict[str, Tensor] = {}
+        if self.couples_samples or steep_real != steep_fake:
+            ours = self.critic(images, real.labels, views, steep_real)
+            theirs = self.critic(fakes, fake_labels, fake_views, steep_fake)
+            logits, steepness = (ours.logits, theirs.logits), (ours.steepness, theirs.steepness)
+        else:
+            both_views = None if views is None or fake_views is None else torch.cat([views, fake_views])
+            both = self.critic(torch.cat([images, fakes]), torch.cat([real.labels, fake_labels]), both_views, steep_real)
+            logits, steepness = both.logits.chunk(2), both.steepness.chunk(2) if steep_real else (None, None)
+        if steep_real:
+            penalties["r1"] = losses.zero_centred(steepness[0], config.r1_gamma)
+        if steep_fake:
+            penalties["r2"] = losses.zero_centred(steepness[1], config.r2_gamma)
+        if penalised and config.gp_weight > 0:
+            mixed = torch.lerp(fakes, images, self.draws.mixture(first))
+            scores = self.critic(mixed, real.labels, views, True)
+            penalties["gp"] = losses.gradient_penalty(scores.steepness, config.gp_weight, config.gp_centre)
+        return logits[0], logits[1], penalties
 
     def _reduced_in_last(self, round_: int, network: nn.Module) -> AbstractContextManager[None]:
         """Gradients add up on each process and are reduced over processes in the last round of a step."""
@@ -176,6 +211,8 @@ class Game:
         self.accelerator.unscale_gradients(optimizer)
         gradients = [p.grad for p in network.parameters() if p.grad is not None]
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        if self.config.optim.clip:
+            torch._foreach_mul_(gradients, (self.config.optim.clip / norm).clamp(max=1.0))
         skipped = (~torch.isfinite(norm)).float()
         if self.accelerator.scaler is None:
             # The fused optimizers' own protocol for skipping without asking the host; under fp16 the scaler speaks it.

@@ -83,7 +83,7 @@ class Trainer:
             while clock.images_seen < config.train.images and not (stopped := self.notice.asked()):
                 reals = self.fetch()
                 critic_values = self.game.discriminator_step(reals, clock.images_seen)
-                generator_values = self.game.generator_step(clock.images_seen)
+                generator_values = self.game.generator_step(reals, clock.images_seen)
                 clock.advance()
                 self.outputs.advance(clock.images_seen)
                 self.game.average(clock.images_seen)
@@ -160,7 +160,7 @@ class Trainer:
         if row >= self.config.train.nonfinite_limit:
             raise UserError(
                 f"gradients were not finite in {row} steps in a row, up to image {images_seen} ({self.game.nonfinite()}): "
-                "lower optim.lr_g and optim.lr_d or raise loss.r1_gamma; the last good checkpoint is kept"
+                "lower optim.lr_g and optim.lr_d, raise loss.r1_gamma or set optim.clip; the last good checkpoint is kept"
             )
 
     def evaluate(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from scalegan import checkpoint
 from scalegan.config import Config
 from scalegan.data.index import Index, content_hash, read_index, read_offsets
-from scalegan.data.loader import batches, is_resident, open_reader
+from scalegan.data.loader import Batch, batches, is_resident, open_reader
 from scalegan.data.order import make_order, samples_at
 from scalegan.data.resident import bytes_needed
 from scalegan.distributed import make_accelerator
@@ -83,10 +83,11 @@ def cut_config(config: Config, index: Index, run: Path) -> Config:
             max_width=min(model.max_width, 32),
             critic_width=min(model.critic_width, 8),
             critic_max_width=min(model.critic_max_width, 32),
+            group_width=min(model.group_width, 16),
             norm_group=together if group and together % group else group,
         ),
-        loss=replace(config.loss, r1_every=min(config.loss.r1_every, 2)),  # so that steps with and without it come
-        optim=replace(config.optim, warmup=min(config.optim.warmup, batch)),
+        loss=replace(config.loss, penalty_every=min(config.loss.penalty_every, 2)),  # so that steps with and without it come
+        optim=replace(config.optim, warmup=min(config.optim.warmup, batch), critic_steps=min(config.optim.critic_steps, 2)),
         # What a resume gives is compared to the bit, which CUDA alone has to be asked for.
         train=replace(train, images=STEPS * batch, batch=batch, accumulate=rounds, deterministic=cuda),
         # Lines of metrics that end on both sides of the stop at half time, and not at it.
@@ -165,14 +166,11 @@ class Trial:
         return f"{count} parameters (cut down), on {self.trainer.accelerator.device}, {self.config.train.precision}"
 
     def critic_step(self) -> str:
-        game, config = self.trainer.game, self.config
+        game = self.trainer.game
         values: list[Values] = []
 
         def steps() -> None:
-            with closing(batches(self.index, config, 0, 0, 1, self.trainer.accelerator.device)) as self.trainer.loader:
-                for number in range(2):
-                    reals = self.trainer.fetch()
-                    values.append(game.discriminator_step(reals, number * config.train.batch))
+            values.extend(game.discriminator_step(reals, seen) for seen, reals in self.reals())
 
         self.check_learns(steps, game.bare_critic, game.bare_generator)
         return self.reported(values, "D")
@@ -182,10 +180,16 @@ class Trial:
         values: list[Values] = []
 
         def steps() -> None:
-            values.extend(game.generator_step(number * self.config.train.batch) for number in range(2))
+            values.extend(game.generator_step(reals, seen) for seen, reals in self.reals())
 
         self.check_learns(steps, game.bare_generator, game.bare_critic)
         return self.reported(values, "G")
+
+    def reals(self) -> Iterator[tuple[int, list[Batch]]]:
+        """Images seen before each of two steps, and its real images."""
+        with closing(batches(self.index, self.config, 0, 0, 1, self.trainer.accelerator.device)) as self.trainer.loader:
+            for number in range(2):
+                yield number * self.config.train.batch, self.trainer.fetch()
 
     def average(self) -> str:
         game = self.trainer.game
@@ -296,8 +300,8 @@ class Trial:
         for name, value in (first | means).items():
             if not math.isfinite(value):
                 raise Fault(f"{name} is {value}")
-        penalty = f", r1 {first['r1']:.3g}" if "r1" in first else ""
-        return f"loss {means[f'loss/{letter}']:.3g}, gradient norm {means[f'grad_norm/{letter}']:.3g}{penalty}"
+        penalties = "".join(f", {name} {first[name]:.3g}" for name in ("r1", "r2", "gp") if name in first)
+        return f"loss {means[f'loss/{letter}']:.3g}, gradient norm {means[f'grad_norm/{letter}']:.3g}{penalties}"
 
 
 class Watched(Trainer):

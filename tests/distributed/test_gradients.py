@@ -16,6 +16,14 @@ AUGMENTED = {"augment__brightness": 0.5, "augment__shift": 0.2, "augment__mirror
 CASES = {
     "non_saturating": PLAIN,
     "minimax": PLAIN | {"loss__name": "minimax"},
+    "hinge, r2": PLAIN | {"loss__name": "hinge", "loss__r2_gamma": 2.0},
+    "least squares, spectral": {"model__critic_norm": "spectral", "loss__name": "least_squares"},
+    "wasserstein, gradient penalty": PLAIN | AUGMENTED | {"loss__name": "wasserstein", "loss__gp_weight": 10.0},
+    "relativistic, r1, r2, conditional": PLAIN
+    | R1
+    | {"loss__name": "relativistic", "loss__r2_gamma": 1.0, "model__conditional": "true"},
+    "relativistic, rounds, zero-centred": PLAIN
+    | {"loss__name": "relativistic", "loss__gp_weight": 1.0, "loss__gp_centre": 0.0, "train__accumulate": 2},
     "r1": PLAIN | R1,
     "r1, augmented": PLAIN | R1 | AUGMENTED,
     "r1, conditional": PLAIN | R1 | {"model__conditional": "true"},
@@ -55,8 +63,9 @@ def gradients(configs, double):
             game.bare_generator.eval()
         game.prime()
         loader = batches(index, config, 0, accelerator.process_index, accelerator.num_processes, accelerator.device)
-        game.discriminator_step([next(loader) for _ in range(game.rounds)], 0)
-        game.generator_step(0)
+        reals = [next(loader) for _ in range(game.rounds)]
+        game.discriminator_step(reals, 0)
+        game.generator_step(reals, 0)
         loader.close()
         found[name] = dict(taken)
         taken.clear()

@@ -163,7 +163,7 @@ def on_a_small_disk(config, folder):
     step = Game.generator_step
     hog = folder / "hog"
 
-    def generator_step(self, seen):
+    def generator_step(self, reals, seen):
         if seen == 32 * 4:
             with contextlib.suppress(OSError), hog.open("wb") as file:
                 while True:
@@ -171,7 +171,7 @@ def on_a_small_disk(config, folder):
                     file.flush()
         if seen == 32 * 9:
             hog.unlink()
-        return step(self, seen)
+        return step(self, reals, seen)
 
     Game.generator_step = generator_step
     assert training(config)

@@ -36,7 +36,7 @@ FULL = {
     "model.init": "kaiming",
     "model.conditional": "true",
     "loss.r1_gamma": 0.5,
-    "loss.r1_every": 2,
+    "loss.penalty_every": 2,
     "augment.brightness": 0.5,
     "augment.shift": 0.125,
     "augment.mirror": "true",
@@ -85,10 +85,10 @@ def disturbed_training(config: Config, images_seen: int, disturb: Callable[[], N
 
     step: Callable[..., Any] = Game.generator_step
 
-    def interrupted(self: Game, seen: int) -> Any:
+    def interrupted(self: Game, reals: Any, seen: int) -> Any:
         if seen == images_seen:
             disturb()
-        return step(self, seen)
+        return step(self, reals, seen)
 
     Game.generator_step = interrupted  # type: ignore[method-assign]
     return training(config)

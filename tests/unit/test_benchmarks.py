@@ -71,8 +71,9 @@ def test_the_bare_loops_step_is_the_same_mathematics_as_ours(
         assert views is not None
         return views[:, [0, 3, 4, 5]]
 
-    penalised = images_seen // 8 % recipe.r1_every == 0
-    ours = game.discriminator_step([Batch(real, torch.full((8,), -1))], images_seen).means()
+    penalised = images_seen // 8 % recipe.penalty_every == 0
+    reals = [Batch(real, torch.full((8,), -1))]
+    ours = game.discriminator_step(reals, images_seen).means()
     theirs = loop.discriminator_step(real, game.draws.latents("d", first), draws("real"), draws("fake"), penalised)
     assert ("r1" in ours) == penalised
     assert theirs.item() == pytest.approx(ours["loss/D"].item(), rel=1e-5)
@@ -81,7 +82,7 @@ def test_the_bare_loops_step_is_the_same_mathematics_as_ours(
     # Adam's first step is the sign of the gradient, which rounding may turn: start the generator's step alike.
     for own, other in zip(weights(game.bare_critic), weights(loop.discriminator), strict=True):
         other.data.copy_(own)
-    ours = game.generator_step(images_seen).means()
+    ours = game.generator_step(reals, images_seen).means()
     theirs = loop.generator_step(game.draws.latents("g", first), draws("g"))
     assert theirs.item() == pytest.approx(ours["loss/G"].item(), rel=1e-5)
     assert_same_gradients(game.bare_generator, loop.generator)
@@ -189,7 +190,7 @@ def test_a_step_without_its_checks_is_otherwise_the_same(reliability: Any) -> No
     for images_seen in (0, 8):
         for game in (checked, unchecked):
             game.discriminator_step([real], images_seen)
-            game.generator_step(images_seen)
+            game.generator_step([real], images_seen)
     assert nothing.calls == {"optimise": 4}
     for name in ("bare_critic", "bare_generator"):
         for ours, theirs in zip(getattr(checked, name).parameters(), getattr(unchecked, name).parameters(), strict=True):

@@ -39,7 +39,7 @@ def data(tmp_path_factory) -> Path:
 @pytest.fixture
 def config(data, tmp_path) -> Config:
     return make_config(
-        data, tmp_path / "run", train={"images": 1000}, loss={"r1_gamma": 0.1, "r1_every": 3}, model={"conditional": True}
+        data, tmp_path / "run", train={"images": 1000}, loss={"r1_gamma": 0.1, "penalty_every": 3}, model={"conditional": True}
     )
 
 

@@ -1,25 +1,30 @@
 """Networks make images of any size, start as their papers say, and score samples apart where they say so."""
 
 from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
 
 from scalegan.config import Config, ModelConfig, TrainConfig
 from scalegan.errors import UserError
-from scalegan.models import build_discriminator, build_generator
+from scalegan.models import build_discriminator, build_generator, r3gan
 from scalegan.models.layers import BatchNorm, halvings
 
 SHAPES = [(3, 64, 64), (3, 100, 100), (1, 28, 28), (1, 104, 88), (1, 208, 176), (3, 33, 17), (1, 9, 300)]
 SMALL = ModelConfig(z_dim=8, width=4, max_width=16, critic_width=4, critic_max_width=16)
+R3GAN = ModelConfig(family="r3gan", z_dim=8, width=8, max_width=16, critic_width=8, critic_max_width=16, group_width=4)
+FAMILIES = {"dcgan": SMALL, "r3gan": R3GAN}
 
 
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_any_height_and_width(shape):
-    images = build_generator(SMALL, shape, 0)(torch.randn(2, 8), torch.zeros(2, dtype=torch.int64))
+def test_any_height_and_width(family, shape):
+    config = FAMILIES[family]
+    images = build_generator(config, shape, 0)(torch.randn(2, 8), torch.zeros(2, dtype=torch.int64))
     assert images.shape == (2, *shape)
-    assert images.abs().max() <= 1
-    assert build_discriminator(SMALL, shape, 0)(images, torch.zeros(2, dtype=torch.int64)).shape == (2,)
+    assert family == "r3gan" or images.abs().max() <= 1
+    assert build_discriminator(config, shape, 0)(images, torch.zeros(2, dtype=torch.int64)).shape == (2,)
 
 
 def test_sizes_halve_rounding_up_until_one_side_is_under_8():
@@ -63,14 +68,87 @@ def test_a_critic_says_truly_whether_it_couples_samples(norm):
     assert torch.allclose(alone, together, atol=1e-6) is not critic.couples_samples
 
 
-def test_a_conditional_model_looks_at_the_label():
+@pytest.mark.parametrize("config", [replace(SMALL, critic_norm="none"), R3GAN], ids=FAMILIES)
+def test_a_conditional_model_looks_at_the_label(config):
     torch.manual_seed(0)
-    config = ModelConfig(z_dim=8, width=8, critic_width=8, conditional=True, critic_norm="none")
+    config = replace(config, conditional=True)
     generator, critic = build_generator(config, (1, 16, 16), 3), build_discriminator(config, (1, 16, 16), 3)
     z = torch.randn(1, 8)
     first, second = (generator.eval()(z, torch.tensor([label])) for label in (0, 2))
     assert (first - second).abs().max() > 1e-3
     assert critic(first, torch.tensor([0])) != critic(first, torch.tensor([2]))
+
+
+# --- R3GAN
+
+
+PUBLISHED = {
+    "cifar10, conditional": ((3, 32, 32), {"width": 768, "max_width": 768}, 10, 20_781_952, 21_280_512),
+    "cifar10": ((3, 32, 32), {"width": 768, "max_width": 768}, 0, 20_732_160, 20_683_776),
+    "ffhq64": ((3, 64, 64), {"width": 384, "max_width": 768}, 0, 22_429_824, 22_381_440),
+    "ffhq256": ((3, 256, 256), {"width": 96, "max_width": 768}, 0, 23_057_952, 23_009_568),
+    "imagenet32": ((3, 32, 32), {"width": 1536, "max_width": 1536, "group_width": 32}, 1000, 82_914_304, 86_548_992),
+    "imagenet64": ((3, 64, 64), {"width": 1536, "max_width": 1536, "group_width": 32}, 1000, 103_570_432, 107_205_120),
+}
+
+
+@pytest.mark.parametrize("preset", PUBLISHED)
+def test_r3gan_has_the_published_numbers_of_parameters(preset):
+    shape, widths, classes, generator, discriminator = PUBLISHED[preset]
+    widths |= {f"critic_{name}": widths[name] for name in ("width", "max_width")}
+    config = ModelConfig(family="r3gan", z_dim=64, class_dim=64, conditional=classes > 0, **widths)
+    with torch.device("meta"):
+        counts = [
+            sum(p.numel() for p in build(config, shape, classes).parameters())
+            for build in (build_generator, build_discriminator)
+        ]
+    assert counts == [generator, discriminator]
+
+
+def test_a_block_of_r3gan_starts_as_the_identity_and_learns():
+    torch.manual_seed(0)
+    block, x = r3gan.Block(16, group_width=8, blocks=10), torch.randn(2, 16, 6, 5)
+    assert torch.equal(block(x), x)
+    block(x).square().sum().backward()
+    assert block.contract.weight.grad.abs().max() > 0
+
+
+def test_r3gan_starts_at_its_spread():
+    torch.manual_seed(0)
+    block = r3gan.Block(64, group_width=16, blocks=10)
+    gain = (2 / 1.04) ** 0.5 * 10**-0.25
+    assert block.expand.weight.std().item() == pytest.approx(gain / 64**0.5, rel=0.05)
+    assert block.mix.weight.std().item() == pytest.approx(gain / (16 * 9) ** 0.5, rel=0.05)
+    generator = build_generator(replace(R3GAN, z_dim=64, width=64, max_width=64, group_width=16), (3, 32, 32), 0)
+    images = generator(torch.randn(64, 64), torch.zeros(64, dtype=torch.int64))
+    assert 0.3 < images.square().mean().sqrt() < 2
+
+
+@pytest.mark.parametrize("up", [True, False])
+def test_resampling_keeps_a_constant_image_and_moves_nothing(up):
+    resample = r3gan.Resample(3, 3, (16, 16), up=up)
+    inner = slice(2, -2)
+    assert torch.allclose(resample(torch.ones(1, 3, 8, 8))[..., inner, inner], torch.ones(()), atol=1e-6)
+    ramp = torch.arange(8.0).expand(1, 3, 8, 8)
+    made = resample(ramp)[0, 0, 2 if up else 1]
+    expected = (torch.arange(16) - 0.5) / 2 if up else 2 * torch.arange(4) + 0.5
+    torch.testing.assert_close(made[inner] if up else made[1:-1], expected[inner] if up else expected[1:-1])
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"family": "r3gan", "critic_norm": "spectral"}, "model.critic_norm is a setting of model.family dcgan"),
+        ({"blocks": 3}, "model.blocks is a setting of model.family r3gan"),
+        ({"family": "r3gan", "width": 12}, "model.width 12: r3gan wants twice it to be a multiple of model.group_width 16"),
+    ],
+)
+def test_settings_of_another_family_are_refused(fields, told):
+    with pytest.raises(UserError, match=told):
+        ModelConfig(**fields)
+
+
+# --- batch norm
 
 
 def test_batch_norm_equals_torchs():

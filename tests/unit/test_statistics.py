@@ -1,5 +1,7 @@
 """Means of what the steps report: read when due, carried over a restart, and skipped steps counted in a row."""
 
+import math
+
 import pytest
 import torch
 
@@ -89,6 +91,15 @@ def test_rows_of_critic_and_generator_are_counted_apart():
     for number in range(1, 7):
         add(kept, number, d_skipped=number % 2, g_skipped=1 - number % 2)
     assert kept.read()[1] == 1
+
+
+def test_a_row_of_skips_goes_on_over_steps_in_which_the_generator_had_none():
+    kept = make(every_step=True)
+    for number in range(1, 5):
+        generator = values(loss_G=1.0, skipped_G=1.0) if number % 2 else Values()
+        kept.add(values(loss_D=1.0, skipped_D=0.0), generator, 8 * number)
+    assert [seen for seen, _, loss in kept.read_steps() if not math.isnan(loss)] == [8, 24]
+    assert kept.read() == ({"loss/D": 1.0, "loss/G": 1.0, "skipped_steps": 2.0}, 2)
 
 
 def test_the_losses_of_single_steps_are_given_once():

@@ -6,9 +6,12 @@ import torch
 from torch import nn
 
 from scalegan.config import ModelConfig
-from scalegan.models import dcgan
+from scalegan.models import dcgan, r3gan
 
-FAMILIES = {"dcgan": (dcgan.Generator, dcgan.Discriminator)}
+FAMILIES: dict[str, tuple[type[nn.Module], type[nn.Module]]] = {
+    "dcgan": (dcgan.Generator, dcgan.Discriminator),
+    "r3gan": (r3gan.Generator, r3gan.Discriminator),
+}
 
 
 def build_generator(config: ModelConfig, shape: tuple[int, int, int], classes: int) -> nn.Module:

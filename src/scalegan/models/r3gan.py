@@ -1,0 +1,153 @@
+"""R3GAN (Huang et al. 2024, "The GAN is dead; long live the GAN!", config E) for images of any height and width.
+
+Both networks are stages of residual blocks of grouped convolutions, with nothing that normalises: what keeps them in
+bounds is a start at which each block is the identity, and the penalties R1 and R2. At 32 x 32, 64 x 64 and 256 x 256 they
+have the published numbers of parameters.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from scalegan.config import ModelConfig
+from scalegan.models.layers import at_least_float32, halvings
+
+Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
+EXPANSION = 2
+"""Channels inside a block, as a multiple of those outside."""
+SLOPE = 0.2
+LOW_PASS = (1.0, 3.0, 3.0, 1.0)
+"""[1, 2, 1] * [1, 1]: a smooth filter that halves and doubles sizes."""
+
+
+class Block(nn.Module):
+    """x + conv1x1(act(grouped conv3x3(act(conv1x1(x))))); the identity at the start, as the last weights are 0."""
+
+    def __init__(self, channels: int, group_width: int, blocks: int) -> None:
+        super().__init__()
+        inner = EXPANSION * channels
+        self.expand = nn.Conv2d(channels, inner, 1)
+        self.mix = nn.Conv2d(inner, inner, 3, padding=1, groups=inner // group_width)
+        self.contract = nn.Conv2d(inner, channels, 1, bias=False)
+        # Fixup (Zhang et al. 2019): three layers a block, `blocks` of them in the network.
+        gain = math.sqrt(2 / (1 + SLOPE**2)) * blocks**-0.25
+        for layer in (self.expand, self.mix):
+            start(layer, gain)
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+        nn.init.zeros_(self.contract.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.leaky_relu(self.expand(x), SLOPE)
+        h = F.leaky_relu(self.mix(h), SLOPE)
+        residual: Tensor = self.contract(h)
+        return x + residual
+
+
+class Resample(nn.Module):
+    """Twice the size, or half of it, through the low-pass filter; other channels by a 1 x 1 convolution at the small end."""
+
+    kernel: Tensor
+
+    def __init__(self, channels_in: int, channels_out: int, size: tuple[int, int], *, up: bool) -> None:
+        super().__init__()
+        self.size, self.up = size, up
+        self.convert = start(nn.Conv2d(channels_in, channels_out, 1, bias=False)) if channels_in != channels_out else None
+        taps = torch.tensor(LOW_PASS) / sum(LOW_PASS)
+        self.register_buffer("kernel", torch.outer(taps, taps)[None, None], persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.up:
+            return self._convert(self._halve(x))
+        height, width = self.size
+        x = self._convert(x)
+        kernel = (4 * self.kernel).to(x.dtype).expand(x.shape[1], 1, 4, 4)
+        return F.conv_transpose2d(x, kernel, stride=2, padding=1, groups=x.shape[1])[..., :height, :width]
+
+    def _halve(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        x = F.pad(x, (0, width % 2, 0, height % 2))  # odd sizes are rounded up: one row more at the far side
+        return F.conv2d(x, self.kernel.to(x.dtype).expand(x.shape[1], 1, 4, 4), stride=2, padding=1, groups=x.shape[1])
+
+    def _convert(self, x: Tensor) -> Tensor:
+        return x if self.convert is None else self.convert(x)
+
+
+class Generator(nn.Module):
+    """Latents [N, z_dim] and labels [N] -> images [N, C, H, W] around [-1, 1], which nothing holds them to."""
+
+    def __init__(self, config: ModelConfig, shape: tuple[int, int, int], classes: int) -> None:
+        super().__init__()
+        channels, height, width = shape
+        sizes = halvings(height, width)
+        widths = stage_widths(config.width, config.max_width, len(sizes))[::-1]
+        self.embed = embedding(classes, config.class_dim) if config.conditional else None
+        inputs = config.z_dim + (config.class_dim if config.conditional else 0)
+        self.basis = nn.Parameter(torch.randn(widths[0], *sizes[0]))
+        self.scale = nn.Linear(inputs, widths[0], bias=False)
+        layers: list[nn.Module] = []
+        for i, (stage, size) in enumerate(zip(widths, sizes, strict=True)):
+            if i:
+                layers.append(Resample(widths[i - 1], stage, size, up=True))
+            layers += [Block(stage, config.group_width, config.blocks * len(sizes)) for _ in range(config.blocks)]
+        self.layers = nn.Sequential(*layers)
+        self.to_image = start(nn.Conv2d(widths[-1], channels, 1, bias=False))
+        start(self.scale)
+
+    def forward(self, latents: Tensor, labels: Tensor) -> Tensor:
+        if self.embed is not None:
+            latents = torch.cat([latents, self.embed(labels)], dim=1)
+        x = self.scale(latents)[:, :, None, None] * self.basis
+        x = self.layers(x.contiguous(memory_format=torch.channels_last))
+        return at_least_float32(self.to_image(x))
+
+
+class Discriminator(nn.Module):
+    """Images [N, C, H, W] and labels [N] -> logits [N] in float32."""
+
+    couples_samples = False
+
+    def __init__(self, config: ModelConfig, shape: tuple[int, int, int], classes: int) -> None:
+        super().__init__()
+        channels, height, width = shape
+        sizes = halvings(height, width)[::-1]
+        widths = stage_widths(config.critic_width, config.critic_max_width, len(sizes))
+        last = widths[-1]
+        layers: list[nn.Module] = [start(nn.Conv2d(channels, widths[0], 1, bias=False))]
+        for i, stage in enumerate(widths):
+            if i:
+                layers.append(Resample(widths[i - 1], stage, sizes[i], up=False))
+            layers += [Block(stage, config.group_width, config.blocks * len(sizes)) for _ in range(config.blocks)]
+        self.layers = nn.Sequential(*layers)
+        self.pool = start(nn.Conv2d(last, last, sizes[-1], groups=last, bias=False))
+        self.score = start(nn.Linear(last, last if config.conditional else 1, bias=False))
+        self.embed = embedding(classes, last, gain=last**-0.5) if config.conditional else None
+
+    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+        h = self.pool(self.layers(images)).flatten(1)
+        scores = at_least_float32(self.score(h))
+        if self.embed is None:
+            return scores[:, 0]
+        return (scores * at_least_float32(self.embed(labels))).sum(1)  # projection (Miyato and Koyama 2018, eq. 3)
+
+
+def stage_widths(width: int, most: int, stages: int) -> list[int]:
+    """Channels from the highest resolution to the coarsest: doubled at each halving, up to `most`."""
+    return [min(most, width * 2**i) for i in range(stages)]
+
+
+def embedding(classes: int, width: int, gain: float = 1.0) -> nn.Embedding:
+    """A matrix product with the one-hot class, as which it starts."""
+    layer = nn.Embedding(classes, width)
+    nn.init.normal_(layer.weight, std=gain / math.sqrt(classes))
+    return layer
+
+
+def start(layer: Layer, gain: float = 1.0) -> Layer:
+    """Weights from N(0, gain^2 / fan_in)."""
+    nn.init.normal_(layer.weight, std=gain / math.sqrt(layer.weight[0].numel()))
+    return layer

@@ -1,0 +1,168 @@
+"""The two steps against the same method written as a textbook would: explicit gradients of images, one loss at a time."""
+
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.nn.functional import relu, softplus
+
+from scalegan import settings
+from scalegan.data.loader import Batch, normalise
+from scalegan.steps import DataFacts, Game
+
+SHAPE, CLASSES, BATCH = (3, 16, 20), (5, 3, 8), 8
+SMALL = {
+    "data.path": "none is read",
+    "train.batch": BATCH,
+    "train.precision": "fp32",
+    "model.width": 4,
+    "model.critic_width": 4,
+    "model.critic_max_width": 8,
+    "model.critic_norm": "none",
+    "model.init": "kaiming",
+    "model.conditional": "true",
+    "augment.brightness": 0.5,
+    "augment.shift": 0.2,
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def make_game(**changes: Any) -> Game:
+    options = SMALL | {name.replace("__", "."): value for name, value in changes.items()}
+    config = settings.parse([f"--{name}={value}" for name, value in options.items()]).config
+    return Game(config, Accelerator(cpu=True), DataFacts(SHAPE, CLASSES))
+
+
+def real_batch() -> Batch:
+    generator = torch.Generator().manual_seed(3)
+    images = torch.randint(0, 256, (BATCH, *SHAPE), dtype=torch.uint8, generator=generator)
+    return Batch(images, torch.randint(0, 3, (BATCH,), generator=generator))
+
+
+def critic_objective(name: str, real: Tensor, fake: Tensor) -> Tensor:
+    return {
+        "non_saturating": -torch.sigmoid(real).log().mean() - torch.sigmoid(-fake).log().mean(),
+        "minimax": -torch.sigmoid(real).log().mean() - torch.sigmoid(-fake).log().mean(),
+        "hinge": relu(1 - real).mean() + relu(1 + fake).mean(),
+        "least_squares": ((real - 1) ** 2).mean() / 2 + (fake**2).mean() / 2,
+        "wasserstein": (fake - real).mean(),
+        "relativistic": softplus(fake - real).mean(),
+    }[name]
+
+
+def generator_objective(name: str, real: Tensor, fake: Tensor) -> Tensor:
+    return {
+        "non_saturating": -torch.sigmoid(fake).log().mean(),
+        "minimax": torch.sigmoid(-fake).log().mean(),
+        "hinge": -fake.mean(),
+        "least_squares": ((fake - 1) ** 2).mean() / 2,
+        "wasserstein": -fake.mean(),
+        "relativistic": softplus(real - fake).mean(),
+    }[name]
+
+
+def slopes(game: Game, images: Tensor, labels: Tensor, views: Tensor | None) -> Tensor:
+    """|d logit / d image|^2 [N], with a graph for the critic's weights."""
+    images = images.detach().requires_grad_()
+    logits = game.bare_critic(images, labels, views).logits
+    (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
+    return gradient.pow(2).sum(dim=(1, 2, 3))
+
+
+PENALTIES: dict[str, dict[str, float]] = {
+    "none": {},
+    "r1": {"r1_gamma": 2.0},
+    "r2": {"r2_gamma": 3.0},
+    "r1, r2": {"r1_gamma": 2.0, "r2_gamma": 3.0},
+    "wgan-gp": {"gp_weight": 10.0},
+    "zero-centred, r1": {"gp_weight": 5.0, "gp_centre": 0.0, "r1_gamma": 2.0},
+}
+LOSSES = ("non_saturating", "minimax", "hinge", "least_squares", "wasserstein", "relativistic")
+CASES = [("non_saturating", p) for p in PENALTIES] + [(name, "wgan-gp") for name in LOSSES[1:]] + [("relativistic", "r1, r2")]
+
+
+def textbook_critic_gradients(game: Game, real: Batch, name: str, penalty: dict[str, float], every: int) -> list[Tensor]:
+    draws, labels = game.draws, real.labels if name == "relativistic" else game.draws.labels("d", 0)
+    images = normalise(real.images)
+    with torch.no_grad():
+        fakes = game.bare_generator(draws.latents("d", 0), labels)
+    real_views, fake_views = draws.views("real", 0), draws.views("fake", 0)
+    loss = critic_objective(
+        name, game.bare_critic(images, real.labels, real_views).logits, game.bare_critic(fakes, labels, fake_views).logits
+    )
+    loss = loss + every * penalty.get("r1_gamma", 0) / 2 * slopes(game, images, real.labels, real_views).mean()
+    loss = loss + every * penalty.get("r2_gamma", 0) / 2 * slopes(game, fakes, labels, fake_views).mean()
+    if "gp_weight" in penalty:
+        share = draws.mixture(0)
+        assert share.shape == (BATCH, 1, 1, 1)
+        mixed = share * images + (1 - share) * fakes
+        distance = slopes(game, mixed, real.labels, real_views).sqrt() - penalty.get("gp_centre", 1.0)
+        loss = loss + every * penalty["gp_weight"] * (distance**2).mean()
+    return list(torch.autograd.grad(loss, list(game.bare_critic.parameters())))
+
+
+def textbook_generator_gradients(game: Game, real: Batch, name: str) -> list[Tensor]:
+    draws, labels = game.draws, real.labels if name == "relativistic" else game.draws.labels("g", 0)
+    fake = game.bare_critic(game.bare_generator(draws.latents("g", 0), labels), labels, draws.views("g", 0)).logits
+    beside = game.bare_critic(normalise(real.images), real.labels, draws.views("g/real", 0)).logits
+    return list(torch.autograd.grad(generator_objective(name, beside.detach(), fake), list(game.bare_generator.parameters())))
+
+
+def assert_same(found: list[Tensor], expected: list[Tensor]) -> None:
+    largest = max(gradient.abs().max().item() for gradient in expected)
+    assert largest > 0
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=2e-6 * largest)
+
+
+@pytest.mark.parametrize(("name", "penalty"), CASES)
+def test_gradients_are_those_of_the_textbook(name: str, penalty: str) -> None:
+    weights = {f"loss__{field}": value for field, value in PENALTIES[penalty].items()}
+    game, real = make_game(loss__name=name, loss__penalty_every=4, **weights), real_batch()
+    game.bare_generator.train()
+    expected = textbook_critic_gradients(game, real, name, PENALTIES[penalty], every=4)
+    values = game.discriminator_step([real], 0).means()
+    assert_same([p.grad for p in game.bare_critic.parameters()], expected)  # type: ignore[misc]
+    assert {n for n in ("r1", "r2", "gp") if n in values} == {field.split("_")[0] for field in PENALTIES[penalty]} - {"centre"}
+
+    expected = textbook_generator_gradients(game, real, name)
+    game.generator_step([real], 0)
+    assert_same([p.grad for p in game.bare_generator.parameters()], expected)  # type: ignore[misc]
+
+
+def test_penalties_come_every_so_many_steps() -> None:
+    game, real = make_game(loss__r1_gamma=1.0, loss__gp_weight=1.0, loss__penalty_every=3), real_batch()
+    found = [{"r1", "gp"} & game.discriminator_step([real], BATCH * step).means().keys() for step in range(7)]
+    assert found == [{"r1", "gp"}, set(), set(), {"r1", "gp"}, set(), set(), {"r1", "gp"}]
+
+
+def test_a_generator_that_learns_every_third_step_stands_still_in_the_others() -> None:
+    game, real = make_game(optim__critic_steps=3), real_batch()
+    moved = []
+    for step in range(6):
+        before = [p.clone() for p in game.bare_generator.parameters()]
+        values = game.generator_step([real], BATCH * step).means()
+        changed = any(not torch.equal(a, b) for a, b in zip(before, game.bare_generator.parameters(), strict=True))
+        assert changed == bool(values)
+        moved.append(changed)
+    assert moved == [False, False, True, False, False, True]
+
+
+@pytest.mark.parametrize("clip", [1e-3, 1e6])
+def test_a_long_gradient_is_cut_to_length_and_its_own_length_reported(clip: float) -> None:
+    plain, clipped, real = make_game(), make_game(optim__clip=clip), real_batch()
+    norms = []
+    for game in (plain, clipped):
+        reported = game.discriminator_step([real], 0).means()["grad_norm/D"].item()
+        used = torch.stack([p.grad.norm() for p in game.bare_critic.parameters() if p.grad is not None]).norm().item()
+        norms.append((reported, used))
+    (whole, same), (reported, used) = norms
+    assert reported == pytest.approx(whole)
+    assert same == pytest.approx(whole)
+    assert used == pytest.approx(min(whole, clip), rel=1e-4)
