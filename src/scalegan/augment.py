@@ -7,13 +7,26 @@ deterministic on every device, which gather and its scattered gradient are not.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from scalegan.config import AugmentConfig
 
 WIDTH = 8
 """Uniform numbers that one image uses up, whichever augmentations are on."""
+
+
+NOTHING = np.array([0.5, 0.5, 0.5, 0.5, 0.5, 1.0, 2.0, 2.0])
+"""Numbers in whose place nothing is done: the middle of a range, no mirror, a hole outside of the image."""
+
+
+def spared(draws: NDArray[np.float64], gates: NDArray[np.float64], p: float) -> NDArray[np.float64]:
+    """`draws` [N, WIDTH] in which each augmentation is done with probability `p`, by `gates` [N, WIDTH] in (0, 1)."""
+    gates = gates.copy()
+    gates[:, 4], gates[:, 7] = gates[:, 3], gates[:, 6]  # down and right are one shift, and so is the place of a hole
+    return np.where(gates < p, draws, NOTHING)
 
 
 def augment(images: Tensor, draws: Tensor, config: AugmentConfig) -> Tensor:

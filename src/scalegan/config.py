@@ -148,14 +148,16 @@ class AugmentConfig:
     """Mirror left and right with probability 1/2. Wrong for digits, and for brains where the side matters."""
     cutout: float = 0.0
     """Side of the square that is blanked, as a share of height and width."""
+    p: float = 1.0
+    """Probability of each of these for an image, drawn one by one; under 1 the critic sees some images as they are."""
 
     def __post_init__(self) -> None:
-        for name in ("brightness", "saturation", "contrast", "shift", "cutout"):
+        for name in ("brightness", "saturation", "contrast", "shift", "cutout", "p"):
             require(0 <= getattr(self, name) <= 1, f"augment.{name} is {getattr(self, name)}: give a share from 0 to 1")
 
     @property
     def active(self) -> bool:
-        return any(getattr(self, f.name) for f in dataclasses.fields(self))
+        return self.p > 0 and any(getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "p")
 
 
 @dataclass(frozen=True)
@@ -202,6 +204,34 @@ class EmaConfig:
     def __post_init__(self) -> None:
         require(self.half_life >= 0, f"ema.half_life is {self.half_life}: give 0 or more images")
         require(0 <= self.ramp <= 1, f"ema.ramp is {self.ramp}: give a share from 0 to 1")
+
+
+@dataclass(frozen=True)
+class BurnInConfig:
+    """R3GAN's one cosine: from what multiples settings start, to be themselves after `images` (Huang et al. 2024)."""
+
+    images: int = 0
+    """Length of the burn-in; 0 is none."""
+    lr: float = 1.0
+    """Learning rates at the start, as a multiple."""
+    gamma: float = 1.0
+    """Weights of the penalties at the start, as a multiple."""
+    half_life: float = 1.0
+    """`ema.half_life` at the start, as a multiple; 0 begins without an average."""
+    augment: float = 1.0
+    """`augment.p` at the start, as a multiple; 0 begins without augmentation."""
+    beta2: float = 0.0
+    """Adam's second beta at the start; 0 is that of `optim`."""
+
+    def __post_init__(self) -> None:
+        for name in ("images", "lr", "gamma", "half_life", "augment"):
+            require(getattr(self, name) >= 0, f"burn_in.{name} is {getattr(self, name)}: give 0 or more")
+        require(0 <= self.beta2 < 1, f"burn_in.beta2 is {self.beta2}: give a number from 0 to below 1")
+        changed = any(getattr(self, f.name) != f.default for f in dataclasses.fields(self))
+        require(
+            self.images > 0 or not changed,
+            "burn_in.images is 0, so that its other settings do nothing: say how many images the burn-in lasts",
+        )
 
 
 @dataclass(frozen=True)
@@ -292,6 +322,7 @@ class Config:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     ema: EmaConfig = field(default_factory=EmaConfig)
+    burn_in: BurnInConfig = field(default_factory=BurnInConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     log: LogConfig = field(default_factory=LogConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -342,7 +373,7 @@ class Config:
         if self.data.order == "blocks":
             data |= {name: fields["data"][name] for name in ("streams", "window")}
         train = {name: fields["train"][name] for name in ("batch", "accumulate", "seed", "precision")}
-        parts = {name: fields[name] for name in ("model", "loss", "augment", "optim", "ema")}
+        parts = {name: fields[name] for name in ("model", "loss", "augment", "optim", "ema", "burn_in")}
         if self.optim.schedule != "constant":
             train["images"] = self.train.images
         return {"data": data, "train": train, **parts}

@@ -29,6 +29,7 @@ SECTIONS = {
     "augment": config_module.AugmentConfig,
     "optim": config_module.OptimConfig,
     "ema": config_module.EmaConfig,
+    "burn_in": config_module.BurnInConfig,
     "train": config_module.TrainConfig,
     "log": config_module.LogConfig,
     "evaluation": config_module.EvaluationConfig,

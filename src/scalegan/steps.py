@@ -55,10 +55,14 @@ class Draws:
         weights = np.asarray(self.facts.class_counts)
         return self._send(random.choice(self.config.train.seed, f"labels/{purpose}", first, self.count, weights))
 
-    def views(self, purpose: str, first: int) -> Tensor | None:
+    def views(self, purpose: str, first: int, p: float) -> Tensor | None:
+        """What `augment` draws the view of each image by, where each augmentation is done with probability `p`."""
         if not self.config.augment.active:
             return None
-        u = random.uniform(self.config.train.seed, f"augment/{purpose}", first, self.count, augment.WIDTH)
+        seed, width = self.config.train.seed, augment.WIDTH
+        u = random.uniform(seed, f"augment/{purpose}", first, self.count, width)
+        if p < 1:
+            u = augment.spared(u, random.uniform(seed, f"augmented/{purpose}", first, self.count, width), p)
         return self._send(u.astype(np.float32))
 
     def mixture(self, first: int) -> Tensor:
@@ -106,7 +110,7 @@ class Game:
     def discriminator_step(self, reals: Sequence[Batch], images_seen: int) -> Values:
         """Teach the critic to tell this step's real images from fresh fakes; `reals` has one batch a round."""
         self.opt_d.zero_grad()
-        config = self.config.loss
+        config, now = self.config.loss, schedules.scheduled(self.config, images_seen)
         penalised = config.penalised and self._number(images_seen) % config.penalty_every == 0
         values = Values()
         for round_, real in enumerate(reals):
@@ -115,7 +119,7 @@ class Game:
                 labels = real.labels if self.loss.paired else self.draws.labels("d", first)
                 fakes = self.bare_generator(self.draws.latents("d", first), labels)
             with self._reduced_in_last(round_, self.critic):
-                real_logits, fake_logits, penalties = self._score(real, fakes, labels, first, penalised)
+                real_logits, fake_logits, penalties = self._score(real, fakes, labels, first, penalised, now)
                 adversarial = self.loss.critic(real_logits, fake_logits)
                 loss = adversarial + config.penalty_every * sum(penalties.values())
                 self.accelerator.backward(loss / self.rounds)
@@ -128,7 +132,7 @@ class Game:
                 "accuracy/fake": right_fake,
                 **penalties,
             })  # fmt: skip
-        norm, skipped = self._step(self.opt_d, self.critic, self.config.optim.lr_d, images_seen)
+        norm, skipped = self._step(self.opt_d, self.critic, self.config.optim.lr_d * now.rate, now.betas_d)
         values.add({"grad_norm/D": norm, "skipped/D": skipped})
         return values
 
@@ -141,6 +145,7 @@ class Game:
         values = Values()
         if (self._number(images_seen) + 1) % self.config.optim.critic_steps:
             return values
+        now = schedules.scheduled(self.config, images_seen)
         self.opt_g.zero_grad()
         self.bare_critic.requires_grad_(False)
         for round_, real in enumerate(reals):
@@ -148,16 +153,16 @@ class Game:
             labels = real.labels if self.loss.paired else self.draws.labels("g", first)
             with self._reduced_in_last(round_, self.generator):
                 fakes = self.generator(self.draws.latents("g", first), labels)
-                logits = [self.bare_critic(fakes, labels, self.draws.views("g", first)).logits]
+                logits = [self.bare_critic(fakes, labels, self.draws.views("g", first, now.augment)).logits]
                 if self.loss.paired:
                     with torch.no_grad():
-                        views = self.draws.views("g/real", first)
+                        views = self.draws.views("g/real", first, now.augment)
                         logits.append(self.bare_critic(normalise(real.images), labels, views).logits)
                 loss = self.loss.generator(*logits)
                 self.accelerator.backward(loss / self.rounds)
             values.add({"loss/G": loss})
         self.bare_critic.requires_grad_(True)
-        norm, skipped = self._step(self.opt_g, self.generator, self.config.optim.lr_g, images_seen)
+        norm, skipped = self._step(self.opt_g, self.generator, self.config.optim.lr_g * now.rate, now.betas_g)
         values.add({"grad_norm/G": norm, "skipped/G": skipped})
         return values
 
@@ -167,17 +172,18 @@ class Game:
 
     def average(self, images_seen: int) -> None:
         average_running_statistics(self.bare_generator)
-        update_ema(self.ema, self.bare_generator, schedules.ema_decay(self.config.ema, images_seen, self.config.train.batch))
+        half_life = schedules.scheduled(self.config, images_seen).half_life
+        update_ema(self.ema, self.bare_generator, schedules.ema_decay(half_life, self.config.train.batch))
 
     def _score(
-        self, real: Batch, fakes: Tensor, fake_labels: Tensor, first: int, penalised: bool
+        self, real: Batch, fakes: Tensor, fake_labels: Tensor, first: int, penalised: bool, now: schedules.Scheduled
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Logits of both sides, and the penalties by name.
 
         In one forward where no layer couples samples and both sides want the same outputs.
         """
         config, images = self.config.loss, normalise(real.images)
-        views, fake_views = self.draws.views("real", first), self.draws.views("fake", first)
+        views, fake_views = (self.draws.views(side, first, now.augment) for side in ("real", "fake"))
         steep_real, steep_fake = penalised and config.r1_gamma > 0, penalised and config.r2_gamma > 0
         penalties: dict[str, Tensor] = {}
         if self.couples_samples or steep_real != steep_fake:
@@ -189,13 +195,13 @@ class Game:
             both = self.critic(torch.cat([images, fakes]), torch.cat([real.labels, fake_labels]), both_views, steep_real)
             logits, steepness = both.logits.chunk(2), both.steepness.chunk(2) if steep_real else (None, None)
         if steep_real:
-            penalties["r1"] = losses.zero_centred(steepness[0], config.r1_gamma)
+            penalties["r1"] = losses.zero_centred(steepness[0], now.penalty * config.r1_gamma)
         if steep_fake:
-            penalties["r2"] = losses.zero_centred(steepness[1], config.r2_gamma)
+            penalties["r2"] = losses.zero_centred(steepness[1], now.penalty * config.r2_gamma)
         if penalised and config.gp_weight > 0:
             mixed = torch.lerp(fakes, images, self.draws.mixture(first))
             scores = self.critic(mixed, real.labels, views, True)
-            penalties["gp"] = losses.gradient_penalty(scores.steepness, config.gp_weight, config.gp_centre)
+            penalties["gp"] = losses.gradient_penalty(scores.steepness, now.penalty * config.gp_weight, config.gp_centre)
         return logits[0], logits[1], penalties
 
     def _reduced_in_last(self, round_: int, network: nn.Module) -> AbstractContextManager[None]:
@@ -203,11 +209,11 @@ class Game:
         return nullcontext() if round_ == self.rounds - 1 else self.accelerator.no_sync(network)
 
     def _step(
-        self, optimizer: AcceleratedOptimizer, network: nn.Module, rate: float, images_seen: int
+        self, optimizer: AcceleratedOptimizer, network: nn.Module, rate: float, betas: tuple[float, float]
     ) -> tuple[Tensor, Tensor]:
         """One optimizer step, left out on the device where the gradient is not finite; gradient norm [] and 0 or 1 []."""
         for group in optimizer.param_groups:
-            group["lr"] = rate * schedules.rate_factor(self.config.optim, images_seen, self.config.train.images)
+            group["lr"], group["betas"] = rate, betas
         self.accelerator.unscale_gradients(optimizer)
         gradients = [p.grad for p in network.parameters() if p.grad is not None]
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))

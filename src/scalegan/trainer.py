@@ -149,11 +149,12 @@ class Trainer:
         fetched = from_all(self.loader.fetched / 1e6, self.group) if is_remote(self.config.data.path) else None
         means, row = self.statistics.read()
         images_seen = self.clock.images_seen
-        factor = schedules.rate_factor(self.config.optim, images_seen, self.config.train.images)
+        now = schedules.scheduled(self.config, images_seen)
         means |= {
-            "lr/G": self.config.optim.lr_g * factor,
-            "lr/D": self.config.optim.lr_d * factor,
-            "ema/half_life": schedules.half_life(self.config.ema, images_seen),
+            "lr/G": self.config.optim.lr_g * now.rate,
+            "lr/D": self.config.optim.lr_d * now.rate,
+            "ema/half_life": now.half_life,
+            "augment/p": now.augment if self.config.augment.active else 0.0,
         }
         self.outputs.log(images_seen, means, memory_mb(self.accelerator.device), fetched)
         self.outputs.losses(self.statistics.read_steps())

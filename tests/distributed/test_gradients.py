@@ -44,11 +44,11 @@ def gradients(configs, double):
     taken = {}
     plain_step = steps.Game._step
 
-    def step(self, optimizer, network, rate, images_seen):
+    def step(self, optimizer, network, rate, betas):
         whose = "generator" if optimizer is self.opt_g else "critic"
         for name, parameter in network.named_parameters():
             taken[f"{whose}.{name.removeprefix('module.')}"] = parameter.grad.numpy().copy()
-        return plain_step(self, optimizer, network, rate, images_seen)
+        return plain_step(self, optimizer, network, rate, betas)
 
     steps.Game._step = step
     if double:

@@ -43,6 +43,10 @@ FULL = {
     "train.accumulate": 2,
     "optim.schedule": "cosine",
     "optim.warmup": 128,
+    "augment.p": 0.8,
+    "burn_in.images": 256,
+    "burn_in.beta2": 0.9,
+    "burn_in.gamma": 2.0,
     "ema.half_life": 500,
     "log.step_losses": "true",
 }

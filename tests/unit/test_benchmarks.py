@@ -67,7 +67,7 @@ def test_the_bare_loops_step_is_the_same_mathematics_as_ours(
     first = game.draws.first(images_seen, 0)
 
     def draws(purpose: str) -> Tensor:
-        views = game.draws.views(purpose, first)
+        views = game.draws.views(purpose, first, 1.0)
         assert views is not None
         return views[:, [0, 3, 4, 5]]
 
@@ -104,7 +104,7 @@ def test_the_bare_average_is_ours(bare: Any) -> None:
         loop = bare.BareLoop(recipe, form)
         ema = make_ema(loop.ema)
         nn.init.normal_(loop.generator[0].weight)
-        update_ema(ema, loop.generator, schedules.ema_decay(EmaConfig(half_life=5000, ramp=0.05), 800, 8))
+        update_ema(ema, loop.generator, schedules.ema_decay(schedules.half_life(EmaConfig(half_life=5000, ramp=0.05), 800), 8))
         loop.average(800)
         torch.testing.assert_close(loop.ema[0].weight, ema[0].weight)
 

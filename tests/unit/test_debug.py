@@ -217,8 +217,8 @@ def test_a_generator_step_that_also_teaches_the_critic_is_noticed(trial, monkeyp
 def test_an_optimizer_that_does_not_step_is_noticed(trial, monkeypatch):
     real = steps.Game._step
 
-    def stands_still(self, optimizer, network, rate, images_seen):
-        return real(self, optimizer, network, 0.0, images_seen)
+    def stands_still(self, optimizer, network, rate, betas):
+        return real(self, optimizer, network, 0.0, betas)
 
     monkeypatch.setattr(steps.Game, "_step", stands_still)
     with pytest.raises(Fault, match="no weight has changed"):

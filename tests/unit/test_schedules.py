@@ -1,12 +1,15 @@
 """Learning rate and averaging are functions of images seen alone."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
-from scalegan.config import EmaConfig, OptimConfig
+from scalegan.config import AugmentConfig, BurnInConfig, Config, EmaConfig, OptimConfig
 from scalegan.ema import make_ema, update_ema
-from scalegan.schedules import ema_decay, half_life, rate_factor
+from scalegan.errors import UserError
+from scalegan.schedules import ema_decay, half_life, rate_factor, scheduled
 
 
 def test_a_constant_rate_stays():
@@ -28,13 +31,46 @@ def test_warm_up_rises_from_nothing():
 
 def test_after_one_half_life_the_old_average_counts_half():
     ema = EmaConfig(half_life=640, ramp=0.0)
-    assert ema_decay(ema, 10_000, 64) ** 10 == pytest.approx(0.5)
+    assert ema_decay(half_life(ema, 10_000), 64) ** 10 == pytest.approx(0.5)
 
 
 def test_the_half_life_ramps_up_with_the_images_seen():
     ema = EmaConfig(half_life=5000, ramp=0.05)
     assert [half_life(ema, n) for n in (0, 20_000, 10**6)] == [0.0, 1000.0, 5000.0]
-    assert ema_decay(ema, 0, 64) == 0.0
+    assert ema_decay(0.0, 64) == 0.0
+
+
+R3GAN = Config(
+    optim=OptimConfig(lr_g=5e-5, lr_d=5e-5, betas_g=(0.0, 0.99), betas_d=(0.0, 0.99)),
+    augment=AugmentConfig(shift=0.1, p=0.3),
+    ema=EmaConfig(half_life=500_000, ramp=0.0),
+    burn_in=BurnInConfig(images=20_000_000, lr=4.0, gamma=10.0, half_life=0.0, augment=0.0, beta2=0.9),
+)
+
+
+def test_one_cosine_moves_five_settings_as_r3gan_has_them():
+    start, middle, end = (scheduled(R3GAN, n) for n in (0, 10_000_000, 20_000_000))
+    assert (5e-5 * start.rate, start.betas_d, start.penalty) == (2e-4, (0.0, 0.9), 10.0)
+    assert (start.augment, start.half_life) == (0.0, 0.0)
+    assert (middle.rate, middle.penalty) == pytest.approx((2.5, 5.5))
+    assert (middle.betas_g[1], middle.augment, middle.half_life) == pytest.approx((0.945, 0.15, 250_000))
+    assert (end.rate, end.betas_g, end.penalty, end.augment, end.half_life) == (1.0, (0.0, 0.99), 1.0, 0.3, 500_000)
+    assert scheduled(R3GAN, 10**9) == end
+
+
+def test_a_burn_in_is_taken_on_top_of_the_schedule():
+    config = replace(R3GAN, optim=OptimConfig(warmup=10_000_000))
+    assert scheduled(config, 5_000_000).rate == pytest.approx(0.5 * scheduled(R3GAN, 5_000_000).rate)
+
+
+def test_without_a_burn_in_everything_is_as_it_is_set():
+    now = scheduled(Config(augment=AugmentConfig(p=0.4)), 10**6)
+    assert (now.rate, now.betas_g, now.penalty, now.augment, now.half_life) == (1.0, (0.5, 0.999), 1.0, 0.4, 10_000.0)
+
+
+def test_a_burn_in_of_no_length_that_is_to_change_something_is_refused():
+    with pytest.raises(UserError, match=r"burn_in.images is 0, so that its other settings do nothing"):
+        BurnInConfig(lr=2.0)
 
 
 def test_the_average_follows_parameters_and_statistics():

@@ -25,6 +25,7 @@ SMALL = {
     "model.conditional": "true",
     "augment.brightness": 0.5,
     "augment.shift": 0.2,
+    "augment.p": 0.7,
 }
 
 
@@ -92,7 +93,7 @@ def textbook_critic_gradients(game: Game, real: Batch, name: str, penalty: dict[
     images = normalise(real.images)
     with torch.no_grad():
         fakes = game.bare_generator(draws.latents("d", 0), labels)
-    real_views, fake_views = draws.views("real", 0), draws.views("fake", 0)
+    real_views, fake_views = draws.views("real", 0, 0.7), draws.views("fake", 0, 0.7)
     loss = critic_objective(
         name, game.bare_critic(images, real.labels, real_views).logits, game.bare_critic(fakes, labels, fake_views).logits
     )
@@ -109,8 +110,8 @@ def textbook_critic_gradients(game: Game, real: Batch, name: str, penalty: dict[
 
 def textbook_generator_gradients(game: Game, real: Batch, name: str) -> list[Tensor]:
     draws, labels = game.draws, real.labels if name == "relativistic" else game.draws.labels("g", 0)
-    fake = game.bare_critic(game.bare_generator(draws.latents("g", 0), labels), labels, draws.views("g", 0)).logits
-    beside = game.bare_critic(normalise(real.images), real.labels, draws.views("g/real", 0)).logits
+    fake = game.bare_critic(game.bare_generator(draws.latents("g", 0), labels), labels, draws.views("g", 0, 0.7)).logits
+    beside = game.bare_critic(normalise(real.images), real.labels, draws.views("g/real", 0, 0.7)).logits
     return list(torch.autograd.grad(generator_objective(name, beside.detach(), fake), list(game.bare_generator.parameters())))
 
 
