@@ -47,8 +47,8 @@ def traced(config, case, double):
     def recorded(name):
         draw = getattr(Draws, name)
 
-        def wrapped(self, purpose, first):
-            rows = draw(self, purpose, first)
+        def wrapped(self, purpose, first, *probability):
+            rows = draw(self, purpose, first, *probability)
             if rows is not None:
                 step, place = divmod(first, BATCH)
                 assert place == self.offset + (place - self.offset) // self.count * self.count
