@@ -99,7 +99,7 @@ def differing(run, undisturbed):
         ("kiwi", (), 2),
         pytest.param("kiwi", ("--gpus-per-node=0", "--cpus-per-task=2", "--partition=high"), 1, marks=pytest.mark.slow),
         pytest.param("brain", (), 1, marks=pytest.mark.slow),
-        pytest.param("fruits360", ("--cpus-per-task=4",), 1, marks=pytest.mark.slow),
+        pytest.param("fruits360", ("--cpus-per-task=4", "--gpus-per-node=2"), 1, marks=pytest.mark.slow),
     ],
 )
 def test_each_script_trains_on_two_nodes(cluster, submit, tmp_path, name, flags, processes):
