@@ -218,7 +218,8 @@ class Game:
         gradients = [p.grad for p in network.parameters() if p.grad is not None]
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
         if self.config.optim.clip:
-            torch._foreach_mul_(gradients, (self.config.optim.clip / norm).clamp(max=1.0))
+            shorter = (self.config.optim.clip / norm).clamp(max=1.0)
+            torch._foreach_mul_(gradients, torch.where(norm.isfinite(), shorter, 1.0))  # else each would seem not finite
         skipped = (~torch.isfinite(norm)).float()
         if self.accelerator.scaler is None:
             # The fused optimizers' own protocol for skipping without asking the host; under fp16 the scaler speaks it.
