@@ -158,7 +158,7 @@ def test_a_generator_that_learns_every_third_step_stands_still_in_the_others() -
 def test_a_gradient_that_is_not_finite_is_named_alone_where_gradients_are_cut() -> None:
     game, real = make_game(optim__clip=1.0), real_batch()
     name, parameter = list(game.bare_critic.named_parameters())[1]
-    parameter.register_hook(lambda gradient: torch.full_like(gradient, torch.inf))
+    parameter.register_hook(lambda gradient: torch.full_like(gradient, torch.nan))
     assert game.discriminator_step([real], 0).means()["skipped/D"] == 1
     assert game.nonfinite() == f"critic.{name}"
 
