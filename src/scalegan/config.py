@@ -12,12 +12,8 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from scalegan.errors import UserError
-
-
-def require(condition: bool, message: str) -> None:
-    if not condition:
-        raise UserError(message)
+from scalegan.errors import UserError, require
+from scalegan.model_config import ModelConfig
 
 
 @dataclass(frozen=True)
@@ -52,62 +48,6 @@ class DataConfig:
         require(0 <= self.skip_budget <= 1, f"data.skip_budget is {self.skip_budget}: give a share from 0 to 1")
 
 
-OWN_FIELDS = {"dcgan": ("critic_norm", "norm_group", "init"), "r3gan": ("blocks", "group_width")}
-"""Fields of `ModelConfig` that one family alone knows."""
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    family: Literal["dcgan", "r3gan"] = "dcgan"
-    """Network family: convolutions with normalisation (Radford et al. 2015), or residual blocks without (Huang et al. 2024)."""
-    z_dim: int = 100
-    """Numbers in one latent vector."""
-    width: int = 64
-    """Generator channels at the highest resolution; doubled at each coarser one up to `max_width`."""
-    max_width: int = 512
-    """Most generator channels."""
-    critic_width: int = 64
-    """Critic channels after its first convolution; doubled at each coarser resolution up to `critic_max_width`."""
-    critic_max_width: int = 512
-    """Most critic channels."""
-    critic_norm: Literal["batch", "spectral", "none"] = "batch"
-    """Normalisation inside the critic: of its activations, of its weights (Miyato et al. 2018), or none; a gradient penalty
-    does not want `batch`."""
-    norm_group: int = 0
-    """Images that batch norm is taken over: consecutive ones of the batch, so that processes need not wait for each other
-    in every layer; 0 is the whole batch of all of them."""
-    init: Literal["dcgan", "kaiming"] = "dcgan"
-    """Start of the critic's weights: N(0, 0.02) as in the DCGAN paper (and always in the generator), or Kaiming's."""
-    conditional: bool = False
-    """Tell generator and critic the class of each image; needs labelled data."""
-    class_dim: int = 32
-    """Numbers that a class is embedded into for the generator."""
-    blocks: int = 2
-    """Residual blocks at each resolution (r3gan)."""
-    group_width: int = 16
-    """Channels of one group of a grouped convolution (r3gan)."""
-
-    def __post_init__(self) -> None:
-        require(self.norm_group != 1 and self.norm_group >= 0, f"model.norm_group is {self.norm_group}: give 0, or 2 or more")
-        for name in ("z_dim", "width", "max_width", "critic_width", "critic_max_width", "class_dim", "blocks", "group_width"):
-            require(getattr(self, name) >= 1, f"model.{name} is {getattr(self, name)}: give at least 1")
-        for family, names in OWN_FIELDS.items():
-            for field_ in dataclasses.fields(self):
-                changed = field_.name in names and getattr(self, field_.name) != field_.default
-                require(
-                    family == self.family or not changed,
-                    f"model.{field_.name} is a setting of model.family {family}, which is {self.family} here: leave it out",
-                )
-        if self.family == "r3gan":
-            for name in ("width", "max_width", "critic_width", "critic_max_width"):
-                inner = 2 * getattr(self, name)
-                require(
-                    inner % self.group_width == 0,
-                    f"model.{name} {getattr(self, name)}: r3gan wants twice it to be a multiple of model.group_width "
-                    f"{self.group_width}",
-                )
-
-
 @dataclass(frozen=True)
 class LossConfig:
     name: Literal["non_saturating", "minimax", "hinge", "least_squares", "wasserstein", "relativistic"] = "non_saturating"
@@ -123,9 +63,11 @@ class LossConfig:
     """Slope that the gradient penalty draws the critic to: 1, or 0 for the zero-centred form."""
     penalty_every: int = 1
     """Critic steps from one penalty to the next; its weight is multiplied by the same number."""
+    class_weight: float = 1.0
+    """Weight of the loss of an auxiliary classifier (`model.class_head classifier`), for critic and generator."""
 
     def __post_init__(self) -> None:
-        for name in ("r1_gamma", "r2_gamma", "gp_weight", "gp_centre"):
+        for name in ("r1_gamma", "r2_gamma", "gp_weight", "gp_centre", "class_weight"):
             require(getattr(self, name) >= 0, f"loss.{name} is {getattr(self, name)}: give 0 or more")
         require(self.penalty_every >= 1, f"loss.penalty_every is {self.penalty_every}: give at least 1")
 

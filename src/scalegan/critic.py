@@ -10,14 +10,26 @@ from torch import Tensor, nn
 
 from scalegan.augment import augment
 from scalegan.config import AugmentConfig
+from scalegan.models.conditions import Judgement
 from scalegan.models.layers import at_least_float32
 
 
 class Scores(NamedTuple):
     logits: Tensor
-    """[N] in float32, large where the image looks real."""
+    """[N] or [N, K] in float32, large where the image looks real."""
+    auxiliary: dict[str, Tensor]
+    """Further losses [N] of the discriminator, by name."""
     steepness: Tensor | None
-    """[N] squared norm of d(logit)/d(image), in float32; None where it was not asked for."""
+    """[N] squared norm of d(mean logit)/d(image), in float32; None where it was not asked for."""
+
+    def halves(self) -> tuple[Scores, Scores]:
+        """Of the first half of the images, and of the second."""
+        steepness = (None, None) if self.steepness is None else self.steepness.chunk(2)
+        logits, auxiliary = self.logits.chunk(2), {name: loss.chunk(2) for name, loss in self.auxiliary.items()}
+        first, second = (
+            Scores(logits[i], {name: parts[i] for name, parts in auxiliary.items()}, steepness[i]) for i in range(2)
+        )
+        return first, second
 
 
 class Critic(nn.Module):
@@ -35,19 +47,20 @@ class Critic(nn.Module):
     def forward(self, images: Tensor, labels: Tensor, draws: Tensor | None, steepness: bool = False) -> Scores:
         """images [N, C, H, W] in [-1, 1], labels [N], draws [N, augment.WIDTH] or None for no augmentation."""
 
-        def score(images: Tensor) -> Tensor:
+        def judge(images: Tensor) -> Judgement:
             views = augment(images, draws, self.config) if draws is not None else images
             return self.discriminator(views, labels)  # type: ignore[no-any-return]
 
         if not steepness:
-            return Scores(score(images), None)
+            judgement = judge(images)
+            return Scores(judgement.logits, judgement.auxiliary, None)
 
-        def total(images: Tensor) -> tuple[Tensor, Tensor]:
-            logits = score(images)
-            return logits.sum(), logits
+        def total(images: Tensor) -> tuple[Tensor, Judgement]:
+            judgement = judge(images)
+            return judgement.logits.view(len(images), -1).mean(1).sum(), judgement
 
         # float16 has too few exponents for a gradient of a gradient; bfloat16 has as many as float32.
         half = torch.is_autocast_enabled(images.device.type) and torch.get_autocast_dtype(images.device.type) == torch.float16
         with torch.autocast(images.device.type, enabled=False) if half else nullcontext():
-            gradient, logits = torch.func.grad(total, has_aux=True)(images)
-        return Scores(logits, at_least_float32(gradient).square().flatten(1).sum(1))
+            gradient, judgement = torch.func.grad(total, has_aux=True)(images)
+        return Scores(judgement.logits, judgement.auxiliary, at_least_float32(gradient).square().flatten(1).sum(1))

@@ -7,3 +7,9 @@ class UserError(Exception):
 
 class MachineError(UserError):
     """What only one machine of a run may see, such as a file or a GPU that is not there: told by the first process of each."""
+
+
+def require(condition: bool, message: str) -> None:
+    """A check at the border: of what a user has given."""
+    if not condition:
+        raise UserError(message)

@@ -91,6 +91,20 @@ LOSSES = {
 }
 
 
+@dataclass(frozen=True)
+class Auxiliary:
+    """A further loss that a discriminator takes at its images, beside its logits. The critic minimises it at real ones."""
+
+    weight: str
+    """Field of `LossConfig` with its weight."""
+    generator: bool
+    """Whether the generator minimises it at its own images too."""
+
+
+AUXILIARY = {"class": Auxiliary("class_weight", generator=True)}
+"""`class`: cross entropy of an auxiliary classifier, which learns from real images alone, as early fakes are of no class."""
+
+
 def zero_centred(steepness: Tensor, gamma: float) -> Tensor:
     """gamma/2 E |d logit / d image|^2 from the squared gradient norms [N].
 

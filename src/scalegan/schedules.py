@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from scalegan.config import BurnInConfig, Config, EmaConfig, OptimConfig
+from scalegan.model_config import ModelConfig
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,8 @@ class Scheduled:
     """Probability of each augmentation."""
     half_life: float
     """Of the averaged weights, in images."""
+    classes: float
+    """How far the classes have come in, from 0 to 1."""
 
 
 def scheduled(config: Config, images_seen: int) -> Scheduled:
@@ -33,6 +36,7 @@ def scheduled(config: Config, images_seen: int) -> Scheduled:
         penalty=multiple(burn_in, burn_in.gamma, images_seen),
         augment=min(1.0, config.augment.p * multiple(burn_in, burn_in.augment, images_seen)),
         half_life=half_life(config.ema, images_seen) * multiple(burn_in, burn_in.half_life, images_seen),
+        classes=class_strength(config.model, images_seen),
     )
 
 
@@ -44,6 +48,13 @@ def rate_factor(optim: OptimConfig, images_seen: int, total_images: int) -> floa
     if optim.schedule == "constant":
         return rise
     return rise * (optim.final_lr + (1.0 - optim.final_lr) * fall)
+
+
+def class_strength(model: ModelConfig, images_seen: int) -> float:
+    """0 up to `class_start`, then evenly to 1 (Shahbazi et al. 2022, eq. 3)."""
+    if images_seen < model.class_start:
+        return 0.0
+    return min(1.0, (images_seen - model.class_start) / model.class_ramp) if model.class_ramp else 1.0
 
 
 def half_life(ema: EmaConfig, images_seen: int) -> float:

@@ -19,12 +19,13 @@ from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 from scalegan import config as config_module
 from scalegan.config import Config
 from scalegan.errors import UserError
+from scalegan.model_config import ModelConfig
 from scalegan.run import flatten
 
 PRESETS = Path(__file__).parents[2] / "configs"
 SECTIONS = {
     "data": config_module.DataConfig,
-    "model": config_module.ModelConfig,
+    "model": ModelConfig,
     "loss": config_module.LossConfig,
     "augment": config_module.AugmentConfig,
     "optim": config_module.OptimConfig,

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from scalegan import augment, losses, random, schedules
 from scalegan.config import Config
-from scalegan.critic import Critic
+from scalegan.critic import Critic, Scores
 from scalegan.data.loader import Batch, normalise
 from scalegan.ema import make_ema, update_ema
 from scalegan.models import build_discriminator, build_generator, place
+from scalegan.models.conditions import set_strength
 from scalegan.models.layers import average_running_statistics
 from scalegan.statistics import Values
 
@@ -111,6 +112,7 @@ class Game:
         """Teach the critic to tell this step's real images from fresh fakes; `reals` has one batch a round."""
         self.opt_d.zero_grad()
         config, now = self.config.loss, schedules.scheduled(self.config, images_seen)
+        self._set_classes(now.classes)
         penalised = config.penalised and self._number(images_seen) % config.penalty_every == 0
         values = Values()
         for round_, real in enumerate(reals):
@@ -119,17 +121,20 @@ class Game:
                 labels = real.labels if self.loss.paired else self.draws.labels("d", first)
                 fakes = self.bare_generator(self.draws.latents("d", first), labels)
             with self._reduced_in_last(round_, self.critic):
-                real_logits, fake_logits, penalties = self._score(real, fakes, labels, first, penalised, now)
-                adversarial = self.loss.critic(real_logits, fake_logits)
-                loss = adversarial + config.penalty_every * sum(penalties.values())
+                ours, theirs, penalties = self._score(real, fakes, labels, first, penalised, now)
+                adversarial = self.loss.critic(ours.logits, theirs.logits)
+                auxiliary = self._auxiliary(ours, now)
+                loss = adversarial + sum(auxiliary.values()) + config.penalty_every * sum(penalties.values())
                 self.accelerator.backward(loss / self.rounds)
-            right_real, right_fake = self.loss.accuracy(real_logits, fake_logits)
+            right_real, right_fake = self.loss.accuracy(ours.logits, theirs.logits)
             values.add({
                 "loss/D": adversarial,
-                "logits/real": real_logits.mean(),
-                "logits/fake": fake_logits.mean(),
+                "logits/real": ours.logits.mean(),
+                "logits/fake": theirs.logits.mean(),
                 "accuracy/real": right_real,
                 "accuracy/fake": right_fake,
+                "sign/real": 2 * right_real - 1,
+                **{f"{name}/D": value for name, value in auxiliary.items()},
                 **penalties,
             })  # fmt: skip
         norm, skipped = self._step(self.opt_d, self.critic, self.config.optim.lr_d * now.rate, now.betas_d)
@@ -153,18 +158,33 @@ class Game:
             labels = real.labels if self.loss.paired else self.draws.labels("g", first)
             with self._reduced_in_last(round_, self.generator):
                 fakes = self.generator(self.draws.latents("g", first), labels)
-                logits = [self.bare_critic(fakes, labels, self.draws.views("g", first, now.augment)).logits]
+                scores = self.bare_critic(fakes, labels, self.draws.views("g", first, now.augment))
+                logits = [scores.logits]
                 if self.loss.paired:
                     with torch.no_grad():
                         views = self.draws.views("g/real", first, now.augment)
                         logits.append(self.bare_critic(normalise(real.images), labels, views).logits)
-                loss = self.loss.generator(*logits)
-                self.accelerator.backward(loss / self.rounds)
-            values.add({"loss/G": loss})
+                adversarial = self.loss.generator(*logits)
+                auxiliary = {n: v for n, v in self._auxiliary(scores, now).items() if losses.AUXILIARY[n].generator}
+                self.accelerator.backward((adversarial + sum(auxiliary.values())) / self.rounds)
+            values.add({"loss/G": adversarial, **{f"{name}/G": value for name, value in auxiliary.items()}})
         self.bare_critic.requires_grad_(True)
         norm, skipped = self._step(self.opt_g, self.generator, self.config.optim.lr_g * now.rate, now.betas_g)
         values.add({"grad_norm/G": norm, "skipped/G": skipped})
         return values
+
+    def _auxiliary(self, scores: Scores, now: schedules.Scheduled) -> dict[str, Tensor]:
+        """Weighted mean of each further loss of the discriminator, at the images of `scores`."""
+        weights = {name: getattr(self.config.loss, losses.AUXILIARY[name].weight) for name in scores.auxiliary}
+        if "class" in weights:
+            weights["class"] *= now.classes
+        return {name: weights[name] * loss.mean() for name, loss in scores.auxiliary.items()}
+
+    def _set_classes(self, strength: float) -> None:
+        """How far the classes have come in by now, for all networks."""
+        if self.config.model.ramped:
+            for network in (self.bare_generator, self.bare_critic, self.ema):
+                set_strength(network, strength)
 
     def _number(self, images_seen: int) -> int:
         """Steps before this one."""
@@ -177,32 +197,31 @@ class Game:
 
     def _score(
         self, real: Batch, fakes: Tensor, fake_labels: Tensor, first: int, penalised: bool, now: schedules.Scheduled
-    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Logits of both sides, and the penalties by name.
+    ) -> tuple[Scores, Scores, dict[str, Tensor]]:
+        """Scores of the real images and of the fakes, and the penalties by name.
 
         In one forward where no layer couples samples and both sides want the same outputs.
         """
         config, images = self.config.loss, normalise(real.images)
         views, fake_views = (self.draws.views(side, first, now.augment) for side in ("real", "fake"))
         steep_real, steep_fake = penalised and config.r1_gamma > 0, penalised and config.r2_gamma > 0
-        penalties: dict[str, Tensor] = {}
         if self.couples_samples or steep_real != steep_fake:
             ours = self.critic(images, real.labels, views, steep_real)
             theirs = self.critic(fakes, fake_labels, fake_views, steep_fake)
-            logits, steepness = (ours.logits, theirs.logits), (ours.steepness, theirs.steepness)
         else:
             both_views = None if views is None or fake_views is None else torch.cat([views, fake_views])
             both = self.critic(torch.cat([images, fakes]), torch.cat([real.labels, fake_labels]), both_views, steep_real)
-            logits, steepness = both.logits.chunk(2), both.steepness.chunk(2) if steep_real else (None, None)
+            ours, theirs = both.halves()
+        penalties: dict[str, Tensor] = {}
         if steep_real:
-            penalties["r1"] = losses.zero_centred(steepness[0], now.penalty * config.r1_gamma)
+            penalties["r1"] = losses.zero_centred(ours.steepness, now.penalty * config.r1_gamma)
         if steep_fake:
-            penalties["r2"] = losses.zero_centred(steepness[1], now.penalty * config.r2_gamma)
+            penalties["r2"] = losses.zero_centred(theirs.steepness, now.penalty * config.r2_gamma)
         if penalised and config.gp_weight > 0:
             mixed = torch.lerp(fakes, images, self.draws.mixture(first))
             scores = self.critic(mixed, real.labels, views, True)
             penalties["gp"] = losses.gradient_penalty(scores.steepness, now.penalty * config.gp_weight, config.gp_centre)
-        return logits[0], logits[1], penalties
+        return ours, theirs, penalties
 
     def _reduced_in_last(self, round_: int, network: nn.Module) -> AbstractContextManager[None]:
         """Gradients add up on each process and are reduced over processes in the last round of a step."""
@@ -240,7 +259,8 @@ class Game:
         latents = torch.zeros(self.draws.count, self.config.model.z_dim, device=self.accelerator.device)
         fakes = self.generator(latents, labels)
         (fakes.sum() * 0).backward()
-        (self.critic(fakes.detach(), labels, None).logits.sum() * 0).backward()
+        scores = self.critic(fakes.detach(), labels, None)
+        (sum(part.sum() for part in (scores.logits, *scores.auxiliary.values())) * 0).backward()
         self.opt_g.zero_grad()
         self.opt_d.zero_grad()
         with torch.no_grad():

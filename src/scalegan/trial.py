@@ -84,6 +84,8 @@ def cut_config(config: Config, index: Index, run: Path) -> Config:
             critic_width=min(model.critic_width, 8),
             critic_max_width=min(model.critic_max_width, 32),
             group_width=min(model.group_width, 16),
+            class_start=min(model.class_start, batch),
+            class_ramp=min(model.class_ramp, 4 * batch),
             norm_group=together if group and together % group else group,
         ),
         loss=replace(config.loss, penalty_every=min(config.loss.penalty_every, 2)),  # so that steps with and without it come

@@ -5,9 +5,11 @@ import pytest
 import torch
 
 from scalegan.augment import WIDTH, augment, spared
-from scalegan.config import AugmentConfig, ModelConfig
+from scalegan.config import AugmentConfig
 from scalegan.critic import Critic
+from scalegan.model_config import ModelConfig
 from scalegan.models import build_discriminator
+from scalegan.models.conditions import Judgement
 
 ALL = AugmentConfig(brightness=0.5, saturation=0.5, contrast=0.5, shift=0.125, mirror=True, cutout=0.3)
 
@@ -120,3 +122,18 @@ def test_the_penalty_is_taken_before_augmentation():
     seen = torch.func.grad(lambda x: critic(x, labels, draws).logits.sum())(images)
     assert seen[:, :, :12].abs().max() == 0  # rows that were shifted out cannot change the score
     torch.testing.assert_close(critic(images, labels, draws, True).steepness, seen.square().flatten(1).sum(1))
+
+
+def test_of_several_logits_an_image_the_slope_is_that_of_their_mean():
+    class Patches(torch.nn.Module):
+        def forward(self, images, labels):
+            return Judgement(images.square().mean((1, 2))[:, :4], {"own": images.sum((1, 2, 3))})  # [N, 4]
+
+    images, labels, _ = inputs()
+    scores = Critic(Patches(), AugmentConfig())(images, labels, None, True)
+    expected = (images[..., :4] * 2 / (3 * 24) / 4).square().sum((1, 2, 3))
+    torch.testing.assert_close(scores.steepness, expected)
+    first, second = scores.halves()
+    assert first.logits.shape == (2, 4)
+    torch.testing.assert_close(second.steepness, expected[2:])
+    torch.testing.assert_close(second.auxiliary["own"], images[2:].sum((1, 2, 3)))

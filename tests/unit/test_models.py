@@ -6,10 +6,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from scalegan.config import Config, ModelConfig, TrainConfig
+from scalegan.config import Config, TrainConfig
 from scalegan.errors import UserError
+from scalegan.model_config import ModelConfig
 from scalegan.models import build_discriminator, build_generator, r3gan
+from scalegan.models.conditions import set_strength
 from scalegan.models.layers import BatchNorm, halvings
+from scalegan.schedules import class_strength
 
 SHAPES = [(3, 64, 64), (3, 100, 100), (1, 28, 28), (1, 104, 88), (1, 208, 176), (3, 33, 17), (1, 9, 300)]
 SMALL = ModelConfig(z_dim=8, width=4, max_width=16, critic_width=4, critic_max_width=16)
@@ -24,7 +27,7 @@ def test_any_height_and_width(family, shape):
     images = build_generator(config, shape, 0)(torch.randn(2, 8), torch.zeros(2, dtype=torch.int64))
     assert images.shape == (2, *shape)
     assert family == "r3gan" or images.abs().max() <= 1
-    assert build_discriminator(config, shape, 0)(images, torch.zeros(2, dtype=torch.int64)).shape == (2,)
+    assert build_discriminator(config, shape, 0)(images, torch.zeros(2, dtype=torch.int64)).logits.shape == (2,)
 
 
 def test_sizes_halve_rounding_up_until_one_side_is_under_8():
@@ -53,7 +56,7 @@ def test_dcgan_starts_at_its_spread():
 def test_a_kaiming_critic_keeps_its_scale_at_the_start():
     torch.manual_seed(0)
     config = ModelConfig(critic_norm="none", init="kaiming", critic_width=32, critic_max_width=256)
-    logits = build_discriminator(config, (3, 64, 64), 0)(torch.randn(64, 3, 64, 64), torch.zeros(64, dtype=torch.int64))
+    logits = build_discriminator(config, (3, 64, 64), 0)(torch.randn(64, 3, 64, 64), torch.zeros(64, dtype=torch.int64)).logits
     assert 0.2 < logits.square().mean().sqrt() < 5
 
 
@@ -62,8 +65,8 @@ def test_a_critic_says_truly_whether_it_couples_samples(norm):
     torch.manual_seed(0)
     critic = build_discriminator(ModelConfig(critic_norm=norm, critic_width=8, critic_max_width=32), (3, 32, 32), 0)
     images, labels = torch.randn(4, 3, 32, 32), torch.zeros(4, dtype=torch.int64)
-    alone = critic(images[:2], labels[:2])
-    together = critic(images, labels)[:2]
+    alone = critic(images[:2], labels[:2]).logits
+    together = critic(images, labels).logits[:2]
     assert critic.couples_samples is (norm == "batch")
     assert torch.allclose(alone, together, atol=1e-6) is not critic.couples_samples
 
@@ -76,7 +79,53 @@ def test_a_conditional_model_looks_at_the_label(config):
     z = torch.randn(1, 8)
     first, second = (generator.eval()(z, torch.tensor([label])) for label in (0, 2))
     assert (first - second).abs().max() > 1e-3
-    assert critic(first, torch.tensor([0])) != critic(first, torch.tensor([2]))
+    assert critic(first, torch.tensor([0])).logits != critic(first, torch.tensor([2])).logits
+
+
+@pytest.mark.parametrize("config", [replace(SMALL, critic_norm="none"), R3GAN], ids=FAMILIES)
+def test_a_classifier_is_judged_by_its_cross_entropy_and_leaves_the_logit_alone(config):
+    torch.manual_seed(0)
+    critic = build_discriminator(replace(config, conditional=True, class_head="classifier"), (1, 16, 16), 3)
+    images = torch.randn(6, 1, 16, 16)
+    first, second = (critic(images, torch.full((6,), label)) for label in (0, 2))
+    assert torch.equal(first.logits, second.logits)
+    assert first.auxiliary["class"].shape == (6,)
+    every = torch.stack([critic(images, torch.full((6,), label)).auxiliary["class"] for label in range(3)])
+    torch.testing.assert_close((-every).exp().sum(0), torch.ones(6))  # probabilities
+
+
+@pytest.mark.parametrize("head", ["projection", "classifier"])
+@pytest.mark.parametrize("config", [replace(SMALL, critic_norm="none"), R3GAN], ids=FAMILIES)
+def test_classes_come_in_from_their_mean(config, head):
+    torch.manual_seed(0)
+    config = replace(config, conditional=True, class_head=head, class_ramp=1000)
+    networks = build_generator(config, (1, 16, 16), 3).eval(), build_discriminator(config, (1, 16, 16), 3)
+    latents, images = torch.randn(1, 8), torch.randn(1, 1, 16, 16)
+    apart = []
+    for strength in (0.0, 0.5, 1.0):
+        for network in networks:
+            set_strength(network, strength)
+        made = [networks[0](latents, torch.tensor([label])) for label in (0, 2)]
+        judged = [networks[1](images, torch.tensor([label])).logits for label in (0, 2)]
+        apart.append(((made[0] - made[1]).abs().max().item(), (judged[0] - judged[1]).abs().item()))
+    assert apart[0] == (0.0, 0.0)
+    assert 0 < apart[1][0] < apart[2][0]
+    assert head == "classifier" or 0 < apart[1][1] < apart[2][1]
+
+
+@pytest.mark.parametrize(("start", "ramp", "expected"), [(0, 0, [1, 1, 1]), (100, 0, [0, 1, 1]), (100, 200, [0, 0, 0.5])])
+def test_the_strength_of_classes_follows_the_clock(start, ramp, expected):
+    model = ModelConfig(conditional=True, class_start=start, class_ramp=ramp)
+    assert [class_strength(model, seen) for seen in (99, 100, 200)] == expected
+
+
+@pytest.mark.parametrize(("generator", "critic"), [("dcgan", "r3gan"), ("r3gan", "dcgan")])
+def test_a_generator_of_one_family_takes_a_critic_of_another(generator, critic):
+    config = replace(FAMILIES[generator], critic_family=critic, group_width=4)
+    images = build_generator(config, (3, 20, 12), 0)(torch.randn(2, 8), torch.zeros(2, dtype=torch.int64))
+    discriminator = build_discriminator(config, (3, 20, 12), 0)
+    assert discriminator.__module__.endswith(critic)
+    assert discriminator(images, torch.zeros(2, dtype=torch.int64)).logits.shape == (2,)
 
 
 # --- R3GAN
@@ -139,6 +188,8 @@ def test_resampling_keeps_a_constant_image_and_moves_nothing(up):
     ("fields", "told"),
     [
         ({"family": "r3gan", "critic_norm": "spectral"}, "model.critic_norm is a setting of model.family dcgan"),
+        ({"family": "r3gan", "critic_family": "dcgan", "width": 12}, "model.width 12: r3gan wants twice it"),
+        ({"class_ramp": 100}, "model.class_ramp does nothing without classes"),
         ({"blocks": 3}, "model.blocks is a setting of model.family r3gan"),
         ({"family": "r3gan", "width": 12}, "model.width 12: r3gan wants twice it to be a multiple of model.group_width 16"),
     ],

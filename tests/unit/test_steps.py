@@ -10,6 +10,7 @@ from torch.nn.functional import relu, softplus
 
 from scalegan import settings
 from scalegan.data.loader import Batch, normalise
+from scalegan.models.conditions import set_strength
 from scalegan.steps import DataFacts, Game
 
 SHAPE, CLASSES, BATCH = (3, 16, 20), (5, 3, 8), 8
@@ -175,3 +176,28 @@ def test_a_long_gradient_is_cut_to_length_and_its_own_length_reported(clip: floa
     assert reported == pytest.approx(whole)
     assert same == pytest.approx(whole)
     assert used == pytest.approx(min(whole, clip), rel=1e-4)
+
+
+def test_the_classifier_teaches_critic_at_real_images_and_generator_at_its_own() -> None:
+    game, real = make_game(model__class_head="classifier", loss__class_weight=0.5, model__class_ramp=4 * BATCH), real_batch()
+    seen, draws = 2 * BATCH, game.draws  # half of the ramp
+    for network in (game.bare_generator, game.bare_critic):
+        set_strength(network, 0.5)
+    game.bare_generator.train()
+    labels, first = draws.labels("d", seen), draws.first(seen, 0)
+    with torch.no_grad():
+        fakes = game.bare_generator(draws.latents("d", first), labels)
+    ours = game.bare_critic(normalise(real.images), real.labels, draws.views("real", first, 0.7))
+    theirs = game.bare_critic(fakes, labels, draws.views("fake", first, 0.7))
+    loss = softplus(-ours.logits).mean() + softplus(theirs.logits).mean() + 0.25 * ours.auxiliary["class"].mean()
+    expected = list(torch.autograd.grad(loss, list(game.bare_critic.parameters())))
+    values = game.discriminator_step([real], seen).means()
+    assert_same([p.grad for p in game.bare_critic.parameters()], expected)  # type: ignore[misc]
+    assert values["class/D"].item() == pytest.approx(0.25 * ours.auxiliary["class"].mean().item())
+
+    labels = draws.labels("g", first)
+    scores = game.bare_critic(game.bare_generator(draws.latents("g", first), labels), labels, draws.views("g", first, 0.7))
+    loss = softplus(-scores.logits).mean() + 0.25 * scores.auxiliary["class"].mean()
+    expected = list(torch.autograd.grad(loss, list(game.bare_generator.parameters())))
+    game.generator_step([real], seen)
+    assert_same([p.grad for p in game.bare_generator.parameters()], expected)  # type: ignore[misc]

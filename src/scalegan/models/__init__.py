@@ -5,22 +5,20 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from scalegan.config import ModelConfig
+from scalegan.model_config import ModelConfig
 from scalegan.models import dcgan, r3gan
 
-FAMILIES: dict[str, tuple[type[nn.Module], type[nn.Module]]] = {
-    "dcgan": (dcgan.Generator, dcgan.Discriminator),
-    "r3gan": (r3gan.Generator, r3gan.Discriminator),
-}
+GENERATORS: dict[str, type[nn.Module]] = {"dcgan": dcgan.Generator, "r3gan": r3gan.Generator}
+DISCRIMINATORS: dict[str, type[nn.Module]] = {"dcgan": dcgan.Discriminator, "r3gan": r3gan.Discriminator}
 
 
 def build_generator(config: ModelConfig, shape: tuple[int, int, int], classes: int) -> nn.Module:
     """shape is (channels, height, width) of one image; `classes` is only looked at by a conditional model."""
-    return FAMILIES[config.family][0](config, shape, classes)
+    return GENERATORS[config.family](config, shape, classes)
 
 
 def build_discriminator(config: ModelConfig, shape: tuple[int, int, int], classes: int) -> nn.Module:
-    return FAMILIES[config.family][1](config, shape, classes)
+    return DISCRIMINATORS[config.critic](config, shape, classes)
 
 
 def place(network: nn.Module, device: torch.device | str) -> nn.Module:

@@ -12,7 +12,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from scalegan.config import ModelConfig
+from scalegan.model_config import ModelConfig
+from scalegan.models.conditions import ClassHead, Judgement, class_embedding
 from scalegan.models.layers import BatchNorm, at_least_float32, halvings, normalise_weights
 
 
@@ -38,7 +39,7 @@ class Generator(nn.Module):
         channels, height, width = shape
         sizes = halvings(height, width)
         widths = [min(config.max_width, config.width * 2 ** (len(sizes) - 2 - i)) for i in range(len(sizes) - 1)]
-        self.embed = nn.Embedding(classes, config.class_dim) if config.conditional else None
+        self.embed = class_embedding(config, classes, config.class_dim) if config.conditional else None
         inputs = config.z_dim + (config.class_dim if config.conditional else 0)
         # A transposed convolution from 1 x 1 is a matrix product: written as one, it may start at any size.
         self.base = (widths[0], *sizes[0])
@@ -59,7 +60,7 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Images [N, C, H, W] and labels [N] -> logits [N] in float32."""
+    """Images [N, C, H, W] and labels [N] -> `Judgement` with logits [N]."""
 
     couples_samples: bool
     """Whether the score of an image depends on the others of its batch."""
@@ -87,22 +88,20 @@ class Discriminator(nn.Module):
         self.layers = nn.Sequential(*layers)
         features = widths[-1] * math.prod(sizes[0])
         self.score = nn.Linear(features, 1, bias=not batch_norm)
-        self.embed = nn.Embedding(classes, features) if config.conditional else None
+        self.head = ClassHead(config, features, classes) if config.conditional else None
         if config.init == "dcgan":
             self.apply(_start_dcgan)
         else:
             self.apply(_start_kaiming)
-        if self.embed is not None:
-            nn.init.normal_(self.embed.weight, std=0.02)
+        if self.head is not None:
+            nn.init.normal_(self.head.classes.weight, std=0.02)
         if config.critic_norm == "spectral":
             normalise_weights(self)
 
-    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+    def forward(self, images: Tensor, labels: Tensor) -> Judgement:
         h = self.layers(images).flatten(1)
         logits = at_least_float32(self.score(h)[:, 0])
-        if self.embed is not None:  # projection of the features on the class (Miyato and Koyama 2018, eq. 3)
-            logits = logits + at_least_float32(self.embed(labels) * h).sum(1)
-        return logits
+        return Judgement(logits, {}) if self.head is None else self.head(h, labels, logits)
 
 
 def _padded(channels_in: int, channels_out: int, odd_h: int, odd_w: int, bias: bool) -> nn.Module:

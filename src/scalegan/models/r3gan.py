@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scalegan.config import ModelConfig
+from scalegan.model_config import ModelConfig
+from scalegan.models.conditions import ClassHead, Judgement, class_embedding
 from scalegan.models.layers import at_least_float32, halvings
 
 Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
@@ -85,7 +86,7 @@ class Generator(nn.Module):
         channels, height, width = shape
         sizes = halvings(height, width)
         widths = stage_widths(config.width, config.max_width, len(sizes))[::-1]
-        self.embed = embedding(classes, config.class_dim) if config.conditional else None
+        self.embed = embedding(config, classes, config.class_dim) if config.conditional else None
         inputs = config.z_dim + (config.class_dim if config.conditional else 0)
         self.basis = nn.Parameter(torch.randn(widths[0], *sizes[0]))
         self.scale = nn.Linear(inputs, widths[0], bias=False)
@@ -107,7 +108,7 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Images [N, C, H, W] and labels [N] -> logits [N] in float32."""
+    """Images [N, C, H, W] and labels [N] -> `Judgement` with logits [N]."""
 
     couples_samples = False
 
@@ -124,15 +125,17 @@ class Discriminator(nn.Module):
             layers += [Block(stage, config.group_width, config.blocks * len(sizes)) for _ in range(config.blocks)]
         self.layers = nn.Sequential(*layers)
         self.pool = start(nn.Conv2d(last, last, sizes[-1], groups=last, bias=False))
-        self.score = start(nn.Linear(last, last if config.conditional else 1, bias=False))
-        self.embed = embedding(classes, last, gain=last**-0.5) if config.conditional else None
+        projects = config.conditional and config.class_head == "projection"
+        self.score = start(nn.Linear(last, last if projects else 1, bias=False))
+        self.embed = embedding(config, classes, last, gain=last**-0.5) if projects else None
+        self.head = ClassHead(config, last, classes) if config.conditional and not projects else None
 
-    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+    def forward(self, images: Tensor, labels: Tensor) -> Judgement:
         h = self.pool(self.layers(images)).flatten(1)
         scores = at_least_float32(self.score(h))
-        if self.embed is None:
-            return scores[:, 0]
-        return (scores * at_least_float32(self.embed(labels))).sum(1)  # projection (Miyato and Koyama 2018, eq. 3)
+        if self.embed is not None:  # the projection alone, without a logit that knows no class
+            return Judgement((scores * at_least_float32(self.embed(labels))).sum(1), {})
+        return Judgement(scores[:, 0], {}) if self.head is None else self.head(h, labels, scores[:, 0])
 
 
 def stage_widths(width: int, most: int, stages: int) -> list[int]:
@@ -140,9 +143,9 @@ def stage_widths(width: int, most: int, stages: int) -> list[int]:
     return [min(most, width * 2**i) for i in range(stages)]
 
 
-def embedding(classes: int, width: int, gain: float = 1.0) -> nn.Embedding:
+def embedding(config: ModelConfig, classes: int, width: int, gain: float = 1.0) -> nn.Embedding:
     """A matrix product with the one-hot class, as which it starts."""
-    layer = nn.Embedding(classes, width)
+    layer = class_embedding(config, classes, width)
     nn.init.normal_(layer.weight, std=gain / math.sqrt(classes))
     return layer
 

@@ -1,0 +1,69 @@
+"""What the networks make of classes, and what a discriminator says of an image."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from scalegan.model_config import ModelConfig
+from scalegan.models.layers import at_least_float32
+
+
+class Judgement(NamedTuple):
+    """What a discriminator returns."""
+
+    logits: Tensor
+    """[N], or [N, K] where each image is judged K times, such as in patches, and every time counts alike; in float32."""
+    auxiliary: dict[str, Tensor]
+    """Further losses [N] that the discriminator takes at its images, by their names in `losses.AUXILIARY`."""
+
+
+class RampedEmbedding(nn.Embedding):
+    """Classes that come in: the mean of all at strength 0, each its own at 1 (Shahbazi et al. 2022).
+
+    Told apart from the first step on, few images a class are soon known by heart, and the generator collapses.
+    """
+
+    strength: Tensor
+
+    def __init__(self, classes: int, width: int) -> None:
+        super().__init__(classes, width)
+        self.register_buffer("strength", torch.ones(()))
+
+    def forward(self, labels: Tensor) -> Tensor:
+        table = self.weight  # once: a spectral norm moves on each time it is asked
+        return torch.lerp(table.mean(0), F.embedding(labels, table), self.strength)
+
+
+def class_embedding(config: ModelConfig, classes: int, width: int) -> nn.Embedding:
+    """Labels [N] -> vectors [N, width]."""
+    return RampedEmbedding(classes, width) if config.ramped else nn.Embedding(classes, width)
+
+
+def set_strength(network: nn.Module, strength: float) -> None:
+    """How far the classes have come in, from 0 to 1, wherever `network` embeds them."""
+    for module in network.modules():
+        if isinstance(module, RampedEmbedding):
+            module.strength.fill_(strength)
+
+
+class ClassHead(nn.Module):
+    """The class in the critic: a projection of its features on the class, or a classifier beside the logit.
+
+    Projection adds <embed(y), h> to the logit (Miyato and Koyama 2018, eq. 3). The classifier leaves it alone, and gives the
+    cross entropy -log P(y | h) as the loss `class` (Odena et al. 2017, eq. 3).
+    """
+
+    def __init__(self, config: ModelConfig, features: int, classes: int) -> None:
+        super().__init__()
+        self.projects = config.class_head == "projection"
+        self.classes = class_embedding(config, classes, features) if self.projects else nn.Linear(features, classes)
+
+    def forward(self, features: Tensor, labels: Tensor, logits: Tensor) -> Judgement:
+        """features [N, width], labels [N], and the logits [N] without a class."""
+        if self.projects:
+            return Judgement(logits + at_least_float32(self.classes(labels) * features).sum(1), {})
+        return Judgement(logits, {"class": F.cross_entropy(at_least_float32(self.classes(features)), labels, reduction="none")})
