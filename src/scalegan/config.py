@@ -63,12 +63,23 @@ class LossConfig:
     """Slope that the gradient penalty draws the critic to: 1, or 0 for the zero-centred form."""
     penalty_every: int = 1
     """Critic steps from one penalty to the next; its weight is multiplied by the same number."""
+    penalty_form: Literal["exact", "difference"] = "exact"
+    """`exact` differentiates the gradient of the critic; `difference` takes its slope along one random direction an image from
+    the logits of two images (R1 and R2 in expectation, noisier and cheaper)."""
+    penalty_step: float = 0.01
+    """How far apart these two images are in each pixel, in units of the [-1, 1] range."""
     class_weight: float = 1.0
     """Weight of the loss of an auxiliary classifier (`model.class_head classifier`), for critic and generator."""
 
     def __post_init__(self) -> None:
         for name in ("r1_gamma", "r2_gamma", "gp_weight", "gp_centre", "class_weight"):
             require(getattr(self, name) >= 0, f"loss.{name} is {getattr(self, name)}: give 0 or more")
+        require(0 < self.penalty_step <= 1, f"loss.penalty_step is {self.penalty_step}: give a number above 0, up to 1")
+        require(
+            self.penalty_form == "exact" or self.gp_weight == 0 or self.gp_centre == 0,
+            "loss.penalty_form difference knows the length of a gradient only in expectation of its square: "
+            "set --loss.gp_centre 0, or --loss.penalty_form exact",
+        )
         require(self.penalty_every >= 1, f"loss.penalty_every is {self.penalty_every}: give at least 1")
 
     @property
@@ -191,6 +202,8 @@ class TrainConfig:
     hardware, else fp32; a run goes on in the precision that it began with."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` takes the GPU where there is one; `cuda` without a GPU is an error."""
+    compile: bool = False
+    """Compile the generator and the critic with its penalties by `torch.compile`: minutes at the start, faster steps after."""
     deterministic: bool = False
     """Bit-exact repeats on CUDA, slower. The CPU repeats exactly anyway."""
     nonfinite_limit: int = 20

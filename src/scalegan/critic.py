@@ -44,8 +44,15 @@ class Critic(nn.Module):
         self.discriminator = discriminator
         self.config = config
 
-    def forward(self, images: Tensor, labels: Tensor, draws: Tensor | None, steepness: bool = False) -> Scores:
-        """images [N, C, H, W] in [-1, 1], labels [N], draws [N, augment.WIDTH] or None for no augmentation."""
+    def forward(
+        self, images: Tensor, labels: Tensor, draws: Tensor | None, steepness: bool = False, offsets: Tensor | None = None
+    ) -> Scores:
+        """images [N, C, H, W] in [-1, 1], labels [N], draws [N, augment.WIDTH] or None for no augmentation.
+
+        With `offsets` [N, C, H, W] the steepness comes from the logits at images + offsets.
+        """
+        if steepness and offsets is not None:
+            return self._by_difference(images, labels, draws, offsets)
 
         def judge(images: Tensor) -> Judgement:
             views = augment(images, draws, self.config) if draws is not None else images
@@ -57,10 +64,27 @@ class Critic(nn.Module):
 
         def total(images: Tensor) -> tuple[Tensor, Judgement]:
             judgement = judge(images)
-            return judgement.logits.view(len(images), -1).mean(1).sum(), judgement
+            return an_image(judgement.logits).sum(), judgement
 
         # float16 has too few exponents for a gradient of a gradient; bfloat16 has as many as float32.
         half = torch.is_autocast_enabled(images.device.type) and torch.get_autocast_dtype(images.device.type) == torch.float16
         with torch.autocast(images.device.type, enabled=False) if half else nullcontext():
             gradient, judgement = torch.func.grad(total, has_aux=True)(images)
         return Scores(judgement.logits, judgement.auxiliary, at_least_float32(gradient).square().flatten(1).sum(1))
+
+    def _by_difference(self, images: Tensor, labels: Tensor, draws: Tensor | None, offsets: Tensor) -> Scores:
+        """((D(x + step u) - D(x)) / step)^2 for u of +-1: its expectation is |grad D|^2, as E[u u^T] is the identity.
+
+        In float32 throughout: half precision rounds such differences away.
+        """
+        both = torch.cat([images, images + offsets])
+        both_draws = None if draws is None else torch.cat([draws, draws])
+        with torch.autocast(images.device.type, enabled=False):
+            here, there = self.forward(both, torch.cat([labels, labels]), both_draws).halves()
+        step = offsets[:, 0, 0, 0].abs()
+        return here._replace(steepness=((an_image(there.logits) - an_image(here.logits)) / step).square())
+
+
+def an_image(logits: Tensor) -> Tensor:
+    """[N] or [N, K] -> [N]: the mean logit of each image."""
+    return logits.view(len(logits), -1).mean(1)

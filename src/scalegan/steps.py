@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from scalegan.config import Config
 from scalegan.critic import Critic, Scores
 from scalegan.data.loader import Batch, normalise
 from scalegan.ema import make_ema, update_ema
+from scalegan.errors import require
 from scalegan.models import build_discriminator, build_generator, place
 from scalegan.models.conditions import set_strength
 from scalegan.models.layers import average_running_statistics
@@ -72,6 +74,16 @@ class Draws:
             random.uniform(self.config.train.seed, "mixture", first, self.count, 1).astype(np.float32)[:, :, None, None]
         )
 
+    def offsets(self, purpose: str, first: int) -> Tensor | None:
+        """The step [count, C, H, W] along which a slope is taken by a difference, + or - in each pixel alike."""
+        if self.config.loss.penalty_form == "exact":
+            return None
+        pixels = math.prod(self.facts.shape)
+        words = random.bits(self.config.train.seed, f"direction/{purpose}", first, self.count, -(-pixels // 64))
+        signs = np.unpackbits(np.ascontiguousarray(words).view(np.uint8), axis=1, count=pixels)
+        step = self.config.loss.penalty_step
+        return (self._send(signs).view(-1, *self.facts.shape).float() * 2 - 1) * step
+
     def first(self, images_seen: int, round_: int) -> int:
         return images_seen + self.offset + round_ * self.count
 
@@ -80,6 +92,10 @@ class Draws:
         if self.device.type == "cuda":
             return tensor.pin_memory().to(self.device, non_blocking=True)
         return tensor
+
+
+def joined(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+    return None if first is None or second is None else torch.cat([first, second])
 
 
 class Game:
@@ -98,7 +114,16 @@ class Game:
         for network in (generator, critic):
             place(network, accelerator.device)
         self.ema = make_ema(generator)
+        if config.train.compile:
+            # In place, and before DDP: it then sees ordinary modules, whose gradients it reduces as they come.
+            generator.compile(dynamic=False)
+            critic.compile(dynamic=False)
         self.couples_samples: bool = critic.discriminator.couples_samples  # type: ignore[assignment]
+        require(
+            not self.couples_samples or config.loss.penalty_form == "exact",
+            "loss.penalty_form difference moves all images of a batch at once, and this critic compares them (batch norm or "
+            "minibatch standard deviation): set --loss.penalty_form exact",
+        )
         optim = config.optim
         opt_g = torch.optim.Adam(generator.parameters(), lr=optim.lr_g, betas=optim.betas_g, fused=True)
         opt_d = torch.optim.Adam(critic.parameters(), lr=optim.lr_d, betas=optim.betas_d, fused=True)
@@ -205,13 +230,14 @@ class Game:
         config, images = self.config.loss, normalise(real.images)
         views, fake_views = (self.draws.views(side, first, now.augment) for side in ("real", "fake"))
         steep_real, steep_fake = penalised and config.r1_gamma > 0, penalised and config.r2_gamma > 0
+        offsets = self.draws.offsets("real", first) if steep_real else None
+        fake_offsets = self.draws.offsets("fake", first) if steep_fake else None
         if self.couples_samples or steep_real != steep_fake:
-            ours = self.critic(images, real.labels, views, steep_real)
-            theirs = self.critic(fakes, fake_labels, fake_views, steep_fake)
+            ours = self.critic(images, real.labels, views, steep_real, offsets)
+            theirs = self.critic(fakes, fake_labels, fake_views, steep_fake, fake_offsets)
         else:
-            both_views = None if views is None or fake_views is None else torch.cat([views, fake_views])
-            both = self.critic(torch.cat([images, fakes]), torch.cat([real.labels, fake_labels]), both_views, steep_real)
-            ours, theirs = both.halves()
+            both = torch.cat([images, fakes]), torch.cat([real.labels, fake_labels]), joined(views, fake_views)
+            ours, theirs = self.critic(*both, steep_real, joined(offsets, fake_offsets)).halves()
         penalties: dict[str, Tensor] = {}
         if steep_real:
             penalties["r1"] = losses.zero_centred(ours.steepness, now.penalty * config.r1_gamma)
@@ -219,7 +245,7 @@ class Game:
             penalties["r2"] = losses.zero_centred(theirs.steepness, now.penalty * config.r2_gamma)
         if penalised and config.gp_weight > 0:
             mixed = torch.lerp(fakes, images, self.draws.mixture(first))
-            scores = self.critic(mixed, real.labels, views, True)
+            scores = self.critic(mixed, real.labels, views, True, self.draws.offsets("mixed", first))
             penalties["gp"] = losses.gradient_penalty(scores.steepness, now.penalty * config.gp_weight, config.gp_centre)
         return ours, theirs, penalties
 

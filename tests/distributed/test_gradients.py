@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from helpers.runs import configured, in_float64
+from helpers.runs import configured, in_float64, only_traced
 from helpers.worlds import run_world
 
 pytestmark = pytest.mark.distributed
@@ -92,6 +92,25 @@ def test_gradients_equal_those_of_one_process(worlds, case):
         assert len(names) >= 5
         difference = norm([first[name] - whole[name] for name in names]) / norm([whole[name] for name in names])
         assert difference < (1e-12 if double else 1e-6), network
+
+
+def traced_gradients(configs):
+    only_traced()
+    return gradients(configs, double=False)
+
+
+@pytest.mark.slow
+def test_compiled_on_two_processes_they_are_those_of_an_eager_one(shards, tmp_path):
+    """With batch norm in the generator over both processes, and R1 in the critic."""
+    found = {}
+    for processes, compiled in ((1, "false"), (2, "true")):
+        configs = {"r1": configured(shards, tmp_path / "run", 32, train__batch=16, train__compile=compiled, **PLAIN, **R1)}
+        found[processes] = [e.value["r1"] for e in run_world(tmp_path, processes, traced_gradients, configs)]
+    (whole,), (first, second) = found[1], found[2]
+    assert all(np.array_equal(first[name], second[name]) for name in whole)
+    for network in ("critic", "generator"):
+        names = [name for name in whole if name.startswith(network)]
+        assert norm([first[n] - whole[n] for n in names]) < 1e-5 * norm([whole[n] for n in names])
 
 
 def norm(arrays):

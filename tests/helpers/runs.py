@@ -112,6 +112,14 @@ def in_float64() -> None:
     steps.normalise = lambda images: normalise(images).double()
 
 
+def only_traced() -> None:
+    """Compile with all of the compiler but its code generator, which takes minutes."""
+    import torch
+
+    plain = torch.nn.Module.compile
+    torch.nn.Module.compile = lambda self, **options: plain(self, backend="aot_eager", **options)
+
+
 def newest(run: Path) -> Path:
     return max((run / "checkpoints").iterdir())
 

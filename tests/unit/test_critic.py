@@ -137,3 +137,58 @@ def test_of_several_logits_an_image_the_slope_is_that_of_their_mean():
     assert first.logits.shape == (2, 4)
     torch.testing.assert_close(second.steepness, expected[2:])
     torch.testing.assert_close(second.auxiliary["own"], images[2:].sum((1, 2, 3)))
+
+
+def test_the_slope_by_a_difference_is_that_along_the_offsets_and_in_expectation_the_gradients():
+    """On a linear critic the difference is exact, and its square over random signs has the mean |gradient|^2."""
+    torch.manual_seed(0)
+    weight = torch.randn(3, 4, 5, dtype=torch.float64)
+
+    class Linear(torch.nn.Module):
+        def forward(self, images, labels):
+            return Judgement((images * weight).sum((1, 2, 3)) + 7, {})
+
+    critic = Critic(Linear(), AugmentConfig())
+    images, labels = torch.rand(4000, 3, 4, 5, dtype=torch.float64), torch.zeros(4000, dtype=torch.int64)
+    signs = torch.randint(0, 2, images.shape) * 2.0 - 1
+    slopes = critic(images, labels, None, True, 0.01 * signs).steepness
+    torch.testing.assert_close(slopes, (signs * weight).sum((1, 2, 3)).square())
+    exact = critic(images, labels, None, True).steepness
+    torch.testing.assert_close(exact, weight.square().sum().expand(4000))
+    assert slopes.mean().item() == pytest.approx(exact[0].item(), rel=0.1)
+
+
+def test_the_slope_by_a_difference_is_a_penalty_of_the_weights_too():
+    """Of a smooth critic; one with kinks has terms of their own in its differences."""
+
+    class Smooth(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = torch.nn.Conv2d(3, 4, 3), torch.nn.Linear(4, 1)
+
+        def forward(self, images, labels):
+            return Judgement(self.last(torch.nn.functional.softplus(self.first(images)).mean((2, 3)))[:, 0], {})
+
+    torch.manual_seed(0)
+    critic = Critic(Smooth(), ALL).double()
+    images, labels, draws = inputs()
+    offsets = 1e-3 * (torch.rand(images.shape, dtype=torch.float64) - 0.5).sign()
+    critic(images, labels, draws, True, offsets).steepness.mean().backward()
+    ours = [p.grad.clone() for p in critic.parameters() if p.grad is not None]
+    critic.zero_grad()
+    leaves = images.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(critic(leaves, labels, draws).logits.sum(), leaves, create_graph=True)
+    (gradient * offsets / 1e-3).flatten(1).sum(1).square().mean().backward()
+    theirs = [p.grad for p in critic.parameters() if p.grad is not None]
+    for a, b in zip(ours, theirs, strict=False):
+        torch.testing.assert_close(a, b, rtol=0.02, atol=0.02 * b.abs().max().item())
+
+
+def test_the_slope_by_a_difference_is_taken_in_float32_under_autocast():
+    critic = make_critic(AugmentConfig()).float()
+    images, labels = inputs()[0].float(), torch.zeros(4, dtype=torch.int64)
+    offsets = torch.full_like(images, 0.01)
+    plain = critic(images, labels, None, True, offsets)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = critic(images, labels, None, True, offsets)
+    assert torch.equal(plain.steepness, half.steepness)

@@ -10,6 +10,7 @@ from torch.nn.functional import relu, softplus
 
 from scalegan import settings
 from scalegan.data.loader import Batch, normalise
+from scalegan.errors import UserError
 from scalegan.models.conditions import set_strength
 from scalegan.steps import DataFacts, Game
 
@@ -201,3 +202,53 @@ def test_the_classifier_teaches_critic_at_real_images_and_generator_at_its_own()
     expected = list(torch.autograd.grad(loss, list(game.bare_generator.parameters())))
     game.generator_step([real], seen)
     assert_same([p.grad for p in game.bare_generator.parameters()], expected)  # type: ignore[misc]
+
+
+def test_offsets_are_one_step_in_every_pixel_and_belong_to_the_image() -> None:
+    draws = make_game(loss__r1_gamma=1.0, loss__penalty_form="difference", loss__penalty_step=0.25).draws
+    offsets = draws.offsets("real", 40)
+    assert offsets is not None
+    assert offsets.shape == (BATCH, *SHAPE)
+    assert set(offsets.unique().tolist()) == {-0.25, 0.25}
+    assert abs(offsets.mean().item()) < 0.02
+    later = draws.offsets("real", 43)
+    assert later is not None
+    assert torch.equal(later[:5], offsets[3:])
+    assert not torch.equal(later[0], offsets[0])
+
+
+@pytest.mark.parametrize(("options", "told"), [
+    ({"model__critic_norm": "batch", "loss__r1_gamma": 1.0}, "this critic compares them"),
+    ({"loss__gp_weight": 1.0}, "set --loss.gp_centre 0"),
+])  # fmt: skip
+def test_a_slope_by_a_difference_is_refused_where_it_means_nothing(options: dict[str, Any], told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        make_game(loss__penalty_form="difference", **options)
+
+
+def test_penalties_by_differences_enter_the_loss() -> None:
+    form = {"loss__penalty_form": "difference", "loss__penalty_step": 0.02}
+    game, real = (
+        make_game(loss__r1_gamma=3.0, loss__r2_gamma=2.0, loss__gp_weight=5.0, loss__gp_centre=0.0, **form),
+        real_batch(),
+    )
+    draws, images = game.draws, normalise(real.images)
+    labels = draws.labels("d", 0)
+    with torch.no_grad():
+        fakes = game.bare_generator(draws.latents("d", 0), labels)
+
+    def slope(side: str, images: Tensor, labels: Tensor, views: Tensor | None) -> Tensor:
+        here, there = (game.bare_critic(x, labels, views).logits for x in (images, images + draws.offsets(side, 0)))
+        return ((there - here) / 0.02) ** 2
+
+    views = draws.views("real", 0, 0.7)
+    mixed = torch.lerp(fakes, images, draws.mixture(0))
+    expected = {
+        "r1": 1.5 * slope("real", images, real.labels, views).mean(),
+        "r2": slope("fake", fakes, labels, draws.views("fake", 0, 0.7)).mean(),
+        "gp": 5.0 * slope("mixed", mixed, real.labels, views).mean(),
+    }
+    found = game.discriminator_step([real], 0).means()
+    assert {name: found[name].item() for name in expected} == {
+        name: pytest.approx(value.item(), rel=1e-3, abs=1e-6) for name, value in expected.items()
+    }

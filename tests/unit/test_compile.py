@@ -1,0 +1,61 @@
+"""A compiled step is the eager one: the same losses, and the same gradients to rounding."""
+
+from typing import Any
+
+import pytest
+import torch
+from test_steps import BATCH, make_game, real_batch
+
+from helpers.runs import only_traced
+
+CASES = {
+    "r1, classifier": {"loss__r1_gamma": 1.0, "model__class_head": "classifier"},
+    "r1 and r2, r3gan": {
+        "model__family": "r3gan", "model__critic_norm": "batch", "model__init": "dcgan", "model__group_width": 4,
+        "model__critic_width": 8, "loss__name": "relativistic", "loss__r1_gamma": 1.0, "loss__r2_gamma": 1.0,
+    },
+    "wgan-gp, spectral": {"model__critic_norm": "spectral", "loss__name": "wasserstein", "loss__gp_weight": 10.0},
+    "r1, batch norm": {"model__critic_norm": "batch", "loss__r1_gamma": 1.0, "model__norm_group": 4},
+    "difference": {"loss__r1_gamma": 1.0, "loss__penalty_form": "difference"},
+}  # fmt: skip
+QUICK = ("r1, batch norm", "difference")
+
+
+@pytest.fixture
+def traced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.nn.Module, "compile", torch.nn.Module.compile)  # put back at the end
+    only_traced()
+
+
+def steps(case: str, **options: Any) -> list[torch.Tensor]:
+    """Values and gradients of three steps."""
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    game, real = make_game(loss__penalty_every=2, **CASES[case], **options), real_batch()
+    found = []
+    for step in range(3):
+        for take, network in ((game.discriminator_step, game.bare_critic), (game.generator_step, game.bare_generator)):
+            values = take([real], BATCH * step).means()
+            gradients = [p.grad.flatten() for p in network.parameters() if p.grad is not None]
+            found += [torch.stack(list(values.values())), torch.cat(gradients)]
+    return found
+
+
+def assert_alike(eager: list[torch.Tensor], compiled: list[torch.Tensor]) -> None:
+    for one, other in zip(eager, compiled, strict=True):
+        assert (one - other).norm() <= 1e-5 * one.norm()
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, marks=[] if case in QUICK else pytest.mark.slow) for case in CASES])
+@pytest.mark.usefixtures("traced")
+def test_a_traced_step_is_the_eager_one(case: str) -> None:
+    eager = steps(case)
+    assert_alike(eager, steps(case, train__compile="true"))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 4
+    assert not torch._dynamo.utils.counters["graph_break"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_a_compiled_step_is_the_eager_one(case: str) -> None:
+    assert_alike(steps(case), steps(case, train__compile="true"))

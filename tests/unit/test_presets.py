@@ -1,0 +1,54 @@
+"""Every preset in configs/ runs, cut down in width, batch and steps; resume and evaluation are alike for all of them."""
+
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from rich.console import Console
+
+from helpers.shards import make_shards
+from scalegan import settings
+from scalegan.debug import try_all
+from scalegan.trial import Trial
+
+PRESETS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+SIZES = {
+    "quickstart": (1, 64, 56), "brain": (1, 52, 44), "brain_small": (1, 26, 22), "oasis": (1, 32, 32), "mnist": (1, 28, 28),
+    "fashion_small": (1, 28, 28),
+}  # fmt: skip
+"""(channels, height, width) that stands for the data of a preset, smaller where that is large; colour at 32 x 32 else."""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Shards of a shape, made once; more images than the largest batch."""
+    made = {}
+
+    def of(channels: int, height: int, width: int) -> Path:
+        shape = channels, height, width
+        if shape not in made:
+            made[shape] = tmp_path_factory.mktemp("presets") / "x".join(map(str, shape))
+            make_shards(made[shape], 600, height, width, channels)
+        return made[shape]
+
+    return of
+
+
+@pytest.mark.parametrize("name", [path.stem for path in PRESETS])
+def test_a_preset_runs(name, data, tmp_path, monkeypatch):
+    torch.set_num_threads(1)
+    AcceleratorState._reset_state(True)  # one process has one precision, but for tests
+    monkeypatch.setattr("scalegan.plots.plot_run", lambda run_dir: [])
+    path = data(*SIZES.get(name, (3, 32, 32)))
+    config = settings.parse(
+        ["--config", name, "--data.path", str(path), "--train.device", "cpu", "--evaluation.real", "0"]
+    ).config
+    config = replace(config, train=replace(config.train, precision="fp32"), data=replace(config.data, workers=0))
+    with closing(Trial(config, tmp_path)) as trial:
+        parts = [part for part in trial.parts() if part.name not in ("evaluation", "resume")]
+        outcomes = try_all(parts, tmp_path / "log.txt", Console())
+    assert {outcome.name: outcome.seen for outcome in outcomes if outcome.result != "passed"} == {}
+    assert len(outcomes) == 7
