@@ -298,7 +298,7 @@ class Config:
                 f"model.norm_group {group} does not fit the {share} images of a round on each of {processes} processes "
                 f"(train.batch {batch}, train.accumulate {rounds}): try --model.norm_group {share}, or 0 for the whole batch"
             )
-        bounded = self.loss.penalised or self.model.critic_norm == "spectral"
+        bounded = self.loss.penalised or self.model.norm_of_critic == "spectral"
         if self.loss.name == "wasserstein" and not bounded:
             raise UserError(
                 "loss.name wasserstein needs a critic whose slope is bounded: set --loss.gp_weight 10, or "

@@ -7,6 +7,8 @@ import copy
 import torch
 from torch import nn
 
+from scalegan.models.layers import follow_weights
+
 
 def make_ema(generator: nn.Module) -> nn.Module:
     """A frozen copy in evaluation mode."""
@@ -17,7 +19,8 @@ def make_ema(generator: nn.Module) -> nn.Module:
 def update_ema(ema: nn.Module, generator: nn.Module, decay: float) -> None:
     """ema <- decay * ema + (1 - decay) * generator, over parameters and floating-point buffers alike.
 
-    Batch-norm statistics are averaged with the weights they belong to: copied ones would describe another network.
+    Batch-norm statistics are averaged with the weights they belong to: copied ones would describe another network. The
+    singular vectors of a spectral norm are neither: from their average on, an iteration turns them to those of our weights.
     """
     averages, values = [], []
     for average, value in zip(ema.state_dict().values(), generator.state_dict().values(), strict=True):
@@ -27,3 +30,4 @@ def update_ema(ema: nn.Module, generator: nn.Module, decay: float) -> None:
         else:
             average.copy_(value)
     torch._foreach_lerp_(averages, values, 1.0 - decay)
+    follow_weights(ema)

@@ -9,20 +9,29 @@ from typing import Literal
 from scalegan.errors import require
 
 FIELDS_OF = {
-    "critic_norm": ("dcgan",),
-    "norm_group": ("dcgan",),
+    "critic_norm": ("dcgan", "resnet", "biggan"),
+    "norm_group": ("dcgan", "resnet", "biggan"),
+    "class_via": ("dcgan", "resnet", "biggan"),
+    "critic_tail": ("resnet", "biggan"),
+    "attention": ("biggan",),
     "init": ("dcgan",),
     "blocks": ("r3gan",),
     "group_width": ("r3gan",),
 }
 """Fields of `ModelConfig` that only some families know."""
+AUTO = {
+    "critic_norm": {"dcgan": "batch", "resnet": "spectral", "biggan": "spectral"},
+    "class_via": {"dcgan": "concat", "resnet": "norm", "biggan": "norm"},
+}
+"""What `auto` is: the choice of each family's paper."""
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    family: Literal["dcgan", "r3gan"] = "dcgan"
-    """Network family: convolutions with normalisation (Radford et al. 2015), or residual blocks without (Huang et al. 2024)."""
-    critic_family: Literal["same", "dcgan", "r3gan"] = "same"
+    family: Literal["dcgan", "r3gan", "resnet", "biggan"] = "dcgan"
+    """Network family: convolutions with normalisation (Radford et al. 2015), residual blocks without (Huang et al. 2024), those
+    of SNGAN (Miyato et al. 2018), or of BigGAN (Brock et al. 2019)."""
+    critic_family: Literal["same", "dcgan", "r3gan", "resnet", "biggan"] = "same"
     """Family of the critic, where it is not that of the generator."""
     z_dim: int = 100
     """Numbers in one latent vector."""
@@ -34,9 +43,9 @@ class ModelConfig:
     """Critic channels after its first convolution; doubled at each coarser resolution up to `critic_max_width`."""
     critic_max_width: int = 512
     """Most critic channels."""
-    critic_norm: Literal["batch", "spectral", "none"] = "batch"
+    critic_norm: Literal["auto", "batch", "spectral", "none"] = "auto"
     """Normalisation inside the critic: of its activations, of its weights (Miyato et al. 2018), or none; a gradient penalty
-    does not want `batch`."""
+    does not want `batch`. `auto` is `batch` in dcgan and `spectral` in resnet and biggan, as in their papers."""
     norm_group: int = 0
     """Images that batch norm is taken over: consecutive ones of the batch, so that processes need not wait for each other
     in every layer; 0 is the whole batch of all of them."""
@@ -46,6 +55,10 @@ class ModelConfig:
     """Tell generator and critic the class of each image; needs labelled data."""
     class_dim: int = 32
     """Numbers that a class is embedded into for the generator."""
+    class_via: Literal["auto", "concat", "norm"] = "auto"
+    """How the generator is told the class: by its embedding beside the latents, or by a gain and a bias of each class in its
+    batch norms (de Vries et al. 2017), which biggan projects from the embedding. `auto` is `concat` in dcgan and `norm` in
+    resnet and biggan."""
     class_head: Literal["projection", "classifier"] = "projection"
     """How the critic uses the class: its features are projected on the class (Miyato and Koyama 2018), or it has to tell the
     class besides, and the generator to be told right (Odena et al. 2017)."""
@@ -57,11 +70,18 @@ class ModelConfig:
     """Residual blocks at each resolution (r3gan)."""
     group_width: int = 16
     """Channels of one group of a grouped convolution (r3gan)."""
+    critic_tail: int = 1
+    """Last residual blocks of the critic, which keep the size (resnet, biggan): the papers have 2 at 32 x 32, else 1."""
+    attention: int = 32
+    """Self-attention in both networks at the finest resolution whose shorter side is at most this, unless that is the image's
+    own or the coarsest; 0 is none (biggan; Zhang et al. 2019)."""
 
     def __post_init__(self) -> None:
         require(self.norm_group != 1 and self.norm_group >= 0, f"model.norm_group is {self.norm_group}: give 0, or 2 or more")
         for name in ("z_dim", "width", "max_width", "critic_width", "critic_max_width", "class_dim", "blocks", "group_width"):
             require(getattr(self, name) >= 1, f"model.{name} is {getattr(self, name)}: give at least 1")
+        require(self.critic_tail >= 1, f"model.critic_tail is {self.critic_tail}: give at least 1")
+        require(self.attention >= 0, f"model.attention is {self.attention}: give a side in pixels, or 0 for none")
         for name in ("class_start", "class_ramp"):
             require(getattr(self, name) >= 0, f"model.{name} is {getattr(self, name)}: give 0 or more images")
         self._check_fields()
@@ -71,6 +91,22 @@ class ModelConfig:
     def critic(self) -> str:
         """The family of the critic."""
         return self.family if self.critic_family == "same" else self.critic_family
+
+    @property
+    def norm_of_critic(self) -> str:
+        """`critic_norm`, with `auto` looked up."""
+        return AUTO["critic_norm"].get(self.critic, "none") if self.critic_norm == "auto" else self.critic_norm
+
+    @property
+    def class_norms(self) -> bool:
+        """Whether the generator is told the class in its batch norms."""
+        via = AUTO["class_via"].get(self.family, "concat") if self.class_via == "auto" else self.class_via
+        return self.conditional and via == "norm"
+
+    @property
+    def class_inputs(self) -> int:
+        """Numbers beside the latents that tell the generator the class."""
+        return self.class_dim if self.conditional and not self.class_norms else 0
 
     @property
     def ramped(self) -> bool:
@@ -87,7 +123,7 @@ class ModelConfig:
                 not changed or self.family in known or self.critic in known,
                 f"model.{field.name} is a setting of model.family {' and '.join(known)}, which is {ours} here: leave it out",
             )
-            told = field.name in ("class_head", "class_start", "class_ramp")
+            told = field.name in ("class_head", "class_via", "class_start", "class_ramp")
             require(
                 not changed or not told or self.conditional,
                 f"model.{field.name} does nothing without classes: set --model.conditional true, or leave it out",

@@ -6,10 +6,20 @@ import torch
 from torch import nn
 
 from scalegan.model_config import ModelConfig
-from scalegan.models import dcgan, r3gan
+from scalegan.models import biggan, dcgan, r3gan, resnet
 
-GENERATORS: dict[str, type[nn.Module]] = {"dcgan": dcgan.Generator, "r3gan": r3gan.Generator}
-DISCRIMINATORS: dict[str, type[nn.Module]] = {"dcgan": dcgan.Discriminator, "r3gan": r3gan.Discriminator}
+GENERATORS: dict[str, type[nn.Module]] = {
+    "dcgan": dcgan.Generator,
+    "r3gan": r3gan.Generator,
+    "resnet": resnet.Generator,
+    "biggan": biggan.Generator,
+}
+DISCRIMINATORS: dict[str, type[nn.Module]] = {
+    "dcgan": dcgan.Discriminator,
+    "r3gan": r3gan.Discriminator,
+    "resnet": resnet.Discriminator,
+    "biggan": biggan.Discriminator,
+}
 
 
 def build_generator(config: ModelConfig, shape: tuple[int, int, int], classes: int) -> nn.Module:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scalegan.model_config import ModelConfig
-from scalegan.models.layers import at_least_float32
+from scalegan.models.layers import BatchNorm, ConditionalBatchNorm, at_least_float32
 
 
 class Judgement(NamedTuple):
@@ -41,6 +41,17 @@ class RampedEmbedding(nn.Embedding):
 def class_embedding(config: ModelConfig, classes: int, width: int) -> nn.Embedding:
     """Labels [N] -> vectors [N, width]."""
     return RampedEmbedding(classes, width) if config.ramped else nn.Embedding(classes, width)
+
+
+def batch_norm(config: ModelConfig, channels: int, classes: int) -> BatchNorm:
+    """One of a generator's, which is told the labels [N]: with a gain and a bias of each class (Miyato and Koyama 2018),
+    or, where classes do not go into norms, for all images alike."""
+    if not config.class_norms:
+        return BatchNorm(channels, group=config.norm_group)
+    gains, biases = (class_embedding(config, classes, channels) for _ in range(2))
+    for table in (gains, biases):
+        nn.init.zeros_(table.weight)
+    return ConditionalBatchNorm(channels, gains, biases, group=config.norm_group)
 
 
 def set_strength(network: nn.Module, strength: float) -> None:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from scalegan.model_config import ModelConfig
-from scalegan.models.conditions import ClassHead, Judgement, class_embedding
-from scalegan.models.layers import BatchNorm, at_least_float32, halvings, normalise_weights
+from scalegan.models.conditions import ClassHead, Judgement, batch_norm, class_embedding
+from scalegan.models.layers import BatchNorm, ConditionalBatchNorm, at_least_float32, halvings, normalise_weights
 
 
 class Upsample(nn.Module):
@@ -39,12 +39,12 @@ class Generator(nn.Module):
         channels, height, width = shape
         sizes = halvings(height, width)
         widths = [min(config.max_width, config.width * 2 ** (len(sizes) - 2 - i)) for i in range(len(sizes) - 1)]
-        self.embed = class_embedding(config, classes, config.class_dim) if config.conditional else None
-        inputs = config.z_dim + (config.class_dim if config.conditional else 0)
+        self.embed = class_embedding(config, classes, config.class_dim) if config.class_inputs else None
+        inputs = config.z_dim + config.class_inputs
         # A transposed convolution from 1 x 1 is a matrix product: written as one, it may start at any size.
         self.base = (widths[0], *sizes[0])
         self.project = nn.Linear(inputs, math.prod(self.base), bias=False)
-        self.norms = nn.ModuleList(BatchNorm(w, group=config.norm_group) for w in widths)
+        self.norms = nn.ModuleList(batch_norm(config, w, classes) for w in widths)
         self.ups = nn.ModuleList(Upsample(a, b, s, bias=False) for a, b, s in zip(widths, widths[1:], sizes[1:], strict=False))
         self.to_image = Upsample(widths[-1], channels, sizes[-1], bias=False)
         self.apply(_start_dcgan)
@@ -53,9 +53,9 @@ class Generator(nn.Module):
         if self.embed is not None:
             latents = torch.cat([latents, self.embed(labels)], dim=1)
         x = self.project(latents).view(-1, *self.base).to(memory_format=torch.channels_last)
-        x = self.norms[0](x).relu_()
+        x = self.norms[0](x, labels).relu_()
         for norm, up in zip(list(self.norms)[1:], self.ups, strict=True):
-            x = norm(up(x)).relu_()
+            x = norm(up(x), labels).relu_()
         return at_least_float32(self.to_image(x)).tanh()
 
 
@@ -70,24 +70,21 @@ class Discriminator(nn.Module):
         channels, height, width = shape
         sizes = halvings(height, width)
         widths = [min(config.critic_max_width, config.critic_width * 2**i) for i in range(len(sizes) - 1)]
-        batch_norm = config.critic_norm == "batch"
-        self.couples_samples = batch_norm
+        normed = config.norm_of_critic == "batch"
+        self.couples_samples = normed
         layers: list[nn.Module] = []
         for i, (a, b) in enumerate(zip([channels, *widths], widths, strict=False)):
-            normed = batch_norm and i > 0
             # Odd sizes are rounded up, as in the generator: one row more at the far side.
             odd_h, odd_w = (s % 2 for s in sizes[len(sizes) - 1 - i])
             layers.append(
-                nn.Conv2d(a, b, 4, 2, 1, bias=not batch_norm)
-                if not (odd_h or odd_w)
-                else _padded(a, b, odd_h, odd_w, not batch_norm)
+                nn.Conv2d(a, b, 4, 2, 1, bias=not normed) if not (odd_h or odd_w) else _padded(a, b, odd_h, odd_w, not normed)
             )
-            if normed:
+            if normed and i > 0:
                 layers.append(BatchNorm(b, group=config.norm_group, running=False))
             layers.append(nn.LeakyReLU(0.2, inplace=False))
         self.layers = nn.Sequential(*layers)
         features = widths[-1] * math.prod(sizes[0])
-        self.score = nn.Linear(features, 1, bias=not batch_norm)
+        self.score = nn.Linear(features, 1, bias=not normed)
         self.head = ClassHead(config, features, classes) if config.conditional else None
         if config.init == "dcgan":
             self.apply(_start_dcgan)
@@ -95,8 +92,8 @@ class Discriminator(nn.Module):
             self.apply(_start_kaiming)
         if self.head is not None:
             nn.init.normal_(self.head.classes.weight, std=0.02)
-        if config.critic_norm == "spectral":
-            normalise_weights(self)
+        if config.norm_of_critic == "spectral":
+            normalise_weights(self, nn.Conv2d, nn.Linear, nn.Embedding)
 
     def forward(self, images: Tensor, labels: Tensor) -> Judgement:
         h = self.layers(images).flatten(1)
@@ -114,7 +111,7 @@ def _start_dcgan(module: nn.Module) -> None:
         nn.init.normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
-    elif isinstance(module, BatchNorm):
+    elif isinstance(module, BatchNorm) and not isinstance(module, ConditionalBatchNorm):
         nn.init.normal_(module.weight, mean=1.0, std=0.02)
 
 

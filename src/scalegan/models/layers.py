@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
-from torch.nn.utils.parametrizations import spectral_norm
+from torch.nn.utils.parametrize import ParametrizationList, register_parametrization
 
 
 class _SumOverProcesses(torch.autograd.Function):
@@ -89,25 +89,38 @@ class BatchNorm(nn.Module):
     the gradient flows back, and they wait for each other in every layer. A `group` of n images normalises each n
     consecutive images of the batch by themselves (Hoffer et al. 2017, "Ghost Batch Normalization"): where a process holds
     whole groups, nothing is exchanged. `running=False` keeps no running statistics, for a critic, which is never in
-    evaluation mode and must not change by being looked at; there it can be differentiated to any order.
+    evaluation mode and must not change by being looked at; there it can be differentiated to any order. `affine=False` has
+    no gain and bias of its own.
     """
 
+    weight: Tensor
+    bias: Tensor
     running_mean: Tensor
     running_var: Tensor
 
     def __init__(
-        self, channels: int, *, group: int = 0, running: bool = True, eps: float = 1e-5, momentum: float = 0.1
+        self,
+        channels: int,
+        *,
+        group: int = 0,
+        running: bool = True,
+        affine: bool = True,
+        eps: float = 1e-5,
+        momentum: float = 0.1,
     ) -> None:
         super().__init__()
         self.group, self.eps, self.momentum, self.running = group, eps, momentum, running
-        self.weight = nn.Parameter(torch.ones(channels))
-        self.bias = nn.Parameter(torch.zeros(channels))
+        for name, value in (("weight", torch.ones(channels)), ("bias", torch.zeros(channels))):
+            if affine:
+                self.register_parameter(name, nn.Parameter(value))
+            else:
+                self.register_buffer(name, value, persistent=False)  # the fused kernels want both
         if running:
             self.register_buffer("running_mean", torch.zeros(channels))
             self.register_buffer("running_var", torch.ones(channels))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x [N, C, H, W] -> the same shape and dtype."""
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        """x [N, C, H, W] -> the same shape and dtype; a condition is only looked at by a `ConditionalBatchNorm`."""
         if not self.training and self.running:
             mean, var = self.running_mean, self.running_var
             return F.batch_norm(x, mean, var, self.weight, self.bias, training=False, eps=self.eps)
@@ -161,6 +174,23 @@ class BatchNorm(nn.Module):
         self.running_var.lerp_(var, self.momentum)
 
 
+class ConditionalBatchNorm(BatchNorm):
+    """Batch normalisation with a gain and a bias of each image's own (de Vries et al. 2017, section 3).
+
+    `gains` and `biases` map what an image is told, [N] or [N, width], to [N, C]; the gain is 1 plus the first.
+    """
+
+    def __init__(self, channels: int, gains: nn.Module, biases: nn.Module, *, group: int = 0) -> None:
+        super().__init__(channels, group=group, affine=False)
+        self.gains, self.biases = gains, biases
+
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        gain = 1 + at_least_float32(self.gains(condition))
+        bias = at_least_float32(self.biases(condition))
+        normalised = super().forward(x) * gain[:, :, None, None] + bias[:, :, None, None]
+        return normalised.to(x.dtype)
+
+
 @torch.no_grad()
 def average_running_statistics(network: nn.Module) -> None:
     """Each process has kept those of its own groups of images: the mean is that of all, as every step of them is linear."""
@@ -174,14 +204,50 @@ def average_running_statistics(network: nn.Module) -> None:
         buffer.copy_(mean)
 
 
-def normalise_weights(network: nn.Module) -> None:
-    """Spectral normalisation of every weight matrix: its largest singular value is held at 1 (Miyato et al. 2018, eq. 8).
+class SpectralNorm(nn.Module):
+    """W / sigma(W), whose largest singular value is 1, in float32 (Miyato et al. 2018, eq. 8 and algorithm 1).
 
-    One power iteration a forward pass in training, none in evaluation; its vectors are buffers, and saved.
+    One power iteration each time that the weight is asked for in training, none in evaluation; its vectors are buffers, and
+    saved.
     """
+
+    _u: Tensor
+    _v: Tensor
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("_u", F.normalize(torch.randn(len(weight)), dim=0))
+        self.register_buffer("_v", F.normalize(torch.randn(weight[0].numel()), dim=0))
+        self.iterate(weight, 15)
+
+    @torch.no_grad()
+    def iterate(self, weight: Tensor, times: int = 1) -> None:
+        """Bring the two vectors nearer to the singular vectors of the largest singular value."""
+        matrix = weight.flatten(1)
+        for _ in range(times):
+            self._u.copy_(F.normalize(matrix.mv(self._v), dim=0))
+            self._v.copy_(F.normalize(matrix.T.mv(self._u), dim=0))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        with torch.autocast(weight.device.type, enabled=False):
+            if self.training:
+                self.iterate(weight)
+            u, v = self._u.clone(), self._v.clone()  # the next forward pass moves them before our backward
+            return weight / u.dot(weight.flatten(1).mv(v))
+
+
+def normalise_weights(network: nn.Module, *kinds: type[nn.Module]) -> None:
+    """Spectral normalisation of the weights of all modules of these kinds."""
     for module in list(network.modules()):
-        if isinstance(module, nn.Conv2d | nn.Linear | nn.Embedding):
-            spectral_norm(module)
+        if isinstance(module, kinds):
+            register_parametrization(module, "weight", SpectralNorm(module.weight), unsafe=True)  # type: ignore[arg-type]
+
+
+def follow_weights(network: nn.Module) -> None:
+    """A power iteration of every spectral normalisation of a network that is never trained, after its weights have moved."""
+    for module in network.modules():
+        if isinstance(module, ParametrizationList) and isinstance(module[0], SpectralNorm):
+            module[0].iterate(module.original)
 
 
 def at_least_float32(x: Tensor) -> Tensor:

@@ -86,8 +86,8 @@ class Generator(nn.Module):
         channels, height, width = shape
         sizes = halvings(height, width)
         widths = stage_widths(config.width, config.max_width, len(sizes))[::-1]
-        self.embed = embedding(config, classes, config.class_dim) if config.conditional else None
-        inputs = config.z_dim + (config.class_dim if config.conditional else 0)
+        self.embed = embedding(config, classes, config.class_dim) if config.class_inputs else None
+        inputs = config.z_dim + config.class_inputs
         self.basis = nn.Parameter(torch.randn(widths[0], *sizes[0]))
         self.scale = nn.Linear(inputs, widths[0], bias=False)
         layers: list[nn.Module] = []
