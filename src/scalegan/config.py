@@ -65,9 +65,11 @@ class LossConfig:
     """Critic steps from one penalty to the next; its weight is multiplied by the same number."""
     class_weight: float = 1.0
     """Weight of the loss of an auxiliary classifier (`model.class_head classifier`), for critic and generator."""
+    reconstruction_weight: float = 1.0
+    """Weight of the error with which a `fastgan` critic paints real images from its own features."""
 
     def __post_init__(self) -> None:
-        for name in ("r1_gamma", "r2_gamma", "gp_weight", "gp_centre", "class_weight"):
+        for name in ("r1_gamma", "r2_gamma", "gp_weight", "gp_centre", "class_weight", "reconstruction_weight"):
             require(getattr(self, name) >= 0, f"loss.{name} is {getattr(self, name)}: give 0 or more")
         require(self.penalty_every >= 1, f"loss.penalty_every is {self.penalty_every}: give at least 1")
 

@@ -9,8 +9,8 @@ from typing import Literal
 from scalegan.errors import require
 
 FIELDS_OF = {
-    "critic_norm": ("dcgan",),
-    "norm_group": ("dcgan",),
+    "critic_norm": ("dcgan", "fastgan", "projected"),
+    "norm_group": ("dcgan", "fastgan", "projected"),
     "init": ("dcgan",),
     "blocks": ("r3gan",),
     "group_width": ("r3gan",),
@@ -20,10 +20,12 @@ FIELDS_OF = {
 
 @dataclass(frozen=True)
 class ModelConfig:
-    family: Literal["dcgan", "r3gan"] = "dcgan"
-    """Network family: convolutions with normalisation (Radford et al. 2015), or residual blocks without (Huang et al. 2024)."""
-    critic_family: Literal["same", "dcgan", "r3gan"] = "same"
-    """Family of the critic, where it is not that of the generator."""
+    family: Literal["dcgan", "r3gan", "fastgan"] = "dcgan"
+    """Network family: convolutions with normalisation (Radford et al. 2015), residual blocks without (Huang et al. 2024), or
+    FastGAN for few images (Liu et al. 2021)."""
+    critic_family: Literal["same", "dcgan", "r3gan", "fastgan", "projected"] = "same"
+    """Family of the critic, where it is not that of the generator. `projected` is only a critic: heads on features that
+    EfficientNet-Lite0 has learnt on ImageNet (Sauer et al. 2021); judge its runs by another extractor than lite0."""
     z_dim: int = 100
     """Numbers in one latent vector."""
     width: int = 64
@@ -36,7 +38,7 @@ class ModelConfig:
     """Most critic channels."""
     critic_norm: Literal["batch", "spectral", "none"] = "batch"
     """Normalisation inside the critic: of its activations, of its weights (Miyato et al. 2018), or none; a gradient penalty
-    does not want `batch`."""
+    does not want `batch`. `fastgan` and `projected` always normalise weights, and with `batch` activations too."""
     norm_group: int = 0
     """Images that batch norm is taken over: consecutive ones of the batch, so that processes need not wait for each other
     in every layer; 0 is the whole batch of all of them."""
@@ -64,6 +66,10 @@ class ModelConfig:
             require(getattr(self, name) >= 1, f"model.{name} is {getattr(self, name)}: give at least 1")
         for name in ("class_start", "class_ramp"):
             require(getattr(self, name) >= 0, f"model.{name} is {getattr(self, name)}: give 0 or more images")
+        require(
+            self.critic_norm != "none" or self.critic not in ("fastgan", "projected"),
+            f"model.critic_norm is none: a critic {self.critic} always normalises its weights, give spectral or batch",
+        )
         self._check_fields()
         self._check_groups()
 

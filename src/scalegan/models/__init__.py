@@ -6,10 +6,19 @@ import torch
 from torch import nn
 
 from scalegan.model_config import ModelConfig
-from scalegan.models import dcgan, r3gan
+from scalegan.models import dcgan, fastgan, projected, r3gan
 
-GENERATORS: dict[str, type[nn.Module]] = {"dcgan": dcgan.Generator, "r3gan": r3gan.Generator}
-DISCRIMINATORS: dict[str, type[nn.Module]] = {"dcgan": dcgan.Discriminator, "r3gan": r3gan.Discriminator}
+GENERATORS: dict[str, type[nn.Module]] = {
+    "dcgan": dcgan.Generator,
+    "r3gan": r3gan.Generator,
+    "fastgan": fastgan.Generator,
+}
+DISCRIMINATORS: dict[str, type[nn.Module]] = {
+    "dcgan": dcgan.Discriminator,
+    "r3gan": r3gan.Discriminator,
+    "fastgan": fastgan.Discriminator,
+    "projected": projected.Discriminator,
+}
 
 
 def build_generator(config: ModelConfig, shape: tuple[int, int, int], classes: int) -> nn.Module:
