@@ -70,9 +70,11 @@ class LossConfig:
     """How far apart these two images are in each pixel, in units of the [-1, 1] range."""
     class_weight: float = 1.0
     """Weight of the loss of an auxiliary classifier (`model.class_head classifier`), for critic and generator."""
+    reconstruction_weight: float = 1.0
+    """Weight of the error with which a `fastgan` critic paints real images from its own features."""
 
     def __post_init__(self) -> None:
-        for name in ("r1_gamma", "r2_gamma", "gp_weight", "gp_centre", "class_weight"):
+        for name in ("r1_gamma", "r2_gamma", "gp_weight", "gp_centre", "class_weight", "reconstruction_weight"):
             require(getattr(self, name) >= 0, f"loss.{name} is {getattr(self, name)}: give 0 or more")
         require(0 < self.penalty_step <= 1, f"loss.penalty_step is {self.penalty_step}: give a number above 0, up to 1")
         require(

@@ -101,8 +101,12 @@ class Auxiliary:
     """Whether the generator minimises it at its own images too."""
 
 
-AUXILIARY = {"class": Auxiliary("class_weight", generator=True)}
-"""`class`: cross entropy of an auxiliary classifier, which learns from real images alone, as early fakes are of no class."""
+AUXILIARY = {
+    "class": Auxiliary("class_weight", generator=True),
+    "reconstruction": Auxiliary("reconstruction_weight", generator=False),
+}
+"""`class`: cross entropy of an auxiliary classifier, which learns from real images alone, as early fakes are of no class.
+`reconstruction`: error with which a critic paints the view it was given from its own features (Liu et al. 2021, eq. 4)."""
 
 
 def zero_centred(steepness: Tensor, gamma: float) -> Tensor:

@@ -9,8 +9,8 @@ from typing import Literal
 from scalegan.errors import require
 
 FIELDS_OF = {
-    "critic_norm": ("dcgan", "resnet", "biggan"),
-    "norm_group": ("dcgan", "resnet", "biggan"),
+    "critic_norm": ("dcgan", "resnet", "biggan", "fastgan", "projected"),
+    "norm_group": ("dcgan", "resnet", "biggan", "fastgan", "projected"),
     "class_via": ("dcgan", "resnet", "biggan"),
     "critic_tail": ("resnet", "biggan"),
     "attention": ("biggan",),
@@ -20,7 +20,7 @@ FIELDS_OF = {
 }
 """Fields of `ModelConfig` that only some families know."""
 AUTO = {
-    "critic_norm": {"dcgan": "batch", "resnet": "spectral", "biggan": "spectral"},
+    "critic_norm": {"dcgan": "batch", "resnet": "spectral", "biggan": "spectral", "fastgan": "batch", "projected": "batch"},
     "class_via": {"dcgan": "concat", "resnet": "norm", "biggan": "norm"},
 }
 """What `auto` is: the choice of each family's paper."""
@@ -28,11 +28,13 @@ AUTO = {
 
 @dataclass(frozen=True)
 class ModelConfig:
-    family: Literal["dcgan", "r3gan", "resnet", "biggan"] = "dcgan"
-    """Network family: convolutions with normalisation (Radford et al. 2015), residual blocks without (Huang et al. 2024), those
-    of SNGAN (Miyato et al. 2018), or of BigGAN (Brock et al. 2019)."""
-    critic_family: Literal["same", "dcgan", "r3gan", "resnet", "biggan"] = "same"
-    """Family of the critic, where it is not that of the generator."""
+    family: Literal["dcgan", "resnet", "biggan", "fastgan", "r3gan"] = "dcgan"
+    """Network family: convolutions with normalisation (Radford et al. 2015), residual blocks as in SNGAN (Miyato et al. 2018)
+    or in BigGAN (Brock et al. 2019), FastGAN for few images (Liu et al. 2021), or residual blocks without normalisation (Huang
+    et al. 2024)."""
+    critic_family: Literal["same", "dcgan", "resnet", "biggan", "fastgan", "r3gan", "projected"] = "same"
+    """Family of the critic, where it is not that of the generator. `projected` is only a critic: heads on features that
+    EfficientNet-Lite0 has learnt on ImageNet (Sauer et al. 2021); judge its runs by another extractor than lite0."""
     z_dim: int = 100
     """Numbers in one latent vector."""
     width: int = 64
@@ -45,7 +47,8 @@ class ModelConfig:
     """Most critic channels."""
     critic_norm: Literal["auto", "batch", "spectral", "none"] = "auto"
     """Normalisation inside the critic: of its activations, of its weights (Miyato et al. 2018), or none; a gradient penalty
-    does not want `batch`. `auto` is `batch` in dcgan and `spectral` in resnet and biggan, as in their papers."""
+    does not want `batch`. `auto` is what the family's paper has: `spectral` in resnet and biggan, else `batch`. `fastgan` and
+    `projected` always normalise weights, and with `batch` activations too."""
     norm_group: int = 0
     """Images that batch norm is taken over: consecutive ones of the batch, so that processes need not wait for each other
     in every layer; 0 is the whole batch of all of them."""
@@ -84,6 +87,10 @@ class ModelConfig:
         require(self.attention >= 0, f"model.attention is {self.attention}: give a side in pixels, or 0 for none")
         for name in ("class_start", "class_ramp"):
             require(getattr(self, name) >= 0, f"model.{name} is {getattr(self, name)}: give 0 or more images")
+        require(
+            self.critic_norm != "none" or self.critic not in ("fastgan", "projected"),
+            f"model.critic_norm is none: a critic {self.critic} always normalises its weights, give spectral or batch",
+        )
         self._check_fields()
         self._check_groups()
 

@@ -1,6 +1,7 @@
 """EfficientNet-Lite0 (Tan & Le 2019; the Lite form of 2020, without squeeze-excitation and with ReLU6) as a feature extractor.
 
 The network that Google trained in TensorFlow, in its own terms: 224x224 bilinear input, (x - 127) / 128, "SAME" padding.
+`Backbone` is shared with the critic `projected`, through which gradients flow.
 """
 
 from __future__ import annotations
@@ -19,13 +20,36 @@ STAGES = ((1, 1), (2, 2), (2, 2), (3, 2), (3, 1), (4, 2), (1, 1))
 """Blocks, and stride of the first of them; widths and kernel sizes are those of the weights."""
 
 
-class Lite0(nn.Module):
-    """Pooled features of EfficientNet-Lite0, with batch norm folded into the convolutions.
+class Backbone(nn.Module):
+    """The convolutions of EfficientNet-Lite0, with batch norm folded into them, for mirrored images.
 
     TensorFlow's padding of a stride-2 convolution is larger by one at the right and bottom, which costs a padded copy of
     the largest feature maps (a sixth of the time). Seen in a mirror it is PyTorch's own symmetric padding: the surplus
     row and column at the far end are never reached. So images and kernels are mirrored, which the pooled features do not see.
     """
+
+    def __init__(self, state: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.stem = mirrored(state, "_conv_stem", "_bn0", stride=2)
+        self.stages = nn.ModuleList()
+        number = 0
+        for count, stride in STAGES:
+            names = [f"_blocks.{number + i}" for i in range(count)]
+            self.stages.append(nn.Sequential(*(Block(state, n, 1 if i else stride) for i, n in enumerate(names))))
+            number += count
+
+    def forward(self, pixels: Tensor) -> list[Tensor]:
+        """Mirrored pixels [N, 3, H, W] from 0 to 255 -> the map of each stage, 1/2 to 1/32 of the size, rounded up."""
+        x = self.stem(((pixels - 127) / 128).contiguous(memory_format=torch.channels_last)).clamp_(0, 6)
+        maps = []
+        for stage in self.stages:
+            x = stage(x)
+            maps.append(x)
+        return maps
+
+
+class Lite0(nn.Module):
+    """Pooled features of EfficientNet-Lite0."""
 
     num_features = 1280
     cpu_batch = 8
@@ -34,23 +58,34 @@ class Lite0(nn.Module):
 
     def __init__(self, state: Mapping[str, Tensor]) -> None:
         super().__init__()
-        self.stem = mirrored(state, "_conv_stem", "_bn0", stride=2)
-        self.blocks = nn.ModuleList()
-        for count, stride in STAGES:
-            for number in range(count):
-                self.blocks.append(Block(state, f"_blocks.{len(self.blocks)}", stride if number == 0 else 1))
+        self.backbone = Backbone(state)
         self.head = mirrored(state, "_conv_head", "_bn1")
 
     def forward(self, images: Tensor) -> Tensor:
         """uint8 [N, 3, H, W] -> float32 [N, 1280]."""
         x = images.flip(2, 3).float()
         x = F.interpolate(x, (SIDE, SIDE), mode="bilinear", align_corners=False, antialias=True)
-        x = ((x - 127) / 128).contiguous(memory_format=torch.channels_last)
-        x = self.stem(x).clamp_(0, 6)
-        for block in self.blocks:
-            x = block(x)
-        features: Tensor = self.head(x).clamp_(0, 6)
+        features: Tensor = self.head(self.backbone(x)[-1]).clamp_(0, 6)
         return features.mean((2, 3))
+
+
+class Convolution(nn.Module):
+    """One that is never learnt: its weights are buffers, which no optimizer or gradient ever meets, and come from the package
+    again instead of from a checkpoint."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, weight: Tensor, bias: Tensor, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.register_buffer("weight", weight.contiguous(memory_format=torch.channels_last), persistent=False)
+        self.register_buffer("bias", bias, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(
+            x, self.weight, self.bias, self.stride, self.weight.shape[-1] // 2, groups=x.shape[1] // self.weight.shape[1]
+        )
 
 
 class Block(nn.Module):
@@ -69,12 +104,7 @@ class Block(nn.Module):
         return x + y if x.shape == y.shape else y
 
 
-def mirrored(state: Mapping[str, Tensor], convolution: str, norm: str, stride: int = 1) -> nn.Conv2d:
+def mirrored(state: Mapping[str, Tensor], convolution: str, norm: str, stride: int = 1) -> Convolution:
     """A folded convolution with its kernel turned by 180 degrees; depthwise where a kernel has one input channel."""
     weight, bias = folded(state, convolution, norm, BN_EPS)
-    outputs, inputs, kernel, _ = weight.shape
-    groups = outputs if inputs == 1 else 1
-    layer = nn.Conv2d(inputs * groups, outputs, kernel, stride, kernel // 2, groups=groups)
-    layer.weight = nn.Parameter(weight.flip(2, 3).contiguous(memory_format=torch.channels_last), requires_grad=False)
-    layer.bias = nn.Parameter(bias, requires_grad=False)
-    return layer
+    return Convolution(weight.flip(2, 3), bias, stride)

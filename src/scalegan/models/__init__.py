@@ -6,19 +6,22 @@ import torch
 from torch import nn
 
 from scalegan.model_config import ModelConfig
-from scalegan.models import biggan, dcgan, r3gan, resnet
+from scalegan.models import biggan, dcgan, fastgan, projected, r3gan, resnet
 
 GENERATORS: dict[str, type[nn.Module]] = {
     "dcgan": dcgan.Generator,
     "r3gan": r3gan.Generator,
     "resnet": resnet.Generator,
     "biggan": biggan.Generator,
+    "fastgan": fastgan.Generator,
 }
 DISCRIMINATORS: dict[str, type[nn.Module]] = {
     "dcgan": dcgan.Discriminator,
     "r3gan": r3gan.Discriminator,
     "resnet": resnet.Discriminator,
     "biggan": biggan.Discriminator,
+    "fastgan": fastgan.Discriminator,
+    "projected": projected.Discriminator,
 }
 
 

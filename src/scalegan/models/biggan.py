@@ -19,7 +19,7 @@ from scalegan.errors import require
 from scalegan.model_config import ModelConfig
 from scalegan.models import resnet
 from scalegan.models.conditions import class_embedding
-from scalegan.models.layers import BatchNorm, ConditionalBatchNorm, at_least_float32, halvings, normalise_weights
+from scalegan.models.layers import BatchNorm, ConditionalBatchNorm, at_least_float32, halvings, normalise_weights, stage_widths
 
 
 class Attention(nn.Module):
@@ -53,7 +53,7 @@ class Generator(nn.Module):
         super().__init__()
         channels, height, width = shape
         sizes = halvings(height, width)
-        widths = resnet.stage_widths(config.width, config.max_width, len(sizes))[::-1]
+        widths = stage_widths(config.width, config.max_width, len(sizes))[::-1]
         require(
             config.z_dim >= len(sizes),
             f"model.z_dim is {config.z_dim}: biggan cuts the latents into a chunk for each of the {len(sizes)} resolutions of "

@@ -74,7 +74,8 @@ class ClassHead(nn.Module):
         self.classes = class_embedding(config, classes, features) if self.projects else nn.Linear(features, classes)
 
     def forward(self, features: Tensor, labels: Tensor, logits: Tensor) -> Judgement:
-        """features [N, width], labels [N], and the logits [N] without a class."""
+        """features [N, width], labels [N], and the logits [N] or [N, K] without a class."""
         if self.projects:
-            return Judgement(logits + at_least_float32(self.classes(labels) * features).sum(1), {})
+            projection = at_least_float32(self.classes(labels) * features).sum(1)
+            return Judgement(logits + projection.view(-1, *[1] * (logits.ndim - 1)), {})
         return Judgement(logits, {"class": F.cross_entropy(at_least_float32(self.classes(features)), labels, reduction="none")})

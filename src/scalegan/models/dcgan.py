@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from scalegan.model_config import ModelConfig
 from scalegan.models.conditions import ClassHead, Judgement, batch_norm, class_embedding
-from scalegan.models.layers import BatchNorm, ConditionalBatchNorm, at_least_float32, halvings, normalise_weights
+from scalegan.models.layers import BatchNorm, at_least_float32, halvings, normalise_weights, start_dcgan
 
 
 class Upsample(nn.Module):
@@ -47,7 +47,7 @@ class Generator(nn.Module):
         self.norms = nn.ModuleList(batch_norm(config, w, classes) for w in widths)
         self.ups = nn.ModuleList(Upsample(a, b, s, bias=False) for a, b, s in zip(widths, widths[1:], sizes[1:], strict=False))
         self.to_image = Upsample(widths[-1], channels, sizes[-1], bias=False)
-        self.apply(_start_dcgan)
+        self.apply(start_dcgan)
 
     def forward(self, latents: Tensor, labels: Tensor) -> Tensor:
         if self.embed is not None:
@@ -87,7 +87,7 @@ class Discriminator(nn.Module):
         self.score = nn.Linear(features, 1, bias=not normed)
         self.head = ClassHead(config, features, classes) if config.conditional else None
         if config.init == "dcgan":
-            self.apply(_start_dcgan)
+            self.apply(start_dcgan)
         else:
             self.apply(_start_kaiming)
         if self.head is not None:
@@ -103,16 +103,6 @@ class Discriminator(nn.Module):
 
 def _padded(channels_in: int, channels_out: int, odd_h: int, odd_w: int, bias: bool) -> nn.Module:
     return nn.Sequential(nn.ZeroPad2d((0, odd_w, 0, odd_h)), nn.Conv2d(channels_in, channels_out, 4, 2, 1, bias=bias))
-
-
-def _start_dcgan(module: nn.Module) -> None:
-    """N(0, 0.02) for weights, N(1, 0.02) for the scale of a normalisation (Radford et al. 2015, section 4)."""
-    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
-        nn.init.normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-    elif isinstance(module, BatchNorm) and not isinstance(module, ConditionalBatchNorm):
-        nn.init.normal_(module.weight, mean=1.0, std=0.02)
 
 
 def _start_kaiming(module: nn.Module) -> None:

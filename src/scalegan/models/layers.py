@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +13,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.nn.utils.parametrize import ParametrizationList, register_parametrization
+
+from scalegan.model_config import ModelConfig
 
 
 class _SumOverProcesses(torch.autograd.Function):
@@ -250,6 +254,49 @@ def follow_weights(network: nn.Module) -> None:
             module[0].iterate(module.original)
 
 
+Norm = Callable[[int], nn.Module]
+"""A normalisation of so many channels."""
+
+
+def critic_normalisation(config: ModelConfig) -> Norm:
+    """Batch norm that can be differentiated to any order, or nothing."""
+    if config.norm_of_critic == "batch":
+        return partial(BatchNorm, group=config.norm_group, running=False)
+    return lambda channels: nn.Identity()
+
+
+class Slope(nn.LeakyReLU):
+    """max(x, 0.2 x)."""
+
+    def __init__(self) -> None:
+        super().__init__(0.2)
+
+
+def start_dcgan(module: nn.Module) -> None:
+    """N(0, 0.02) for weights, N(1, 0.02) for the scale of a normalisation (Radford et al. 2015, section 4)."""
+    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+        nn.init.normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, BatchNorm) and not isinstance(module, ConditionalBatchNorm):
+        nn.init.normal_(module.weight, mean=1.0, std=0.02)
+
+
+class Halve(nn.Module):
+    """4 x 4 convolution of stride 2; odd sizes are rounded up: one row or column more at the far side."""
+
+    def __init__(self, channels_in: int, channels_out: int, *, bias: bool) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels_in, channels_out, 4, 2, 1, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        if height % 2 or width % 2:
+            x = F.pad(x, (0, width % 2, 0, height % 2))
+        halved: Tensor = self.conv(x)
+        return halved
+
+
 def at_least_float32(x: Tensor) -> Tensor:
     """Half precision is for convolutions; logits, norms and losses are summed in no less than float32."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
@@ -265,3 +312,8 @@ def halvings(height: int, width: int) -> list[tuple[int, int]]:
         h, w = sizes[0]
         sizes.insert(0, (-(-h // 2), -(-w // 2)))
     return sizes
+
+
+def stage_widths(width: int, most: int, stages: int) -> list[int]:
+    """Channels from the highest resolution to the coarsest: doubled at each halving, up to `most`."""
+    return [min(most, width * 2**i) for i in range(stages)]

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from scalegan.model_config import ModelConfig
 from scalegan.models.conditions import ClassHead, Judgement, class_embedding
-from scalegan.models.layers import at_least_float32, halvings
+from scalegan.models.layers import at_least_float32, halvings, stage_widths
 
 Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
 EXPANSION = 2
@@ -136,11 +136,6 @@ class Discriminator(nn.Module):
         if self.embed is not None:  # the projection alone, without a logit that knows no class
             return Judgement((scores * at_least_float32(self.embed(labels))).sum(1), {})
         return Judgement(scores[:, 0], {}) if self.head is None else self.head(h, labels, scores[:, 0])
-
-
-def stage_widths(width: int, most: int, stages: int) -> list[int]:
-    """Channels from the highest resolution to the coarsest: doubled at each halving, up to `most`."""
-    return [min(most, width * 2**i) for i in range(stages)]
 
 
 def embedding(config: ModelConfig, classes: int, width: int, gain: float = 1.0) -> nn.Embedding:

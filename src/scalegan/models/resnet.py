@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from scalegan.model_config import ModelConfig
 from scalegan.models.conditions import ClassHead, Judgement, batch_norm, class_embedding
-from scalegan.models.layers import BatchNorm, at_least_float32, halvings, normalise_weights
+from scalegan.models.layers import BatchNorm, at_least_float32, halvings, normalise_weights, stage_widths
 
 
 class UpBlock(nn.Module):
@@ -152,11 +152,6 @@ def down_blocks(
         size += halved
         blocks.append((sizes[size], DownBlock(a, b if wide or i == 0 else a, b, norm, first=i == 0, halved=halved)))
     return blocks
-
-
-def stage_widths(width: int, most: int, stages: int) -> list[int]:
-    """Channels from the highest resolution to the coarsest: doubled at each halving, up to `most`."""
-    return [min(most, width * 2**i) for i in range(stages)]
 
 
 def double(x: Tensor, size: tuple[int, int]) -> Tensor:
