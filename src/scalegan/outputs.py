@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from contextlib import closing
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +13,26 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from scalegan import figures, sampling
 from scalegan.config import Config
-from scalegan.data.index import Index
+from scalegan.data.index import Index, is_remote
 from scalegan.data.loader import open_reader
 from scalegan.data.order import make_order, samples_at
 from scalegan.distributed import has_bf16
+from scalegan.likeness import Likeness
 from scalegan.status import Status
 from scalegan.tracking import Tracker
 
 REQUEUE = "requeue"
 """File in the run folder that asks the batch script to queue the job again."""
+
+MOST_COMPARED = 50_000
+"""Training images that samples are compared with."""
+MOST_COMPARED_REMOTE = 4_096
+"""The same where each has to come over a network first."""
 
 
 class Outputs:
@@ -76,14 +84,24 @@ class Outputs:
         self.began = self.read_at = time.perf_counter()
 
     def real_grid(self) -> None:
-        """The first images of the first stream, whose shards process 0 reads anyway: as many as a sample grid has."""
-        order, batch = make_order(self.config.data, self.index, self.config.train.seed), self.config.train.batch
-        count, share = min(self.config.log.grid, order.segment), batch // order.streams
-        steps = np.arange(-(-count // share)) * batch
-        chosen = samples_at(order, steps[:, None], np.arange(share), batch).ravel()[:count]
+        """As many real images as a sample grid has."""
         with closing(open_reader(self.index, self.by_offset, torch.device("cpu"))) as reader:
-            images = reader.read(chosen).images
+            images = reader.read(self.first_images(self.config.log.grid)).images
         figures.save_png(self.run_dir / "samples" / "real.png", images.numpy())
+
+    def first_images(self, most: int) -> NDArray[np.int64]:
+        """The numbers of the first images of the first stream, whose shards process 0 reads anyway."""
+        order, batch = make_order(self.config.data, self.index, self.config.train.seed), self.config.train.batch
+        count, share = min(most, order.segment), batch // order.streams
+        steps = np.arange(-(-count // share)) * batch
+        return samples_at(order, steps[:, None], np.arange(share), batch).ravel()[:count]
+
+    @cached_property
+    def likeness(self) -> Likeness:
+        """On process 0: all training images, as far as they are near and not too many."""
+        most = MOST_COMPARED_REMOTE if is_remote(self.index.root) else MOST_COMPARED
+        with closing(open_reader(self.index, self.by_offset, torch.device("cpu"))) as reader:
+            return Likeness(self.first_images(most), lambda numbers: reader.read(numbers).images)
 
     def advance(self, images_seen: int) -> None:
         if self.main:
@@ -114,7 +132,7 @@ class Outputs:
             self.status.tick(images_seen, metrics, timing)
 
     def samples(self, ema: nn.Module, images_seen: int) -> None:
-        """A grid from fixed latents, a column a class where the generator is told the class."""
+        """A grid from fixed latents, a column a class where the generator is told the class; and how alike its images are."""
         if not self.main:
             return
         start = time.perf_counter()
@@ -123,6 +141,7 @@ class Outputs:
         path = self.run_dir / "samples" / f"{images_seen:09d}.png"
         figures.save_png(path, images.numpy(), classes if 1 < classes <= 20 else None)
         self.tracker.images(images_seen, path)
+        self.tracker.likeness(images_seen, self.likeness.record(images))
         self.left_out(start)
 
     def draw(self, ema: nn.Module, first: int, count: int, labels: Tensor | None = None) -> Tensor:

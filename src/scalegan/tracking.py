@@ -1,6 +1,7 @@
 """The record of a run: local files first, then Weights & Biases.
 
-`metrics.jsonl` and `evaluations.jsonl` hold what a repeat of the run would reproduce, `timing.jsonl` what it would not,
+`metrics.jsonl`, `evaluations.jsonl` and `samples.jsonl` hold what a repeat of the run would reproduce, `timing.jsonl` what it
+would not,
 `losses.csv` the losses of every single step. A resumed run cuts the reproducible files back to its checkpoint and goes on
 from there, so that they read as if nothing had happened.
 """
@@ -23,6 +24,7 @@ ROWS = {
     "metrics.jsonl": ("metrics", ""),
     "timing.jsonl": ("timing", "timing/"),
     "evaluations.jsonl": ("evaluation", "evaluation/"),
+    "samples.jsonl": ("likeness", "samples/"),
 }
 """The files whose lines W&B gets too, each with the kind of its rows and what stands before its keys."""
 
@@ -43,7 +45,7 @@ class Tracker:
         say: Callable[[str], None] = print,
     ) -> None:
         run_dir.mkdir(parents=True, exist_ok=True)
-        for name in ("metrics.jsonl", "evaluations.jsonl", "losses.csv"):
+        for name in ("metrics.jsonl", "evaluations.jsonl", "samples.jsonl", "losses.csv"):
             cut_back(run_dir / name, images_seen)
         cut_back(run_dir / "timing.jsonl", None)
         self._run_dir = run_dir
@@ -71,6 +73,11 @@ class Tracker:
         """One evaluation: evaluations.jsonl gets all of it, W&B its numbers as curves."""
         self._append("evaluations.jsonl", images_seen, record)
         self._send("evaluations.jsonl", images_seen, record)
+
+    def likeness(self, images_seen: int, record: Mapping[str, Any]) -> None:
+        """One sample grid: how alike its images are, to each other and to training images."""
+        self._append("samples.jsonl", images_seen, record)
+        self._send("samples.jsonl", images_seen, record)
 
     def images(self, images_seen: int, path: Path, name: str = "samples") -> None:
         """Show a picture that is already in the run folder on W&B too."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from scalegan import run, settings
 from scalegan.config import Config
+from scalegan.data.held_out import read_held_out
 from scalegan.data.index import Index, read_index
 from scalegan.errors import MachineError, UserError
 
@@ -91,6 +92,8 @@ def check_data(config: Config, index: Index) -> None:
     real = config.evaluation.real
     if real > index.samples:
         raise UserError(f"evaluation.real {real} is more than the {index.samples} images of {path}: give 0 to compare all")
+    if config.data.held_out:
+        read_held_out(config.data.held_out, index)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from scalegan.data.loader import Batch, batches
 from scalegan.distributed import from_all, from_main
 from scalegan.errors import UserError
 from scalegan.outputs import Outputs
+from scalegan.probe import Probe
 from scalegan.signals import StopNotice
 from scalegan.statistics import Statistics
 from scalegan.steps import DataFacts, Game
@@ -61,6 +62,7 @@ class Trainer:
         self.done: dict[str, int] = {}  # what was made last at how many images
         self.game.prime()
         wandb_id = self.resume()
+        self.probe = Probe(index, self.game) if config.data.held_out else None
         self.outputs = Outputs(config, accelerator, index, self.clock.images_seen, wandb_id, self.group)
 
     def train(self) -> bool:
@@ -156,6 +158,8 @@ class Trainer:
             "ema/half_life": now.half_life,
             "augment/p": now.augment if self.config.augment.active else 0.0,
         }
+        if self.probe:
+            means |= self.probe.measure()
         self.outputs.log(images_seen, means, memory_mb(self.accelerator.device), fetched)
         self.outputs.losses(self.statistics.read_steps())
         if row >= self.config.train.nonfinite_limit:

@@ -135,5 +135,5 @@ def metrics(run: Path) -> list[dict[str, float]]:
 def contents(run: Path) -> dict[str, bytes]:
     """What has to be equal to the byte when a run was interrupted: the last checkpoint's tensors, metrics, losses, samples."""
     files = [*newest(run).glob("*.safetensors"), run / "metrics.jsonl", run / "losses.csv", *(run / "samples").iterdir()]
-    files += [run / "evaluations.jsonl"]
+    files += [run / "evaluations.jsonl", run / "samples.jsonl"]
     return {file.name: file.read_bytes() for file in files if file.is_file()}

@@ -64,12 +64,16 @@ def thumbnails(images: Tensor) -> Tensor:
     return F.adaptive_avg_pool2d(x, THUMBNAIL).round().to(torch.uint8)[:, 0]
 
 
-def nearest(thumbs: Tensor, real: Tensor) -> Tensor:
-    """uint8 [n, 32, 32], [m, 32, 32] -> places int64 [n, min(16, m)] of the real images with the smallest L2 distance."""
+def distances(thumbs: Tensor, others: Tensor) -> Tensor:
+    """uint8 [n, 32, 32], [m, 32, 32] -> root mean square differences float64 [n, m], in grey levels."""
     x = thumbs.flatten(1).double()
-    parts = (real[first : first + AT_ONCE].flatten(1).double() for first in range(0, len(real), AT_ONCE))
-    distances = torch.cat([torch.cdist(x, part) for part in parts], 1)
-    return distances.topk(min(NEIGHBOURS, len(real)), largest=False).indices
+    parts = (others[first : first + AT_ONCE].flatten(1).double() for first in range(0, len(others), AT_ONCE))
+    return torch.cat([torch.cdist(x, part) for part in parts], 1) / THUMBNAIL
+
+
+def nearest(thumbs: Tensor, real: Tensor) -> Tensor:
+    """uint8 [n, 32, 32], [m, 32, 32] -> places int64 [n, min(16, m)] of the real images with the smallest distance."""
+    return distances(thumbs, real).topk(min(NEIGHBOURS, len(real)), largest=False).indices
 
 
 def best_matches(images: Tensor, real_thumbs: Tensor, read: Callable[[NDArray[np.int64]], Tensor]) -> Tensor:

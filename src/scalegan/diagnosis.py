@@ -1,0 +1,321 @@
+"""Is this mode collapse? What the record of a run says about its training, in words, with the figures and what to try.
+
+Pure functions of the lines that a run has written. The thresholds stand well away from what healthy runs do, so that a
+verdict is worth acting on; what lies between is left unsaid. Each was seen on runs made to fail in that way
+(tests/unit/test_diagnosed_runs.py), and none on healthy ones.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scalegan.config import Config
+from scalegan.settings import read_config
+from scalegan.tracking import read_lines
+
+Lines = Sequence[dict[str, Any]]
+
+RECENT = 5
+"""Lines of metrics that a verdict has to hold for, each of them: single ones swing."""
+GRIDS = 2
+"""Sample grids that a verdict on samples has to hold for."""
+SKIPPED = 0.5
+"""Share of steps without a finite gradient from which nothing is learned any more; under fp16 a few are usual."""
+LOGIT = 1_000.0
+"""Size of mean logits that no working critic reaches: with cross-entropy the gradient is gone beyond 100."""
+ALIKE = 0.35
+"""Diversity of samples as a share of real images': 0.7 to 1.1 in healthy runs, 0.01 to 0.3 in collapsed ones."""
+TWINS = 0.2
+"""Distance to the nearest other sample as a share of real images': a few pictures over and over have 0, and a diversity that
+may be high."""
+GROWING = 1.2
+"""Factor from one grid to the next by which samples are still on the way from grey to varied, as all are at first."""
+PATIENCE = 8
+"""Grids after which samples that never varied have collapsed, whatever the critic says; before, they may be still grey."""
+OVERFIT = 0.5
+"""Overfit gap from which held-out images are scored more like fakes than like training images."""
+TOLD = 0.75
+"""Accuracy on training images under which a gap is the noise of a critic that tells little apart anyway."""
+SURE = 0.05
+"""Loss of the critic as a share of a guessing one's under which the generator is left with next to no gradient."""
+FOOLED = 1.5
+"""The same, from which the critic is further from the truth than a guess: it does not keep up with the generator."""
+GUESSING = {
+    "non_saturating": 2 * math.log(2),
+    "minimax": 2 * math.log(2),
+    "hinge": 2.0,
+    "least_squares": 0.25,
+    "relativistic": math.log(2),
+}
+"""Loss of a critic that gives every image the same logit, the best of them; Wasserstein's has no zero, nor too strong a critic."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    name: str
+    """`collapse`, `discriminator overfitting`, `discriminator too strong`, `discriminator too weak`, `diverged`, `healthy` or
+    `too early to tell`."""
+    meaning: str
+    """In plain words."""
+    evidence: tuple[str, ...]
+    remedy: str = ""
+    """The settings to try; empty where nothing is wrong."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a run has written so far."""
+
+    config: Config
+    metrics: Lines
+    samples: Lines
+    evaluations: Lines
+
+    @property
+    def recent(self) -> Lines:
+        return self.metrics[-RECENT:]
+
+
+def read_record(run_dir: Path) -> Record:
+    """Raises `UserError`."""
+    files = (read_lines(run_dir / f"{name}.jsonl") for name in ("metrics", "samples", "evaluations"))
+    return Record(read_config(run_dir / "config.yaml"), *files)
+
+
+def diagnose(record: Record) -> list[Verdict]:
+    """All that is wrong, or that nothing is."""
+    if found := diverged(record):
+        return [found]
+    if len(record.metrics) < RECENT:
+        return [too_early(record)]
+    checks = (overfitting, too_strong, collapse, too_weak)
+    wrong = [verdict for check in checks if (verdict := check(record))]
+    if wrong:
+        return wrong
+    return [healthy(record) or too_early(record)]
+
+
+def diverged(record: Record) -> Verdict | None:
+    """Told by the last line alone: there is no way back."""
+    if not record.metrics:
+        return None
+    last, config = record.metrics[-1], record.config
+    before = record.metrics[-2]["images_seen"] if len(record.metrics) > 1 else 0
+    steps = max(1, (last["images_seen"] - before) // config.train.batch)
+    evidence = [f"{name} is not a finite number" for name in ("loss/D", "loss/G") if last.get(name, 0.0) is None]
+    if last["skipped_steps"] >= SKIPPED * steps:
+        evidence.append(f"gradients were not finite {last['skipped_steps']:.0f} times in {steps} steps")
+    real, fake = last["logits/real"], last["logits/fake"]
+    if real is None or fake is None or abs(real - fake) > LOGIT:
+        evidence.append(f"mean logits are {figure(real)} for real images and {figure(fake)} for fakes")
+    if not evidence:
+        return None
+    clip = "" if config.optim.clip else ", with --optim.clip 1"
+    return Verdict(
+        "diverged",
+        "The networks have left the range in which they can learn, and will not come back.",
+        tuple(evidence),
+        f"another run with lower learning rates, {rates(config, 0.25, 0.25)}{clip}; or with a longer optim.warmup",
+    )
+
+
+def overfitting(record: Record) -> Verdict | None:
+    """Needs held-out images, and a critic that does tell training images from fakes."""
+    lines = record.recent
+    if not all("overfit_gap" in line for line in lines):
+        return None
+    if min(low(lines, "overfit_gap"), OVERFIT) < OVERFIT or low(lines, "accuracy/train") < TOLD:
+        return None
+    last = lines[-1]
+    return Verdict(
+        "discriminator overfitting",
+        "The discriminator knows the training images by heart: it takes real images that it has not seen for fakes.",
+        (
+            f"mean logits: training images {figure(last['logits/train'])}, held-out real images "
+            f"{figure(last['logits/held_out'])}, fakes {figure(last['logits/generated'])}",
+            f"accuracy: {last['accuracy/train']:.0%} of training images, {last['accuracy/held_out']:.0%} of held-out ones",
+            f"overfit gap {spread(lines, 'overfit_gap')} in the last {len(lines)} lines (0 is none, 1 is all)",
+        ),
+        f"{more_augmentation(record.config)}; more training images; {smaller(record.config)}",
+    )
+
+
+def too_strong(record: Record) -> Verdict | None:
+    """A critic that is sure of every image, training or held out; an overfitting one is another case."""
+    lines = record.recent
+    if not losses_between(record, 0.0, SURE) or overfitting(record):
+        return None
+    last = lines[-1]
+    evidence = [
+        f"loss/D is {spread(lines, 'loss/D')} in the last {len(lines)} lines; a guess costs {guess(record):.3g}",
+        f"accuracy: {last['accuracy/real']:.0%} of real images, {last['accuracy/fake']:.0%} of fakes",
+    ]
+    if "accuracy/held_out" in last:
+        evidence.append(f"so it is of held-out real images, {last['accuracy/held_out']:.0%}: it is no overfitting")
+    else:
+        evidence.append("whether it knows the training images by heart is not to be told without data.held_out")
+    if never_varied(record):
+        evidence.append(f"the generator has not begun to learn: {alike(record.samples[-1])}")
+    return Verdict(
+        "discriminator too strong",
+        "The discriminator tells every fake, so that the generator does not hear which are better.",
+        tuple(evidence),
+        f"{more_penalty(record.config)}; {rates(record.config, 1.0, 0.25)}; {smaller(record.config)}",
+    )
+
+
+def too_weak(record: Record) -> Verdict | None:
+    """A critic that is further off than a guess; the samples of a generator that fools it may be anything."""
+    if not losses_between(record, FOOLED, math.inf) or collapse(record):
+        return None
+    lines = record.recent
+    return Verdict(
+        "discriminator too weak",
+        "The generator fools a discriminator that does not keep up, so that what it makes need not look like the images.",
+        (
+            f"loss/D is {spread(lines, 'loss/D')} in the last {len(lines)} lines; a guess costs {guess(record):.3g}",
+            f"accuracy: {lines[-1]['accuracy/real']:.0%} of real images, {lines[-1]['accuracy/fake']:.0%} of fakes",
+        ),
+        keep_up(record.config),
+    )
+
+
+def collapse(record: Record) -> Verdict | None:
+    """Samples that are alike though they were varied, or though the generator has its way; not those of a slow start."""
+    grids = record.samples[-GRIDS:]
+    if len(grids) < GRIDS or not all(is_alike(grid) for grid in grids):
+        return None
+    last, fooled = grids[-1], losses_between(record, FOOLED, math.inf)
+    growing = any(share(last, name) > GROWING * share(grids[0], name) for name in ("diversity", "nearest_sample"))
+    patient = len(record.samples) >= PATIENCE and not losses_between(record, 0.0, SURE)
+    if growing or (never_varied(record) and not (fooled or patient)):
+        return None
+    evidence = [f"at {grid['images_seen']} images {alike(grid)}" for grid in grids]
+    best = max(record.samples, key=lambda grid: share(grid, "diversity"))
+    if best["images_seen"] < grids[0]["images_seen"]:
+        evidence.append(f"they were more varied at {best['images_seen']} images: {share(best, 'diversity'):.0%}")
+    copies = len(set(last["nearest_images"]))
+    evidence.append(f"the {last['samples']} samples are nearest to {copies} of {last['compared']} training images")
+    cause = keep_up(record.config) if fooled else f"{more_penalty(record.config)}; {rates(record.config, 0.5, 0.5)}"
+    return Verdict(
+        "collapse",
+        "Yes, mode collapse: other latents give (nearly) the same pictures.",
+        tuple(evidence),
+        f"{cause}; and go on from a checkpoint before it",
+    )
+
+
+def healthy(record: Record) -> Verdict | None:
+    """Nothing is wrong and the samples are varied and look like the images: nearer to one than two of these to each other."""
+    last, lines = record.metrics[-1], record.recent
+    if len(record.samples) < GRIDS:
+        return None
+    grid = record.samples[-1]
+    if is_alike(grid) or grid["nearest_train"] > grid["diversity_real"]:
+        return None
+    evidence = [
+        f"loss/D {spread(lines, 'loss/D')} in the last {len(lines)} lines",
+        f"accuracy: {last['accuracy/real']:.0%} of real images, {last['accuracy/fake']:.0%} of fakes",
+        alike(grid),
+        f"nearest training image {grid['nearest_train']:.3g} grey levels away; of training images the nearest other one "
+        f"{grid['nearest_train_real']:.3g}",
+    ]
+    if "overfit_gap" in last:
+        evidence.append(f"overfit gap {spread(lines, 'overfit_gap')}")
+    return Verdict("healthy", "Nothing speaks for collapse, overfitting or divergence.", tuple(evidence))
+
+
+def too_early(record: Record) -> Verdict:
+    evidence = [
+        f"{len(record.metrics)} of the {RECENT} lines of metrics that a verdict needs (log.every)",
+        f"{len(record.samples)} of {GRIDS} sample grids (log.samples)",
+    ]
+    if record.samples:
+        grid = record.samples[-1]
+        evidence.append(alike(grid))
+        evidence.append(
+            f"samples are {grid['nearest_train']:.3g} grey levels from the nearest training image, two training images "
+            f"{grid['diversity_real']:.3g} from each other"
+        )
+    return Verdict("too early to tell", "Nothing has failed, but the samples do not look like the images yet.", tuple(evidence))
+
+
+# --- figures
+
+
+def losses_between(record: Record, low_share: float, high_share: float) -> bool:
+    """Whether the critic's loss lies there in all recent lines, as a share of a guess's; never where a guess has none."""
+    if record.config.loss.name not in GUESSING:
+        return False
+    return all(low_share <= line["loss/D"] / guess(record) <= high_share for line in record.recent)
+
+
+def guess(record: Record) -> float:
+    return GUESSING[record.config.loss.name]
+
+
+def share(grid: dict[str, Any], name: str) -> float:
+    """A distance among samples as a share of that among training images; of a single sample there is none."""
+    value, real = grid[name], grid[f"{name}_real"]
+    return math.inf if value is None or not real else float(value / real)
+
+
+def is_alike(grid: dict[str, Any]) -> bool:
+    return share(grid, "diversity") < ALIKE or share(grid, "nearest_sample") < TWINS
+
+
+def never_varied(record: Record) -> bool:
+    return bool(record.samples) and all(is_alike(grid) for grid in record.samples)
+
+
+def alike(grid: dict[str, Any]) -> str:
+    return (
+        f"samples differ by {share(grid, 'diversity'):.0%} of what training images do, and from the nearest other one by "
+        f"{share(grid, 'nearest_sample'):.0%}"
+    )
+
+
+def low(lines: Lines, name: str) -> float:
+    return min(float(line[name]) for line in lines)
+
+
+def spread(lines: Lines, name: str) -> str:
+    values = [float(line[name]) for line in lines]
+    return f"{min(values):.3g} to {max(values):.3g}"
+
+
+def figure(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.3g}"
+
+
+# --- what to try
+
+
+def rates(config: Config, factor_g: float, factor_d: float) -> str:
+    optim = config.optim
+    changed = (("lr_g", optim.lr_g, factor_g), ("lr_d", optim.lr_d, factor_d))
+    return " ".join(f"--optim.{name} {rate * factor:.2g}" for name, rate, factor in changed if factor != 1)
+
+
+def keep_up(config: Config) -> str:
+    return f"{rates(config, 1.0, 4.0)}, or {rates(config, 0.25, 1.0)}; or --optim.critic_steps {config.optim.critic_steps + 1}"
+
+
+def more_penalty(config: Config) -> str:
+    if config.loss.gp_weight:
+        return f"--loss.gp_weight {config.loss.gp_weight * 3:.2g}"
+    return f"--loss.r1_gamma {config.loss.r1_gamma * 3 or 0.1:.2g}"
+
+
+def more_augmentation(config: Config) -> str:
+    if not config.augment.active:
+        return "augmentation, such as --augment.shift 0.125 --augment.brightness 0.5"
+    return "--augment.p 1" if config.augment.p < 1 else "more augmentation, such as --augment.cutout 0.5"
+
+
+def smaller(config: Config) -> str:
+    return f"--model.critic_width {max(1, config.model.critic_width // 2)}"

@@ -1,0 +1,53 @@
+"""How alike the fixed samples are to each other and to training images: what tells collapse and copying, as numbers.
+
+Distances are root mean square differences of 32x32 grey thumbnails, in grey levels. Each stands beside the same of training
+images among themselves, without which it says nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from scalegan.evaluation.ssim import distances, diversity, thumbnails
+
+AT_ONCE = 256
+"""Images that are read before they are made small."""
+
+
+class Likeness:
+    """Compares samples with the training images `numbers`, int64 [m], which `read` gives as uint8 [n, C, H, W]."""
+
+    def __init__(self, numbers: NDArray[np.int64], read: Callable[[NDArray[np.int64]], Tensor]) -> None:
+        self.numbers = numbers
+        parts = (numbers[first : first + AT_ONCE] for first in range(0, len(numbers), AT_ONCE))
+        self.thumbs = torch.cat([thumbnails(read(part)) for part in parts])
+
+    def record(self, images: Tensor) -> dict[str, Any]:
+        """Of samples uint8 [n, C, H, W]: how far they are from each other (mean of all pairs; median to the nearest other
+        one) and from their nearest training images (median), each beside what n training images have (`*_real`)."""
+        thumbs, count = thumbnails(images), len(images)
+        near = distances(thumbs, self.thumbs).min(1)
+        return {
+            "samples": count,
+            "compared": len(self.numbers),
+            "diversity": diversity(thumbs),
+            "diversity_real": diversity(self.thumbs[:count]),
+            "nearest_sample": to_nearest_other(thumbs, count),
+            "nearest_sample_real": to_nearest_other(self.thumbs[:count], count),
+            "nearest_train": float(near.values.median()),
+            "nearest_train_real": to_nearest_other(self.thumbs, count),
+            "nearest_images": self.numbers[near.indices.numpy()].tolist(),
+            "nearest_distances": near.values.tolist(),
+        }
+
+
+def to_nearest_other(thumbs: Tensor, count: int) -> float:
+    """uint8 [n, 32, 32] -> median over the first `count` of their distance to the nearest other one."""
+    to_others = distances(thumbs[:count], thumbs).fill_diagonal_(torch.inf)
+    return float(to_others.min(1).values.median())

@@ -1,0 +1,102 @@
+"""What the critic makes of real images that it never learns from, beside training and generated ones.
+
+A critic that tells training images from fakes by what they have in common scores the held-out ones as high. One that knows
+the training images by heart takes the held-out ones for fakes: the overfit gap between the two is what no loss shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import replace
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from scalegan.data.held_out import read_held_out
+from scalegan.data.index import Index
+from scalegan.data.loader import Batch, normalise, open_reader
+from scalegan.data.order import PROBED, draw, permute
+from scalegan.steps import Game
+
+MOST = 256
+"""Images of each kind: their scores cost 2 % of the steps between two lines of metrics, at the default `log.every`."""
+
+
+class Probe:
+    """Fixed images of each kind, scored in passes as large as those of a training step and shared by the processes alike."""
+
+    def __init__(self, index: Index, game: Game) -> None:
+        """Reads the images. Raises `UserError`."""
+        data, device = game.config.data, game.accelerator.device
+        held_out = read_held_out(data.held_out, index)
+        self.game = game
+        together = game.config.train.batch // game.rounds
+        first = game.accelerator.process_index * game.draws.count
+        passes = max(1, min(MOST, held_out.samples, index.samples) // together)
+        self.places = np.arange(passes)[:, None] * together + first + np.arange(game.draws.count)
+        """int64 [passes, count]: which of all images are ours."""
+        with closing(open_reader(index, data, device)) as reader:
+            self.train = [reader.read(chosen(row, index.samples)) for row in self.places]
+        with closing(open_reader(held_out, replace(data, path=data.held_out), device)) as reader:
+            self.held_out = [reader.read(chosen(row, held_out.samples)) for row in self.places]
+
+    def measure(self) -> dict[str, float]:
+        """Mean logits, accuracies and the overfit gap, the same on every process. Collective; waits for the device."""
+        with torch.no_grad(), in_evaluation(self.game.bare_generator, self.game.bare_critic):
+            parts = zip(*map(self._scores, self.train, self.held_out, self.places[:, 0].tolist()), strict=True)
+            train, held_out, fake = (torch.cat(part) for part in parts)
+            accuracy = self.game.loss.accuracy
+            rights = [accuracy(real, fake)[0] for real in (train, held_out)]
+            values = torch.stack([train.mean(), held_out.mean(), fake.mean(), *rights]).double()
+        if dist.is_initialized():
+            dist.all_reduce(values)
+            values /= dist.get_world_size()
+        logits_train, logits_held_out, logits_fake, right_train, right_held_out = values.tolist()
+        return {
+            "logits/train": logits_train,
+            "logits/held_out": logits_held_out,
+            "logits/generated": logits_fake,
+            "accuracy/train": right_train,
+            "accuracy/held_out": right_held_out,
+            "overfit_gap": overfit_gap(logits_train, logits_held_out, logits_fake),
+        }
+
+    def _scores(self, train: Batch, held_out: Batch, first: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits [count] of one pass, in three forwards, as some critics couple the images of a batch."""
+        latents = self.game.draws.latents("probe", first)
+        fakes = self.game.bare_generator(latents, train.labels)
+        critic = self.game.bare_critic
+        real, unseen = (critic(normalise(batch.images), batch.labels, None).logits for batch in (train, held_out))
+        return real, unseen, critic(fakes, train.labels, None).logits
+
+
+def chosen(places: NDArray[np.int64], samples: int) -> NDArray[np.int64]:
+    """Which of `samples` images stand at `places`: a fixed permutation, over and over, so that sorted shards are mixed."""
+    return permute(places % samples, samples, samples, draw(0, PROBED))
+
+
+def overfit_gap(train: float, held_out: float, fake: float) -> float:
+    """r_v = (E[D(train)] - E[D(held out)]) / (E[D(train)] - E[D(fake)]) (Karras et al. 2020, "ADA", eq. 1).
+
+    0 where held-out images are scored like training images, 1 where like fakes; 0 too where the critic tells nothing apart.
+
+    >>> overfit_gap(3.0, 2.5, -1.0)
+    0.125
+    """
+    return (train - held_out) / (train - fake) if train > fake else 0.0
+
+
+@contextmanager
+def in_evaluation(*networks: nn.Module) -> Iterator[None]:
+    """No running statistic and no vector of a spectral norm moves: the training goes on as if nobody had looked."""
+    for network in networks:
+        network.eval()
+    try:
+        yield
+    finally:
+        for network in networks:
+            network.train()
