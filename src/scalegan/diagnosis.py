@@ -19,6 +19,14 @@ from scalegan.tracking import read_lines
 
 Lines = Sequence[dict[str, Any]]
 
+COLLAPSE = "collapse"
+OVERFITTING = "discriminator overfitting"
+TOO_STRONG = "discriminator too strong"
+TOO_WEAK = "discriminator too weak"
+DIVERGED = "diverged"
+HEALTHY = "healthy"
+EARLY = "too early to tell"
+
 RECENT = 5
 """Lines of metrics that a verdict has to hold for, each of them: single ones swing."""
 GRIDS = 2
@@ -57,8 +65,7 @@ GUESSING = {
 @dataclass(frozen=True)
 class Verdict:
     name: str
-    """`collapse`, `discriminator overfitting`, `discriminator too strong`, `discriminator too weak`, `diverged`, `healthy` or
-    `too early to tell`."""
+    """One of the seven above."""
     meaning: str
     """In plain words."""
     evidence: tuple[str, ...]
@@ -116,7 +123,7 @@ def diverged(record: Record) -> Verdict | None:
         return None
     clip = "" if config.optim.clip else ", with --optim.clip 1"
     return Verdict(
-        "diverged",
+        DIVERGED,
         "The networks have left the range in which they can learn, and will not come back.",
         tuple(evidence),
         f"another run with lower learning rates, {rates(config, 0.25, 0.25)}{clip}; or with a longer optim.warmup",
@@ -132,7 +139,7 @@ def overfitting(record: Record) -> Verdict | None:
         return None
     last = lines[-1]
     return Verdict(
-        "discriminator overfitting",
+        OVERFITTING,
         "The discriminator knows the training images by heart: it takes real images that it has not seen for fakes.",
         (
             f"mean logits: training images {figure(last['logits/train'])}, held-out real images "
@@ -161,7 +168,7 @@ def too_strong(record: Record) -> Verdict | None:
     if never_varied(record):
         evidence.append(f"the generator has not begun to learn: {alike(record.samples[-1])}")
     return Verdict(
-        "discriminator too strong",
+        TOO_STRONG,
         "The discriminator tells every fake, so that the generator does not hear which are better.",
         tuple(evidence),
         f"{more_penalty(record.config)}; {rates(record.config, 1.0, 0.25)}; {smaller(record.config)}",
@@ -174,7 +181,7 @@ def too_weak(record: Record) -> Verdict | None:
         return None
     lines = record.recent
     return Verdict(
-        "discriminator too weak",
+        TOO_WEAK,
         "The generator fools a discriminator that does not keep up, so that what it makes need not look like the images.",
         (
             f"loss/D is {spread(lines, 'loss/D')} in the last {len(lines)} lines; a guess costs {guess(record):.3g}",
@@ -195,14 +202,14 @@ def collapse(record: Record) -> Verdict | None:
     if growing or (never_varied(record) and not (fooled or patient)):
         return None
     evidence = [f"at {grid['images_seen']} images {alike(grid)}" for grid in grids]
-    best = max(record.samples, key=lambda grid: share(grid, "diversity"))
-    if best["images_seen"] < grids[0]["images_seen"]:
-        evidence.append(f"they were more varied at {best['images_seen']} images: {share(best, 'diversity'):.0%}")
+    if not never_varied(record):
+        best = next(grid for grid in reversed(record.samples) if not is_alike(grid))
+        evidence.append(f"at {best['images_seen']} images they were varied: {share(best, 'diversity'):.0%}")
     copies = len(set(last["nearest_images"]))
     evidence.append(f"the {last['samples']} samples are nearest to {copies} of {last['compared']} training images")
     cause = keep_up(record.config) if fooled else f"{more_penalty(record.config)}; {rates(record.config, 0.5, 0.5)}"
     return Verdict(
-        "collapse",
+        COLLAPSE,
         "Yes, mode collapse: other latents give (nearly) the same pictures.",
         tuple(evidence),
         f"{cause}; and go on from a checkpoint before it",
@@ -226,22 +233,21 @@ def healthy(record: Record) -> Verdict | None:
     ]
     if "overfit_gap" in last:
         evidence.append(f"overfit gap {spread(lines, 'overfit_gap')}")
-    return Verdict("healthy", "Nothing speaks for collapse, overfitting or divergence.", tuple(evidence))
+    return Verdict(HEALTHY, "Nothing speaks for collapse, overfitting or divergence.", tuple(evidence))
 
 
 def too_early(record: Record) -> Verdict:
-    evidence = [
-        f"{len(record.metrics)} of the {RECENT} lines of metrics that a verdict needs (log.every)",
-        f"{len(record.samples)} of {GRIDS} sample grids (log.samples)",
-    ]
-    if record.samples:
-        grid = record.samples[-1]
-        evidence.append(alike(grid))
-        evidence.append(
-            f"samples are {grid['nearest_train']:.3g} grey levels from the nearest training image, two training images "
-            f"{grid['diversity_real']:.3g} from each other"
-        )
-    return Verdict("too early to tell", "Nothing has failed, but the samples do not look like the images yet.", tuple(evidence))
+    """Also of a run that has gone on for long without learning: nothing else is known of it."""
+    if len(record.metrics) < RECENT or len(record.samples) < GRIDS:
+        meaning = f"A verdict needs {RECENT} lines of metrics (log.every) and {GRIDS} sample grids (log.samples)."
+        return Verdict(EARLY, meaning, (f"there are {len(record.metrics)} and {len(record.samples)}",))
+    grid = record.samples[-1]
+    evidence = (
+        alike(grid),
+        f"nearest training image {grid['nearest_train']:.3g} grey levels away; two training images are "
+        f"{grid['diversity_real']:.3g} from each other",
+    )
+    return Verdict(EARLY, "Nothing has failed, but the samples do not look like the images yet.", evidence)
 
 
 # --- figures

@@ -1,4 +1,7 @@
-"""`scalegan doctor [RUN]`: what on this machine, or in a run, would stop or slow a training, one line each with the remedy."""
+"""`scalegan doctor [RUN]`: what on this machine, or in a run, would stop or slow a training, one line each with the remedy.
+
+Of a run also what its training came to: collapse, a discriminator that overfits or wins, divergence (see `diagnosis`).
+"""
 
 from __future__ import annotations
 
@@ -48,6 +51,7 @@ def examine(run_dir: Path | None) -> Iterator[Finding]:
     }
     if run_dir is not None:
         checks["run"] = lambda: run_folder(run_dir)
+        checks["diagnosis"] = lambda: training(run_dir)
     for name, check in checks.items():
         try:
             yield from check()
@@ -160,3 +164,18 @@ def run_folder(folder: Path) -> Iterator[Finding]:
     skipped = last.get("skipped_steps", 0)
     text = f"at {lines[-1]['images_seen']} images: {values}"
     yield warn("metrics", f"{text}; {skipped:.0f} steps skipped for non-finite gradients") if skipped else ok("metrics", text)
+
+
+def training(folder: Path) -> Iterator[Finding]:
+    """What the lines of a run say of its training: a verdict, the figures it rests on, and what to try."""
+    from scalegan.diagnosis import DIVERGED, EARLY, HEALTHY, diagnose, read_record
+    from scalegan.run import CONFIG
+
+    if not (folder / CONFIG).is_file():  # told by `run_folder`
+        return
+    states = {DIVERGED: "fail", HEALTHY: "ok", EARLY: "ok"}
+    for verdict in diagnose(read_record(folder)):
+        lines = [f"{verdict.name}: {verdict.meaning}", *(f"- {figures}" for figures in verdict.evidence)]
+        if verdict.remedy:
+            lines.append(f"try: {verdict.remedy}")
+        yield Finding(states.get(verdict.name, "warn"), "training", f"\n{'':19}".join(lines))

@@ -37,6 +37,14 @@ def grid(images: NDArray[np.uint8], columns: int | None = None) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(canvas if channels == 3 else canvas[:, :, 0]))
 
 
+def tiles(picture: Image.Image, height: int, width: int) -> NDArray[np.uint8]:
+    """The images uint8 [n, C, H, W] of a `grid`, and the white places at its end."""
+    pixels = np.atleast_3d(np.asarray(picture))
+    pixels = np.pad(pixels, [(0, GAP), (0, GAP), (0, 0)])  # the gap that the last row and column lack
+    cut = rearrange(pixels, "(rows h) (columns w) c -> (rows columns) c h w", h=height + GAP, w=width + GAP)
+    return np.ascontiguousarray(cut[:, :, :height, :width])
+
+
 def save_png(path: Path, images: NDArray[np.uint8], columns: int | None = None) -> None:
     """Write images uint8 [n, C, H, W] as one grid; a reader never sees half a file."""
     save_picture(path, grid(images, columns))

@@ -19,9 +19,11 @@ import yaml
 from numpy.typing import NDArray
 from PIL import Image
 
-from scalegan.data.index import read_index
+from scalegan.config import DataConfig
+from scalegan.data.index import Index, read_index
+from scalegan.data.stream import StreamReader
 from scalegan.errors import UserError
-from scalegan.figures import captioned, fit, save_gif, save_picture, side_by_side
+from scalegan.figures import captioned, fit, grid, save_gif, save_picture, side_by_side, tiles
 from scalegan.files import write_atomically
 from scalegan.tracking import read_lines
 
@@ -69,7 +71,7 @@ def plot_run(run_dir: Path) -> list[Path]:
     """Draw all that a run has data for; returns the files that were written, none for a run that has only begun."""
     history = read_history(run_dir)
     drawn = [draw_losses(history), draw_accuracy(history), draw_quality(history), draw_schedule(history)]
-    drawn += [draw_epochs(history), make_gif(run_dir)]
+    drawn += [draw_epochs(history), draw_nearest(history), make_gif(run_dir)]
     return [path for path in drawn if path]
 
 
@@ -80,11 +82,17 @@ class History:
     run_dir: Path
     metrics: Lines
     evaluations: Lines
+    likeness: Lines
     samples: list[tuple[int, Path]]
     """(images seen, sample grid), oldest first."""
-    epoch: int | None
-    """Images of one epoch; None where the data is not at hand."""
+    data: Index | None
+    """None where the data is not at hand: moved, or on another machine; the plots then count in kimg alone."""
     loss: str
+
+    @property
+    def epoch(self) -> int | None:
+        """Images of one epoch."""
+        return self.data.samples if self.data else None
 
     def caption(self, images_seen: int) -> str:
         kimg = kimg_of(images_seen)
@@ -105,8 +113,9 @@ def read_history(run_dir: Path) -> History:
         run_dir,
         read_lines(run_dir / "metrics.jsonl"),
         read_lines(run_dir / "evaluations.jsonl"),
+        read_lines(run_dir / "samples.jsonl"),
         found,
-        _epoch_length(config.get("data", {}).get("path", "")),
+        _index(config.get("data", {}).get("path", "")),
         config.get("loss", {}).get("name", ""),
     )
 
@@ -116,10 +125,10 @@ def _read_config(run_dir: Path) -> dict[str, Any]:
     return yaml.safe_load(path.read_text(encoding="utf-8")) or {} if path.exists() else {}
 
 
-def _epoch_length(data: str) -> int | None:
+def _index(data: str) -> Index | None:
     try:
-        return read_index(data).samples if data else None
-    except UserError:  # moved, or on another machine: the plots then count in kimg alone
+        return read_index(data) if data else None
+    except UserError:
         return None
 
 
@@ -162,9 +171,13 @@ def draw_accuracy(history: History) -> Path | None:
         for name, colour in (("real", BLUE), ("fake", ORANGE)):
             kimg, values = series(history.metrics, f"accuracy/{name}")
             axes.plot(kimg, 100 * values, color=colour, label=f"{name} images", marker=_marker(kimg))
+        kimg, values = series(history.metrics, "accuracy/held_out")
+        if len(kimg):
+            label = "held-out real images"
+            axes.plot(kimg, 100 * values, color=BLUE, linestyle=":", label=label, marker=_marker(kimg))
         axes.axhline(50, color=GREY, linestyle="--", linewidth=1, label="guessing")
         axes.set(title="Accuracy of the discriminator", ylabel="judged right (%)", ylim=(0, 102))
-        axes.legend(ncols=3)
+        axes.legend(ncols=4)
     return history.run_dir / "figures" / "accuracy.png"
 
 
@@ -232,6 +245,29 @@ def draw_epochs(history: History, count: int = 5) -> Path | None:
             panels.append(captioned(fit(picture, 240, 480), history.caption(seen)))
     path = history.run_dir / "figures" / "epochs.png"
     save_picture(path, side_by_side(panels))
+    return path
+
+
+def draw_nearest(history: History, count: int = 8) -> Path | None:
+    """The samples of the last grid that lie nearest to training images, above these: the eye tells a copy from a likeness."""
+    paths, index = dict(history.samples), history.data
+    lines = [line for line in history.likeness if line["images_seen"] in paths]
+    if not lines or index is None:
+        return None
+    last = lines[-1]
+    chosen = np.argsort(last["nearest_distances"], kind="stable")[:count]
+    with Image.open(paths[last["images_seen"]]) as picture:
+        samples = tiles(picture, index.height, index.width)[chosen]
+    reader = StreamReader(index, DataConfig(path=index.root))
+    try:
+        real = reader.load(np.array(last["nearest_images"])[chosen]).images.transpose(0, 3, 1, 2)
+    except UserError:  # the same of single shards
+        return None
+    finally:
+        reader.close()
+    picture = fit(grid(np.concatenate([samples, real]), len(chosen)), 480, 960)
+    path = history.run_dir / "figures" / "nearest.png"
+    save_picture(path, captioned(picture, f"{history.caption(last['images_seen'])}: nearest training images below"))
     return path
 
 

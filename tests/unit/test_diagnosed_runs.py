@@ -1,0 +1,93 @@
+"""Trainings made to fail in each way, and healthy ones: each is diagnosed as what it is, by what it wrote down."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from helpers.runs import configured, training
+from helpers.shards import make_shards
+from scalegan.diagnosis import diagnose, read_record
+
+SEEDS = [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)]
+BATCH = 16
+WORKING = {
+    "train.batch": BATCH,
+    "model.critic_norm": "none",
+    "model.init": "kaiming",
+    "loss.r1_gamma": 0.1,
+    "optim.lr_g": 1e-3,
+    "optim.lr_d": 1e-3,
+    "optim.betas_g": "[0.5,0.99]",
+    "optim.betas_d": "[0.5,0.99]",
+    "ema.half_life": 500,
+    "log.every": 8 * BATCH,
+    "log.samples": 16 * BATCH,
+    "evaluation.real": BATCH,
+}
+TOY_R3GAN = {  # no normalisation, which in a DCGAN keeps the images of a batch apart
+    "model.family": "r3gan",
+    "model.critic_norm": "batch",
+    "model.init": "dcgan",
+    "model.blocks": 1,
+    "model.max_width": 8,
+    "model.critic_max_width": 8,
+}
+FAILING = {
+    # 16 images, shown again and again to a critic that is free to remember them.
+    "discriminator overfitting": (300, {"loss.r1_gamma": 0.0, "optim.lr_d": 2e-3, "model.critic_width": 16}),
+    # A critic 500 times as fast as the generator, at any slope.
+    "discriminator too strong": (120, {"loss.r1_gamma": 0.0, "optim.lr_d": 5e-3, "optim.lr_g": 1e-5}),
+    # A generator that has all the time it wants to find the one picture that the critic likes best.
+    "collapse": (90, TOY_R3GAN | {"loss.r1_gamma": 0.0, "optim.lr_d": 1e-5, "optim.lr_g": 2e-3}),
+    # The same with batch norm, which does not let it end in one picture.
+    "discriminator too weak": (60, {"loss.r1_gamma": 0.0, "optim.lr_d": 1e-5, "optim.lr_g": 5e-3, "loss.name": "hinge"}),
+    "diverged": (20, {"loss.r1_gamma": 0.0, "optim.lr_d": 10.0, "optim.lr_g": 1.0}),
+}
+HEALTHY = {
+    "R1": {},
+    "batch norm in both": {"model.critic_norm": "batch", "model.init": "dcgan", "loss.r1_gamma": 0.0},
+    "hinge and spectral norm": {"model.critic_norm": "spectral", "loss.name": "hinge", "loss.r1_gamma": 0.0},
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Shards by name: `many` to train on, `few`, and others held out."""
+    folder = tmp_path_factory.mktemp("shapes")
+    for seed, (name, count) in enumerate((("many", 400), ("few", BATCH), ("held_out", 48))):
+        make_shards(folder / name, count, channels=1, seed=seed)
+    return folder
+
+
+def recorded(data, run, images, steps, seed, changes):
+    options = WORKING | {"data.held_out": data / "held_out", "train.seed": seed} | changes
+    training(configured(data / images, run, steps * BATCH, **options))
+    return read_record(run)
+
+
+def names(record):
+    return [verdict.name for verdict in diagnose(record)]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("name", FAILING)
+def test_a_run_that_fails_is_told_how(data, tmp_path, name, seed):
+    steps, changes = FAILING[name]
+    record = recorded(data, tmp_path / "run", "few" if name == "discriminator overfitting" else "many", steps, seed, changes)
+    assert names(record) == [name]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("name", [next(iter(HEALTHY)), *(pytest.param(n, marks=pytest.mark.slow) for n in list(HEALTHY)[1:])])
+def test_a_healthy_run_ends_healthy_and_is_never_told_that_it_fails(data, tmp_path, name, seed):
+    record = recorded(data, tmp_path / "run", "many", 150 if name == "R1" else 400, seed, HEALTHY[name])
+    assert names(record) == ["healthy"]
+    for count in range(len(record.metrics)):
+        seen = record.metrics[count]["images_seen"]
+        so_far = [grid for grid in record.samples if grid["images_seen"] <= seen]
+        assert names(replace(record, metrics=record.metrics[: count + 1], samples=so_far)) in (
+            ["too early to tell"],
+            ["healthy"],
+        ), seen

@@ -1,0 +1,64 @@
+"""How alike samples are: to each other, and to training images, beside what training images are."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from helpers.runs import configured, training
+from scalegan.evaluation.ssim import distances, thumbnails
+from scalegan.likeness import Likeness, to_nearest_other
+
+
+def noise(count: int, seed: int = 0) -> torch.Tensor:
+    return torch.randint(0, 256, (count, 1, 32, 32), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+
+
+def likeness_of(images: torch.Tensor, first: int = 0) -> Likeness:
+    """Training images are numbered from `first`."""
+    return Likeness(np.arange(first, first + len(images)), lambda numbers: images[torch.from_numpy(numbers - first)])
+
+
+def test_the_distance_is_in_grey_levels():
+    dark, bright = torch.full((2, 32, 32), 10, dtype=torch.uint8), torch.full((3, 32, 32), 50, dtype=torch.uint8)
+    assert distances(dark, bright).tolist() == [[40.0] * 3] * 2
+
+
+def test_copies_are_found_with_their_numbers():
+    real = noise(300)
+    record = likeness_of(real, first=1000).record(real[[7, 299]])
+    assert record["nearest_images"] == [1007, 1299]
+    assert record["nearest_train"] == pytest.approx(0, abs=1e-3)
+    assert record["compared"] == 300
+
+
+def test_samples_as_good_as_training_images_stand_beside_them():
+    record = likeness_of(noise(300)).record(noise(64, seed=1))
+    for name in ("diversity", "nearest_sample", "nearest_train"):
+        assert record[name] == pytest.approx(record[f"{name}_real"], rel=0.03)
+
+
+def test_one_picture_over_and_over_has_no_diversity():
+    record = likeness_of(noise(100)).record(noise(1, seed=1).expand(16, -1, -1, -1))
+    assert record["diversity"] == pytest.approx(0, abs=1e-3)
+    assert record["diversity_real"] > 100
+
+
+def test_two_pictures_in_turn_are_diverse_and_yet_twins():
+    record = likeness_of(noise(100)).record(noise(2, seed=1).repeat(8, 1, 1, 1))
+    assert record["diversity"] > record["diversity_real"] / 2
+    assert record["nearest_sample"] == pytest.approx(0, abs=1e-3)
+
+
+def test_an_image_is_not_its_own_neighbour():
+    thumbs = thumbnails(noise(5))
+    assert to_nearest_other(thumbs, 2) > 50
+
+
+def test_every_sample_grid_leaves_a_line(shards, tmp_path):
+    training(configured(shards, tmp_path, 96, **{"log.samples": 64}))
+    lines = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    assert [line["images_seen"] for line in lines] == [64, 96]
+    assert {(line["samples"], line["compared"]) for line in lines} == {(16, 200)}
+    assert all(len(line["nearest_images"]) == len(line["nearest_distances"]) == 16 for line in lines)

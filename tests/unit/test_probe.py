@@ -1,0 +1,144 @@
+"""Held-out images before the critic: the same ones each time, and the training goes on as if nobody had looked."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+
+from helpers.runs import FULL, configured, metrics, tensors, training
+from helpers.shards import make_shards
+from scalegan.data.held_out import read_held_out
+from scalegan.errors import UserError
+from scalegan.probe import MOST, Probe, chosen, in_evaluation, overfit_gap
+from scalegan.steps import DataFacts, Game
+
+MEASURED = {"logits/train", "logits/held_out", "logits/generated", "accuracy/train", "accuracy/held_out", "overfit_gap"}
+
+
+@pytest.fixture(scope="module")
+def held_out(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shards") / "held_out"
+    make_shards(folder, 40, seed=1)
+    return folder
+
+
+def game_of(shards, run, **changes):
+    config = configured(shards, run, 64, **changes)
+    index = make_index(shards)
+    return Game(config, Accelerator(cpu=True), DataFacts((3, 16, 16), index.class_counts)), index
+
+
+def make_index(shards):
+    from scalegan.data.index import read_index
+
+    return read_index(shards)
+
+
+@pytest.mark.parametrize(("held", "gap"), [(3.0, 0.0), (1.0, 0.5), (-1.0, 1.0), (-2.0, 1.25), (4.0, -0.25)])
+def test_the_gap_is_how_far_held_out_images_fall_to_fakes(held, gap):
+    assert overfit_gap(3.0, held, -1.0) == gap
+
+
+def test_a_critic_that_tells_nothing_apart_has_no_gap():
+    assert overfit_gap(0.0, -1.0, 0.0) == 0.0
+
+
+def test_as_many_images_as_there_are_and_no_more_than_enough():
+    assert sorted(chosen(np.arange(40), 40)) == list(range(40))
+    assert np.array_equal(chosen(np.arange(80), 40), np.tile(chosen(np.arange(40), 40), 2))
+
+
+def test_the_passes_are_whole_batches(shards, held_out, tmp_path):
+    game, index = game_of(shards, tmp_path, data__held_out=held_out, train__batch=16, train__accumulate=2)
+    assert Probe(index, game).places.tolist() == [list(range(first, first + 8)) for first in range(0, 40, 8)]
+    game, index = game_of(shards, tmp_path, data__held_out=held_out, train__batch=64)
+    assert Probe(index, game).places.shape == (1, 64)  # of 40 images some come twice
+    assert MOST >= 64
+
+
+def test_a_critic_that_knows_its_images_is_found_out(shards, held_out, tmp_path):
+    """One that gives 3 to every training image, by heart, and -1 to all others."""
+    game, index = game_of(shards, tmp_path, data__held_out=held_out)
+    probe = Probe(index, game)
+    known = torch.stack([image for batch in probe.train for image in batch.images]).float().div(127.5).sub(1)
+
+    class ByHeart(torch.nn.Module):
+        def forward(self, images, labels, draws):
+            seen = (images[:, None] - known[None]).abs().flatten(2).amax(2).amin(1) < 1e-6
+            return type("Scores", (), {"logits": torch.where(seen, 3.0, -1.0)})
+
+    game.bare_critic = ByHeart()
+    assert probe.measure() == {
+        "logits/train": 3.0,
+        "logits/held_out": -1.0,
+        "logits/generated": -1.0,
+        "accuracy/train": 1.0,
+        "accuracy/held_out": 0.0,
+        "overfit_gap": 1.0,
+    }
+
+
+def test_looking_moves_nothing(shards, held_out, tmp_path):
+    """Neither running statistics nor the vectors of a spectral norm."""
+    game, index = game_of(shards, tmp_path, data__held_out=held_out, model__critic_norm="spectral")
+    probe = Probe(index, game)
+    networks = game.bare_generator, game.bare_critic
+    before = [tensor.clone() for network in networks for tensor in network.state_dict().values()]
+    first = probe.measure()
+    assert probe.measure() == first
+    after = [tensor for network in networks for tensor in network.state_dict().values()]
+    assert all(map(torch.equal, before, after))
+    assert all(network.training for network in networks)
+
+
+def test_networks_learn_again_after_a_failure():
+    network = torch.nn.BatchNorm2d(3)
+    with pytest.raises(RuntimeError), in_evaluation(network):
+        raise RuntimeError
+    assert network.training
+
+
+@pytest.mark.parametrize("changes", [{"model.critic_norm": "spectral"}, FULL], ids=["spectral norm", "everything"])
+def test_a_run_ends_with_the_same_bytes_with_and_without(shards, held_out, tmp_path, changes):
+    for name, folder in (("with", held_out), ("without", "")):
+        training(configured(shards, tmp_path / name, 128, **changes | {"data.held_out": folder}))
+    for network in ("generator", "critic", "ema", "opt_g", "opt_d"):
+        ours, theirs = (tensors(tmp_path / name, network) for name in ("with", "without"))
+        assert all(np.array_equal(ours[key], theirs[key]) for key in theirs)
+    ours, theirs = (metrics(tmp_path / name) for name in ("with", "without"))
+    assert len(ours) == 2
+    for with_, without in zip(ours, theirs, strict=True):
+        assert with_.keys() - without.keys() == MEASURED
+        assert with_ | without == with_
+
+
+@pytest.mark.parametrize("loss", ["hinge", "least_squares", "relativistic"])
+def test_every_loss_has_an_accuracy(shards, held_out, tmp_path, loss):
+    game, index = game_of(shards, tmp_path, data__held_out=held_out, loss__name=loss)
+    measured = Probe(index, game).measure()
+    assert measured.keys() == MEASURED
+    assert 0 <= measured["accuracy/held_out"] <= 1
+
+
+def test_a_folder_of_other_images_is_refused(shards, tmp_path):
+    index = make_shards(tmp_path / "small", 40, height=12)
+    with pytest.raises(UserError, match="has height 12 and data.path .* has 16: write both"):
+        read_held_out(str(tmp_path / "small"), make_index(shards))
+    with pytest.raises(UserError, match="has classes"):
+        read_held_out(str(shards), replace(make_index(shards), classes=("a", "b")))
+    assert index.height == 12
+
+
+def test_images_that_are_trained_on_are_refused(shards):
+    with pytest.raises(UserError, match="shares 3 shards with data.path"):
+        read_held_out(str(shards), make_index(shards))
+
+
+def test_a_held_out_folder_that_is_none_is_told_before_anything_starts(shards, tmp_path):
+    with pytest.raises(UserError, match="nowhere"):
+        training(configured(shards, tmp_path / "run", 64, **{"data.held_out": tmp_path / "nowhere"}))
+    assert not (tmp_path / "run").exists()
