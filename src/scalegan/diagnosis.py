@@ -59,7 +59,7 @@ GUESSING = {
     "least_squares": 0.25,
     "relativistic": math.log(2),
 }
-"""Loss of a critic that gives every image the same logit, the best of them; Wasserstein's has no zero, nor too strong a critic."""
+"""Loss of the critic that gives every image the same logit, the best one; Wasserstein's has no scale."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,6 @@ class Record:
     config: Config
     metrics: Lines
     samples: Lines
-    evaluations: Lines
 
     @property
     def recent(self) -> Lines:
@@ -89,8 +88,10 @@ class Record:
 
 def read_record(run_dir: Path) -> Record:
     """Raises `UserError`."""
-    files = (read_lines(run_dir / f"{name}.jsonl") for name in ("metrics", "samples", "evaluations"))
-    return Record(read_config(run_dir / "config.yaml"), *files)
+    config = read_config(run_dir / "config.yaml")
+    grids = read_lines(run_dir / "samples.jsonl")
+    varied = [grid for grid in grids if min(grid["samples"], grid["compared"]) > 1]  # of one image there is no diversity
+    return Record(config, read_lines(run_dir / "metrics.jsonl"), varied)
 
 
 def diagnose(record: Record) -> list[Verdict]:
@@ -135,7 +136,7 @@ def overfitting(record: Record) -> Verdict | None:
     lines = record.recent
     if not all("overfit_gap" in line for line in lines):
         return None
-    if min(low(lines, "overfit_gap"), OVERFIT) < OVERFIT or low(lines, "accuracy/train") < TOLD:
+    if low(lines, "overfit_gap") < OVERFIT or low(lines, "accuracy/train") < TOLD:
         return None
     last = lines[-1]
     return Verdict(
@@ -265,9 +266,9 @@ def guess(record: Record) -> float:
 
 
 def share(grid: dict[str, Any], name: str) -> float:
-    """A distance among samples as a share of that among training images; of a single sample there is none."""
-    value, real = grid[name], grid[f"{name}_real"]
-    return math.inf if value is None or not real else float(value / real)
+    """A distance among samples as a share of that among training images."""
+    real = float(grid[f"{name}_real"])
+    return float(grid[name]) / real if real else math.inf
 
 
 def is_alike(grid: dict[str, Any]) -> bool:

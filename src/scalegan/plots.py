@@ -265,9 +265,9 @@ def draw_nearest(history: History, count: int = 8) -> Path | None:
         return None
     finally:
         reader.close()
-    picture = fit(grid(np.concatenate([samples, real]), len(chosen)), 480, 960)
+    pairs = fit(grid(np.concatenate([samples, real]), len(chosen)), 480, 960)
     path = history.run_dir / "figures" / "nearest.png"
-    save_picture(path, captioned(picture, f"{history.caption(last['images_seen'])}: nearest training images below"))
+    save_picture(path, captioned(pairs, f"{history.caption(last['images_seen'])}: nearest training images below"))
     return path
 
 

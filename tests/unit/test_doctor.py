@@ -189,3 +189,24 @@ def test_a_run_that_has_just_begun_is_no_failure(run_dir):
     shutil.rmtree(run_dir / "checkpoints")
     os.unlink(run_dir / "metrics.jsonl")
     assert [finding.state for finding in doctor.run_folder(run_dir)] == ["ok", "warn", "warn"]
+
+
+def test_a_run_is_diagnosed_with_figures_and_what_to_try(run_dir):
+    lines = [{"images_seen": 64 * n, "skipped_steps": 0, "loss/D": 0.001} for n in range(1, 9)]
+    scores = {"logits/real": 9.0, "logits/fake": -9.0, "accuracy/real": 1.0, "accuracy/fake": 1.0}
+    (run_dir / "metrics.jsonl").write_text("".join(json.dumps(line | scores) + "\n" for line in lines))
+    text = only(doctor.training(run_dir), "warn")
+    assert text.startswith("discriminator too strong: The discriminator tells every fake")
+    assert "\n                   - loss/D is 0.001 to 0.001 in the last 5 lines; a guess costs 1.39\n" in text
+    assert "\n                   try: --loss.r1_gamma 0.1" in text
+
+
+@pytest.mark.parametrize(("value", "state"), [(None, "fail"), (1.0, "ok")])
+def test_a_diverged_run_is_a_failure_and_a_young_one_is_not(run_dir, value, state):
+    line = {"images_seen": 64, "skipped_steps": 0, "loss/D": value, "logits/real": 0.0, "logits/fake": 0.0}
+    (run_dir / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    only(doctor.training(run_dir), state)
+
+
+def test_what_is_no_run_is_not_diagnosed(tmp_path):
+    assert not list(doctor.training(tmp_path))

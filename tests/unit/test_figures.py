@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scalegan.figures import GAP, captioned, columns_for, fit, grid, save_gif, save_png
+from scalegan.figures import GAP, captioned, columns_for, fit, grid, save_gif, save_png, tiles
 
 
 def test_a_grid_holds_every_image_pixel_for_pixel() -> None:
@@ -16,6 +16,15 @@ def test_a_grid_holds_every_image_pixel_for_pixel() -> None:
     for i in range(6):
         top, left = i // 3 * (5 + GAP), i % 3 * (7 + GAP)
         assert np.array_equal(canvas[top : top + 5, left : left + 7], images[i].transpose(1, 2, 0))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_grid_can_be_cut_up_again(channels: int) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (5, channels, 5, 7), np.uint8)
+    cut = tiles(grid(images, columns=3), 5, 7)
+    assert np.array_equal(cut[:5], images)
+    assert len(cut) == 6
+    assert (cut[5] == 255).all()
 
 
 def test_one_channel_gives_a_grey_picture() -> None:

@@ -3,6 +3,7 @@
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,10 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from helpers.shards import make_images, make_shards
 from scalegan import plots
 from scalegan.cli import main
-from scalegan.config import Config, LogConfig
-from scalegan.figures import save_png
+from scalegan.config import Config, DataConfig, LogConfig
+from scalegan.figures import GAP, save_png
 from scalegan.plots import make_gif, nearest, plot_run, read_history, series
 from scalegan.tracking import Tracker
 
@@ -124,3 +126,33 @@ def test_help_loads_neither_torch_nor_matplotlib() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_samples_nearest_to_training_images_are_shown_above_these(tmp_path: Path, channels: int) -> None:
+    """The last two samples of four are copies."""
+    images, _ = make_images(20, 16, 16, channels)
+    make_shards(tmp_path / "shards", 20, channels=channels)
+    real = np.random.default_rng(0).integers(0, 256, (4, channels, 16, 16), np.uint8)
+    real[2:] = images[[3, 7]].transpose(0, 3, 1, 2)
+    run = tmp_path / "run"
+    tracker = Tracker(run, replace(CONFIG, data=DataConfig(path=str(tmp_path / "shards"))), 0)
+    tracker.likeness(1000, {"nearest_images": [0, 1, 3, 7], "nearest_distances": [60.0, 50.0, 0.5, 0.0]})
+    tracker.close()
+    save_png(run / "samples" / "000001000.png", real)
+    (run / "config.yaml").write_text(f"data: {{path: {tmp_path / 'shards'}}}\n")
+    path = plots.draw_nearest(read_history(run), count=2)
+    assert path == run / "figures" / "nearest.png"
+    with Image.open(path) as picture:
+        times = picture.width // (2 * 16 + GAP)
+        small = np.asarray(picture)[-times * (2 * 16 + GAP) :][times // 2 :: times, times // 2 :: times]
+    assert np.array_equal(small[:16, :16], small[-16:, :16])  # the nearest first
+    assert np.array_equal(small[:16, :16].reshape(16, 16, -1), images[7])
+    assert np.array_equal(small[-16:, -16:].reshape(16, 16, -1), images[3])
+
+
+def test_without_the_data_at_hand_that_picture_is_left_out(tmp_path: Path) -> None:
+    run = make_run(tmp_path, 1, samples=1)
+    with open(run / "samples.jsonl", "w") as file:
+        file.write('{"images_seen": 1000, "nearest_images": [0], "nearest_distances": [1.0]}\n')
+    assert plots.draw_nearest(read_history(run)) is None

@@ -126,7 +126,7 @@ def test_every_loss_has_an_accuracy(shards, held_out, tmp_path, loss):
 
 def test_a_folder_of_other_images_is_refused(shards, tmp_path):
     index = make_shards(tmp_path / "small", 40, height=12)
-    with pytest.raises(UserError, match="has height 12 and data.path .* has 16: write both"):
+    with pytest.raises(UserError, match=r"has height 12 and data.path .* has 16: write both"):
         read_held_out(str(tmp_path / "small"), make_index(shards))
     with pytest.raises(UserError, match="has classes"):
         read_held_out(str(shards), replace(make_index(shards), classes=("a", "b")))
@@ -134,7 +134,7 @@ def test_a_folder_of_other_images_is_refused(shards, tmp_path):
 
 
 def test_images_that_are_trained_on_are_refused(shards):
-    with pytest.raises(UserError, match="shares 3 shards with data.path"):
+    with pytest.raises(UserError, match="shares 3 shards with"):
         read_held_out(str(shards), make_index(shards))
 
 

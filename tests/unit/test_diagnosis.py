@@ -1,0 +1,256 @@
+"""Verdicts from lines alone. That real trainings write such lines: test_diagnosed_runs.py."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from scalegan import diagnosis
+from scalegan.config import AugmentConfig, Config, LossConfig, OptimConfig, TrainConfig
+from scalegan.diagnosis import RECENT, Record, diagnose, read_record
+from scalegan.run import config_text
+from scalegan.tracking import json_line
+
+LOG, SAMPLES = 1_000, 2_000
+GUESS = 2 * math.log(2)
+
+
+def line(number, **changes):
+    """Of a run in which critic and generator are about even."""
+    values = {"loss/D": 1.2, "loss/G": 0.9, "logits/real": 0.3, "logits/fake": -0.4, "accuracy/real": 0.6, "accuracy/fake": 0.7}
+    named = {name.replace("_", "/", 1): value for name, value in changes.items()}
+    return {"images_seen": number * LOG, "skipped_steps": 0.0} | values | named
+
+
+def held_out(train, unseen, fake, right=0.9):
+    return {
+        "logits/train": train,
+        "logits/held_out": unseen,
+        "logits/generated": fake,
+        "accuracy/train": right,
+        "accuracy/held_out": 0.5,
+        "overfit_gap": (train - unseen) / (train - fake),
+    }
+
+
+def grid(number, diversity=0.9, nearest=0.9, train=1.0):
+    """Shares of what training images have."""
+    return {
+        "images_seen": number * SAMPLES,
+        "samples": 4,
+        "compared": 100,
+        "diversity": 60 * diversity,
+        "diversity_real": 60.0,
+        "nearest_sample": 40 * nearest,
+        "nearest_sample_real": 40.0,
+        "nearest_train": 30 * train,
+        "nearest_train_real": 30.0,
+        "nearest_images": [1, 2, 2, 3],
+        "nearest_distances": [30.0] * 4,
+    }
+
+
+def record(metrics=None, samples=None, config=None):
+    metrics = [line(n) for n in range(1, 9)] if metrics is None else metrics
+    samples = [grid(n) for n in range(1, 5)] if samples is None else samples
+    return Record(config or Config(train=TrainConfig(batch=10)), metrics, samples)
+
+
+def lines(count=8, **changes):
+    return [line(n, **changes) for n in range(1, count + 1)]
+
+
+def only(found: Record):
+    [verdict] = diagnose(found)
+    return verdict
+
+
+def name(found: Record):
+    return only(found).name
+
+
+def test_a_run_in_balance_is_healthy():
+    verdict = only(record())
+    assert verdict.name == "healthy"
+    assert "samples differ by 90%" in verdict.evidence[2]
+    assert verdict.remedy == ""
+
+
+@pytest.mark.parametrize(("ticks", "grids"), [(0, 0), (1, 0), (RECENT - 1, 4), (8, 0), (8, 1)])
+def test_few_lines_are_no_ground_for_a_verdict(ticks, grids):
+    assert name(record(lines(ticks), [grid(n) for n in range(grids)])) == "too early to tell"
+
+
+def test_samples_that_are_not_like_the_images_yet_are_not_called_healthy():
+    assert name(record(samples=[grid(n, train=2.5) for n in range(4)])) == "too early to tell"
+
+
+# --- diverged
+
+
+def test_skipped_steps_by_the_half_are_a_divergence_and_a_few_under_fp16_are_not():
+    assert name(record([*lines(7), line(8, skipped_steps=3.0)])) == "healthy"
+    verdict = only(record([*lines(7), line(8) | {"skipped_steps": 60.0}]))
+    assert verdict.name == "diverged"
+    assert verdict.evidence == ("gradients were not finite 60 times in 100 steps",)
+
+
+@pytest.mark.parametrize("changes", [{"loss_D": None}, {"loss_G": None}, {"logits_real": None}, {"logits_fake": -1e6}])
+def test_what_is_not_finite_or_out_of_range_is_a_divergence_at_once(changes):
+    verdict = only(record([line(1, **changes)], []))
+    assert verdict.name == "diverged"
+    assert "--optim.lr_g 5e-05 --optim.lr_d 5e-05" in verdict.remedy
+
+
+def test_logits_that_drift_together_are_none():
+    assert name(record(lines(logits_real=2e6, logits_fake=2e6 - 1))) == "healthy"
+
+
+def test_a_generator_that_had_no_step_yet_is_none():
+    first = {key: value for key, value in line(1).items() if key != "loss/G"}
+    assert name(record([first], [])) == "too early to tell"
+
+
+# --- the discriminator
+
+
+def test_held_out_images_that_are_scored_like_fakes_are_overfitting():
+    verdict = only(record([values | held_out(2.0, -0.8, -1.0) for values in lines()]))
+    assert verdict.name == "discriminator overfitting"
+    assert verdict.evidence[0] == "mean logits: training images 2, held-out real images -0.8, fakes -1"
+    assert "--augment.shift" in verdict.remedy
+
+
+@pytest.mark.parametrize(
+    ("values", "why"),
+    [
+        (held_out(2.0, 1.5, -1.0), "a small gap"),
+        (held_out(0.1, -0.1, -0.1, right=0.5), "a critic that tells nothing apart, by chance"),
+    ],
+    ids=["small gap", "noise"],
+)
+def test_no_gap_that_matters_is_no_overfitting(values, why):
+    assert name(record([row | values for row in lines()])) == "healthy", why
+
+
+def test_one_line_without_a_gap_is_a_doubt():
+    rows = [row | held_out(2.0, -0.8, -1.0) for row in lines()]
+    rows[-3] |= held_out(2.0, 1.8, -1.0)
+    assert name(record(rows)) == "healthy"
+
+
+def test_a_critic_without_loss_is_too_strong():
+    sure = lines(loss_D=0.02, accuracy_real=1.0, accuracy_fake=0.99)
+    verdict = only(record(sure))
+    assert verdict.name == "discriminator too strong"
+    assert "not to be told without data.held_out" in verdict.evidence[2]
+    assert "--loss.r1_gamma 0.1" in verdict.remedy
+    assert "it is no overfitting" in " ".join(only(record([row | held_out(9, 8.5, -9) for row in sure])).evidence)
+
+
+def test_a_sure_critic_that_overfits_is_overfitting_alone():
+    assert name(record([row | held_out(9, -8, -9) for row in lines(loss_D=0.02)])) == "discriminator overfitting"
+
+
+@pytest.mark.parametrize("loss", ["hinge", "least_squares", "relativistic", "minimax"])
+def test_what_is_little_depends_on_the_loss(loss):
+    config = Config(loss=LossConfig(name=loss))
+    guess = diagnosis.GUESSING[loss]
+    assert name(record(lines(loss_D=0.04 * guess), config=config)) == "discriminator too strong"
+    assert name(record(lines(loss_D=0.2 * guess), config=config)) == "healthy"
+    assert name(record(lines(loss_D=2 * guess), config=config)) == "discriminator too weak"
+
+
+def test_a_wasserstein_critic_cannot_be_too_strong():
+    config = Config(loss=LossConfig(name="wasserstein", gp_weight=10.0))
+    assert name(record(lines(loss_D=-0.001), config=config)) == "healthy"
+
+
+def test_a_critic_that_is_worse_than_a_guess_is_too_weak():
+    verdict = only(record(lines(loss_D=5.0, accuracy_fake=0.0)))
+    assert verdict.name == "discriminator too weak"
+    assert "--optim.critic_steps 2" in verdict.remedy
+
+
+# --- collapse
+
+
+def varied_then_alike(**alike):
+    return [grid(1), grid(2), grid(3, **alike), grid(4, **alike)]
+
+
+@pytest.mark.parametrize(
+    "alike", [{"diversity": 0.1, "nearest": 0.3}, {"nearest": 0.01}], ids=["one picture", "a few pictures"]
+)
+def test_samples_that_were_varied_and_are_alike_have_collapsed(alike):
+    verdict = only(record(samples=varied_then_alike(**alike)))
+    assert verdict.name == "collapse"
+    assert "at 4000 images they were varied: 90%" in verdict.evidence
+    assert "the 4 samples are nearest to 3 of 100 training images" in verdict.evidence
+
+
+def test_one_grid_alike_is_no_collapse_yet():
+    assert name(record(samples=[grid(1), grid(2), grid(3), grid(4, diversity=0.1)])) == "too early to tell"
+
+
+def test_samples_that_are_grey_at_first_have_not_collapsed():
+    grey = [grid(n, diversity=0.1, nearest=0.1) for n in range(1, diagnosis.PATIENCE + 1)]
+    assert name(record(samples=grey[:-1])) == "too early to tell"
+    assert name(record(samples=grey)) == "collapse"
+
+
+def test_samples_that_become_more_varied_have_not_collapsed():
+    rising = [grid(n, diversity=0.01 * 1.3**n, nearest=0.01 * 1.3**n) for n in range(1, diagnosis.PATIENCE + 3)]
+    assert name(record(samples=rising)) == "too early to tell"
+
+
+def test_a_generator_that_fools_the_critic_with_one_picture_has_collapsed():
+    verdict = only(record(lines(loss_D=5.0), [grid(n, diversity=0.1, nearest=0.0) for n in range(1, 3)]))
+    assert verdict.name == "collapse"
+    assert "--optim.lr_d 0.0008" in verdict.remedy
+
+
+def test_a_generator_that_never_learned_beside_a_sure_critic_has_not_collapsed():
+    grey = [grid(n, diversity=0.1, nearest=0.1) for n in range(1, 10)]
+    verdict = only(record(lines(loss_D=0.01), grey))
+    assert verdict.name == "discriminator too strong"
+    assert "the generator has not begun to learn" in verdict.evidence[-1]
+
+
+def test_a_collapse_beside_a_sure_critic_is_both():
+    found = diagnose(record(lines(loss_D=0.01), varied_then_alike(diversity=0.1)))
+    assert [verdict.name for verdict in found] == ["discriminator too strong", "collapse"]
+
+
+def test_of_a_grid_of_one_image_nothing_is_said(tmp_path):
+    (tmp_path / "config.yaml").write_text(config_text(Config()))
+    single = [grid(n) | {"samples": 1, "diversity": math.nan, "nearest_sample": math.inf} for n in range(1, 5)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json_line(row["images_seen"], row) for row in lines()))
+    (tmp_path / "samples.jsonl").write_text("".join(json_line(row["images_seen"], row) for row in single))
+    assert name(read_record(tmp_path)) == "too early to tell"
+
+
+# --- what to try
+
+
+@pytest.mark.parametrize(
+    ("config", "wanted"),
+    [
+        (Config(loss=LossConfig(r1_gamma=1.0)), "--loss.r1_gamma 3"),
+        (Config(loss=LossConfig(gp_weight=10.0)), "--loss.gp_weight 30"),
+        (Config(optim=OptimConfig(lr_d=4e-4)), "--optim.lr_d 0.0001"),
+    ],
+)
+def test_the_remedy_starts_from_the_settings_of_the_run(config, wanted):
+    assert wanted in only(record(lines(loss_D=0.01), config=config)).remedy
+
+
+@pytest.mark.parametrize(
+    ("augment", "wanted"),
+    [(AugmentConfig(shift=0.1, p=0.5), "--augment.p 1"), (AugmentConfig(shift=0.1), "--augment.cutout 0.5")],
+)
+def test_augmentation_that_is_on_is_turned_up(augment, wanted):
+    rows = [row | held_out(2.0, -0.8, -1.0) for row in lines()]
+    assert wanted in only(replace(record(rows), config=Config(augment=augment))).remedy
