@@ -160,7 +160,7 @@ def too_strong(record: Record) -> Verdict | None:
     last = lines[-1]
     evidence = [
         f"loss/D is {spread(lines, 'loss/D')} in the last {len(lines)} lines; a guess costs {guess(record):.3g}",
-        f"accuracy: {last['accuracy/real']:.0%} of real images, {last['accuracy/fake']:.0%} of fakes",
+        accuracy(last),
     ]
     if "accuracy/held_out" in last:
         evidence.append(f"so it is of held-out real images, {last['accuracy/held_out']:.0%}: it is no overfitting")
@@ -186,7 +186,7 @@ def too_weak(record: Record) -> Verdict | None:
         "The generator fools a discriminator that does not keep up, so that what it makes need not look like the images.",
         (
             f"loss/D is {spread(lines, 'loss/D')} in the last {len(lines)} lines; a guess costs {guess(record):.3g}",
-            f"accuracy: {lines[-1]['accuracy/real']:.0%} of real images, {lines[-1]['accuracy/fake']:.0%} of fakes",
+            accuracy(lines[-1]),
         ),
         keep_up(record.config),
     )
@@ -227,7 +227,7 @@ def healthy(record: Record) -> Verdict | None:
         return None
     evidence = [
         f"loss/D {spread(lines, 'loss/D')} in the last {len(lines)} lines",
-        f"accuracy: {last['accuracy/real']:.0%} of real images, {last['accuracy/fake']:.0%} of fakes",
+        accuracy(last),
         alike(grid),
         f"nearest training image {grid['nearest_train']:.3g} grey levels away; of training images the nearest other one "
         f"{grid['nearest_train_real']:.3g}",
@@ -284,6 +284,12 @@ def alike(grid: dict[str, Any]) -> str:
         f"samples differ by {share(grid, 'diversity'):.0%} of what training images do, and from the nearest other one by "
         f"{share(grid, 'nearest_sample'):.0%}"
     )
+
+
+def accuracy(line: dict[str, Any]) -> str:
+    """With the sign statistic that adaptive augmentation goes by (Karras et al. 2020, eq. 1), of runs that have it."""
+    text = f"accuracy: {line['accuracy/real']:.0%} of real images, {line['accuracy/fake']:.0%} of fakes"
+    return f"{text}; mean sign of real logits {line['sign/real']:.2f}" if "sign/real" in line else text
 
 
 def low(lines: Lines, name: str) -> float:

@@ -66,12 +66,12 @@ class Probe:
         }
 
     def _scores(self, train: Batch, held_out: Batch, first: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits [count] of one pass, in three forwards, as some critics couple the images of a batch."""
-        latents = self.game.draws.latents("probe", first)
-        fakes = self.game.bare_generator(latents, train.labels)
-        critic = self.game.bare_critic
-        real, unseen = (critic(normalise(batch.images), batch.labels, None).logits for batch in (train, held_out))
-        return real, unseen, critic(fakes, train.labels, None).logits
+        """Logits [count] or [count, K] of one pass, in three forwards, as some critics couple the images of a batch."""
+        # By `forward`, as the call of a compiled network would be compiled once more for this.
+        generate, criticise = self.game.bare_generator.forward, self.game.bare_critic.forward
+        fakes = generate(self.game.draws.latents("probe", first), train.labels)
+        real, unseen = (criticise(normalise(batch.images), batch.labels, None).logits for batch in (train, held_out))
+        return real, unseen, criticise(fakes, train.labels, None).logits
 
 
 def chosen(places: NDArray[np.int64], samples: int) -> NDArray[np.int64]:
