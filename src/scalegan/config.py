@@ -12,6 +12,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from scalegan.augment_config import AugmentConfig
 from scalegan.errors import UserError, require
 from scalegan.model_config import ModelConfig
 
@@ -90,32 +91,6 @@ class LossConfig:
     @property
     def penalised(self) -> bool:
         return self.r1_gamma > 0 or self.r2_gamma > 0 or self.gp_weight > 0
-
-
-@dataclass(frozen=True)
-class AugmentConfig:
-    brightness: float = 0.0
-    """Largest change of brightness, in units of the [-1, 1] range."""
-    saturation: float = 0.0
-    """Largest relative change of saturation (RGB only): a factor from 1 - s to 1 + s."""
-    contrast: float = 0.0
-    """Largest relative change of contrast: a factor from 1 - c to 1 + c."""
-    shift: float = 0.0
-    """Largest shift, as a share of height and width; what comes in from outside is 0 (mid-grey)."""
-    mirror: bool = False
-    """Mirror left and right with probability 1/2. Wrong for digits, and for brains where the side matters."""
-    cutout: float = 0.0
-    """Side of the square that is blanked, as a share of height and width."""
-    p: float = 1.0
-    """Probability of each of these for an image, drawn one by one; under 1 the critic sees some images as they are."""
-
-    def __post_init__(self) -> None:
-        for name in ("brightness", "saturation", "contrast", "shift", "cutout", "p"):
-            require(0 <= getattr(self, name) <= 1, f"augment.{name} is {getattr(self, name)}: give a share from 0 to 1")
-
-    @property
-    def active(self) -> bool:
-        return self.p > 0 and any(getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "p")
 
 
 @dataclass(frozen=True)
@@ -309,6 +284,13 @@ class Config:
                 "loss.name wasserstein needs a critic whose slope is bounded: set --loss.gp_weight 10, or "
                 "--model.critic_norm spectral"
             )
+        if self.augment.target and self.loss.name in ("wasserstein", "relativistic"):
+            raise UserError(
+                f"augment.target follows the sign of the critic's logits, and with loss.name {self.loss.name} only differences "
+                "of logits mean anything: leave it 0 and set --augment.p"
+            )
+        if self.augment.target and self.burn_in.augment != 1:
+            raise UserError("burn_in.augment and augment.target both move the probability of augmentations: set one of them")
         if self.data.order == "blocks":
             streams = self.data.streams
             if batch % streams or streams % processes:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from scalegan.augment import augment
-from scalegan.config import AugmentConfig
+from scalegan.augment_config import AugmentConfig
 from scalegan.models.conditions import Judgement
 from scalegan.models.layers import at_least_float32
 

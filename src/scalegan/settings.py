@@ -17,6 +17,7 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from scalegan import config as config_module
+from scalegan.augment_config import PIPES, AugmentConfig
 from scalegan.config import Config
 from scalegan.errors import UserError
 from scalegan.model_config import ModelConfig
@@ -27,7 +28,7 @@ SECTIONS = {
     "data": config_module.DataConfig,
     "model": ModelConfig,
     "loss": config_module.LossConfig,
-    "augment": config_module.AugmentConfig,
+    "augment": AugmentConfig,
     "optim": config_module.OptimConfig,
     "ema": config_module.EmaConfig,
     "burn_in": config_module.BurnInConfig,
@@ -81,7 +82,9 @@ def parse(argv: Sequence[str]) -> Request:
     for path in _config_files(arguments):
         _check_names(path, known)
     _check_options(arguments, known)
-    found = made.parse_args(arguments)
+    for path in _config_files(arguments):
+        made.set_defaults({f"augment.{name}": value for name, value in _pipe_in(path).items()})
+    found = made.parse_args(_expanded_pipe(arguments))
     config = to_config({name: found[name] for name in ("run", "override_resume", *SECTIONS)})
     if not config.data.path:
         raise UserError("data.path is not given: name a folder of shards with --data.path (make one with `scalegan shards`)")
@@ -129,6 +132,22 @@ def _resolved_presets(arguments: list[str]) -> list[str]:
             argument = f"--config={_preset(argument.split('=', 1)[1])}"
         resolved.append(argument)
     return resolved
+
+
+def _pipe_in(path: Path) -> dict[str, Any]:
+    """The fields that `augment.pipe` in a file stands for: defaults, for the file's own fields to override."""
+    augment = yaml.safe_load(path.read_text()).get("augment")
+    return PIPES.get(str(augment.get("pipe")), {}) if isinstance(augment, dict) else {}
+
+
+def _expanded_pipe(arguments: list[str]) -> list[str]:
+    """With the fields that `--augment.pipe` stands for: after the files, before all else that is given by hand."""
+    pairs = list(zip(arguments, [*arguments[1:], ""], strict=True))
+    names = [b if a == "--augment.pipe" else a.split("=", 1)[1] for a, b in pairs if re.match(r"--augment\.pipe(=|$)", a)]
+    fields = [f"--augment.{name}={str(value).lower()}" for name, value in PIPES.get("".join(names[-1:]), {}).items()]
+    files = [place + 1 + (a == "--config") for place, (a, _) in enumerate(pairs) if a.split("=", 1)[0] == "--config"]
+    after = max(files, default=0)
+    return [*arguments[:after], *fields, *arguments[after:]]
 
 
 def _preset(name: str) -> Path:

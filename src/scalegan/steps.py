@@ -14,6 +14,7 @@ from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 
 from scalegan import augment, losses, random, schedules
+from scalegan.adaptive import Adaptive
 from scalegan.config import Config
 from scalegan.critic import Critic, Scores
 from scalegan.data.loader import Batch, normalise
@@ -58,15 +59,18 @@ class Draws:
         weights = np.asarray(self.facts.class_counts)
         return self._send(random.choice(self.config.train.seed, f"labels/{purpose}", first, self.count, weights))
 
-    def views(self, purpose: str, first: int, p: float) -> Tensor | None:
+    def views(self, purpose: str, first: int, p: Tensor | float) -> Tensor | None:
         """What `augment` draws the view of each image by, where each augmentation is done with probability `p`."""
         if not self.config.augment.active:
             return None
-        seed, width = self.config.train.seed, augment.WIDTH
-        u = random.uniform(seed, f"augment/{purpose}", first, self.count, width)
-        if p < 1:
-            u = augment.spared(u, random.uniform(seed, f"augmented/{purpose}", first, self.count, width), p)
-        return self._send(u.astype(np.float32))
+
+        def rows(stream: str, width: int) -> np.ndarray:
+            return random.uniform(self.config.train.seed, f"{stream}/{purpose}", first, self.count, width)
+
+        drawn = np.concatenate([rows(stream, width) for stream, _, width in augment.STREAMS], axis=1)
+        gates = np.concatenate([rows(stream, width) for _, stream, width in augment.STREAMS], axis=1)
+        numbers = [drawn, augment.gates(gates, self.config.augment), np.broadcast_to(augment.NOTHING, drawn.shape)]
+        return augment.gated(self._send(np.stack(numbers)), p)
 
     def mixture(self, first: int) -> Tensor:
         """Share [count, 1, 1, 1] of the real image in the mixed one that the gradient penalty looks at."""
@@ -132,6 +136,7 @@ class Game:
         self.bare_generator: nn.Module = accelerator.unwrap_model(self.generator)
         self.bare_critic: nn.Module = accelerator.unwrap_model(self.critic)
         self.loss = losses.LOSSES[config.loss.name]
+        self.adaptive = Adaptive(config.augment, config.train.batch, self.loss.boundary or 0.0, accelerator.device)
 
     def discriminator_step(self, reals: Sequence[Batch], images_seen: int) -> Values:
         """Teach the critic to tell this step's real images from fresh fakes; `reals` has one batch a round."""
@@ -158,10 +163,11 @@ class Game:
                 "logits/fake": theirs.logits.mean(),
                 "accuracy/real": right_real,
                 "accuracy/fake": right_fake,
-                "sign/real": 2 * right_real - 1,
                 **{f"{name}/D": value for name, value in auxiliary.items()},
                 **penalties,
+                **self.adaptive.see(ours.logits),
             })  # fmt: skip
+        self.adaptive.after(self._number(images_seen) + 1)
         norm, skipped = self._step(self.opt_d, self.critic, self.config.optim.lr_d * now.rate, now.betas_d)
         values.add({"grad_norm/D": norm, "skipped/D": skipped})
         return values
@@ -183,11 +189,11 @@ class Game:
             labels = real.labels if self.loss.paired else self.draws.labels("g", first)
             with self._reduced_in_last(round_, self.generator):
                 fakes = self.generator(self.draws.latents("g", first), labels)
-                scores = self.bare_critic(fakes, labels, self.draws.views("g", first, now.augment))
+                scores = self.bare_critic(fakes, labels, self.draws.views("g", first, self.probability(now)))
                 logits = [scores.logits]
                 if self.loss.paired:
                     with torch.no_grad():
-                        views = self.draws.views("g/real", first, now.augment)
+                        views = self.draws.views("g/real", first, self.probability(now))
                         logits.append(self.bare_critic(normalise(real.images), labels, views).logits)
                 adversarial = self.loss.generator(*logits)
                 auxiliary = {n: v for n, v in self._auxiliary(scores, now).items() if losses.AUXILIARY[n].generator}
@@ -211,6 +217,10 @@ class Game:
             for network in (self.bare_generator, self.bare_critic, self.ema):
                 set_strength(network, strength)
 
+    def probability(self, now: schedules.Scheduled) -> Tensor | float:
+        """Of each augmentation: what the clock says, or the adaptive one."""
+        return self.adaptive.p if self.config.augment.target else now.augment
+
     def _number(self, images_seen: int) -> int:
         """Steps before this one."""
         return images_seen // self.config.train.batch
@@ -228,7 +238,7 @@ class Game:
         In one forward where no layer couples samples and both sides want the same outputs.
         """
         config, images = self.config.loss, normalise(real.images)
-        views, fake_views = (self.draws.views(side, first, now.augment) for side in ("real", "fake"))
+        views, fake_views = (self.draws.views(side, first, self.probability(now)) for side in ("real", "fake"))
         steep_real, steep_fake = penalised and config.r1_gamma > 0, penalised and config.r2_gamma > 0
         offsets = self.draws.offsets("real", first) if steep_real else None
         fake_offsets = self.draws.offsets("fake", first) if steep_fake else None

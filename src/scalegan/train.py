@@ -89,6 +89,11 @@ def check_data(config: Config, index: Index) -> None:
         raise UserError(f"{path} has {index.samples} images, fewer than one batch: try --train.batch {index.samples}")
     if config.model.conditional and not index.labelled:
         raise UserError(f"model.conditional is true but {path} has no labels: write shards with classes, or set it false")
+    if config.augment.rotate90 and index.height != index.width:
+        raise UserError(
+            f"augment.rotate90 turns by 90 degrees, and the {index.height}x{index.width} images of {path} are not square: "
+            "set --augment.rotate90 false"
+        )
     real = config.evaluation.real
     if real > index.samples:
         raise UserError(f"evaluation.real {real} is more than the {index.samples} images of {path}: give 0 to compare all")

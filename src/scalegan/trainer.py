@@ -156,12 +156,13 @@ class Trainer:
             "lr/G": self.config.optim.lr_g * now.rate,
             "lr/D": self.config.optim.lr_d * now.rate,
             "ema/half_life": now.half_life,
-            "augment/p": now.augment if self.config.augment.active else 0.0,
+            "augment/p": float(self.game.probability(now)) if self.config.augment.active else 0.0,
         }
         if self.probe:
             means |= self.probe.measure()
         self.outputs.log(images_seen, means, memory_mb(self.accelerator.device), fetched)
         self.outputs.losses(self.statistics.read_steps())
+        self.tell(self.game.adaptive.warning())
         if row >= self.config.train.nonfinite_limit:
             raise UserError(
                 f"gradients were not finite in {row} steps in a row, up to image {images_seen} ({self.game.nonfinite()}): "
@@ -181,11 +182,11 @@ class Trainer:
         """Process 0 copies the tensors and writes them beside the training, which goes on at once."""
         start = time.perf_counter()
         self.outputs.losses(self.statistics.read_steps())  # no checkpoint keeps them: those before it are to be in the file
-        statistics = self.statistics.state()
+        from_everyone = {"statistics": self.statistics.state(), "augment": self.game.adaptive.state()}
         if self.accelerator.is_main_process:
             self.tell(self.saver.wait())
             best = [self.best["images_seen"]] if self.best else []
-            self.saver.start(self.clock.images_seen, self.tensors() | {"statistics": statistics}, self.state(), best)
+            self.saver.start(self.clock.images_seen, self.tensors() | from_everyone, self.state(), best)
         self.outputs.stalled += time.perf_counter() - start
 
     def tell(self, problem: str | None) -> None:
@@ -244,6 +245,7 @@ class Trainer:
         checkpoint.restore_optimizer(self.game.opt_g.optimizer, taken.tensors("opt_g"))
         checkpoint.restore_optimizer(self.game.opt_d.optimizer, taken.tensors("opt_d"))
         self.statistics.restore(taken.tensors("statistics"), self.accelerator.process_index, self.accelerator.num_processes)
+        self.game.adaptive.restore(taken.tensors("augment"), self.accelerator.process_index)
         self.clock.images_seen = taken.images_seen
         self.best, self.done = taken.state["best"], taken.state["done"]
         if self.accelerator.scaler:

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from scalegan.config import AugmentConfig, BurnInConfig, Config, EmaConfig, OptimConfig
+from scalegan.augment_config import AugmentConfig
+from scalegan.config import BurnInConfig, Config, EmaConfig, OptimConfig
 from scalegan.ema import make_ema, update_ema
 from scalegan.errors import UserError
 from scalegan.schedules import ema_decay, half_life, rate_factor, scheduled

@@ -1,0 +1,112 @@
+"""How the critic's views are augmented, as a frozen dataclass that is checked once, and the pipes: named sets of strengths."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from scalegan.errors import require
+
+SHARES = ("brightness", "saturation", "contrast", "shift", "cutout", "scale", "aniso", "translate", "colour", "p", "max_p")
+ANGLES = ("rotate", "hue")
+SWITCHES = ("mirror", "rotate90", "luma_flip")
+STRENGTHS = tuple(n for n in (*SHARES, *ANGLES, *SWITCHES) if n not in ("colour", "p", "max_p"))
+"""Fields that change images, each by itself."""
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    pipe: Literal["", "photo", "medical", "digits"] = ""
+    """A named set of the fields below, for a kind of image (`PIPES` in augment_config.py): `photo` is ADA's; `medical` and
+    `digits` neither mirror nor turn. What is given beside it overrides it."""
+    brightness: float = 0.0
+    """Largest change of brightness, in units of the [-1, 1] range."""
+    saturation: float = 0.0
+    """Largest relative change of saturation (RGB only): a factor from 1 - s to 1 + s."""
+    contrast: float = 0.0
+    """Largest relative change of contrast: a factor from 1 - c to 1 + c."""
+    spread: Literal["uniform", "normal"] = "uniform"
+    """`uniform`: brightness, saturation and contrast change by at most what is given (DiffAugment); `normal`: what is given is
+    the standard deviation, of brightness and of the binary logarithms of the two factors (ADA)."""
+    luma_flip: bool = False
+    """Turn bright to dark with probability 1/2 and leave the hue; of grey images, the negative."""
+    hue: float = 0.0
+    """Largest turn of the hue, in degrees up to 180 (RGB only)."""
+    shift: float = 0.0
+    """Largest shift, as a share of height and width; what comes in from outside is 0 (mid-grey)."""
+    mirror: bool = False
+    """Mirror left and right with probability 1/2. Wrong for digits, and for brains where the side matters."""
+    rotate90: bool = False
+    """Turn by 0, 90, 180 or 270 degrees (square images only). Wrong for whatever has an upright position."""
+    scale: float = 0.0
+    """Standard deviation of the binary logarithm of a zoom."""
+    rotate: float = 0.0
+    """Largest turn in degrees up to 180, once before and once after the stretch of `aniso`, each by itself."""
+    aniso: float = 0.0
+    """Standard deviation of the binary logarithm of a stretch of the width, by which the height shrinks."""
+    translate: float = 0.0
+    """Standard deviation of a move by fractions of a pixel, as a share of height and width."""
+    cutout: float = 0.0
+    """Side of the square that is blanked, as a share of height and width."""
+    colour: float = 1.0
+    """Probability of brightness, saturation, contrast, hue and luma flip as a share of that of the others (R3GAN: 0.5)."""
+    p: float = 1.0
+    """Probability of each of these for an image, drawn one by one; under 1 the critic sees some images as they are. Not used
+    with `target`, which finds it."""
+    target: float = 0.0
+    """Adaptive augmentation (Karras et al. 2020b): p starts at 0 and rises where the mean sign of the critic's logits of real
+    images is above this, else falls; 0.6 in the paper, 0 keeps p fixed."""
+    speed: int = 500_000
+    """Images over which an adaptive p can rise from 0 to 1."""
+    every: int = 4
+    """Steps from one adjustment of an adaptive p to the next."""
+    max_p: float = 0.85
+    """Largest adaptive p. From about there on the generator learns the augmentations themselves (section 2.2 of the paper)."""
+
+    def __post_init__(self) -> None:
+        for name in (*SHARES, "target"):
+            require(0 <= getattr(self, name) <= 1, f"augment.{name} is {getattr(self, name)}: give a share from 0 to 1")
+        for name in ANGLES:
+            require(0 <= getattr(self, name) <= 180, f"augment.{name} is {getattr(self, name)}: give degrees from 0 to 180")
+        for name in ("speed", "every"):
+            require(getattr(self, name) >= 1, f"augment.{name} is {getattr(self, name)}: give at least 1")
+        require(self.max_p > 0, "augment.max_p is 0: to do without augmentation, set augment.target and augment.p to 0")
+        require(self.colour > 0, "augment.colour is 0: to leave colours alone, set their strengths to 0")
+        require(
+            self.changing or not self.pipe,
+            f"augment.pipe {self.pipe} has no strengths: in Python give them too, AugmentConfig(**PIPES[{self.pipe!r}])",
+        )
+        require(
+            self.changing or not self.target,
+            f"augment.target is {self.target} but no augmentation is on: give a pipe, such as --augment.pipe photo",
+        )
+
+    @property
+    def changing(self) -> bool:
+        return any(getattr(self, name) for name in STRENGTHS)
+
+    @property
+    def active(self) -> bool:
+        return self.changing and (self.p > 0 or self.target > 0)
+
+    @property
+    def warped(self) -> bool:
+        """Whether pixels are mixed with their neighbours."""
+        return any(getattr(self, name) for name in ("scale", "rotate", "aniso", "translate"))
+
+
+OFF: dict[str, Any] = {name: AugmentConfig.__dataclass_fields__[name].default for name in (*STRENGTHS, "spread", "p")}
+
+PIPES: dict[str, dict[str, Any]] = {
+    # Karras et al. 2020b, appendix B: pixel blitting, geometry and colour ("bgc"). p is R3GAN's for 64 and 256 pixels.
+    "photo": OFF
+    | {"mirror": True, "rotate90": True, "shift": 0.125}
+    | {"scale": 0.2, "rotate": 180.0, "aniso": 0.2, "translate": 0.125}
+    | {"spread": "normal", "brightness": 0.2, "contrast": 0.5, "saturation": 1.0, "luma_flip": True, "hue": 180.0, "p": 0.3},
+    # Position in the scanner, size of the patient, gain of the receiver; left stays left, and up stays up.
+    "medical": OFF
+    | {"shift": 0.05, "scale": 0.1, "rotate": 6.0, "aniso": 0.05}
+    | {"spread": "normal", "brightness": 0.1, "contrast": 0.25, "p": 0.5},
+    # A hand's slant and size; a mirrored or upended digit is another one, or none.
+    "digits": OFF | {"shift": 0.1, "scale": 0.1, "rotate": 6.0, "aniso": 0.1, "p": 0.5},
+}
