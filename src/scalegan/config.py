@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from scalegan.errors import UserError, require
-from scalegan.model_config import ModelConfig
+from scalegan.model_config import STYLED, ModelConfig
 
 
 @dataclass(frozen=True)
@@ -65,11 +65,20 @@ class LossConfig:
     """Critic steps from one penalty to the next; its weight is multiplied by the same number."""
     class_weight: float = 1.0
     """Weight of the loss of an auxiliary classifier (`model.class_head classifier`), for critic and generator."""
+    path_weight: float = 0.0
+    """Weight of the path length penalty (Karras et al. 2020, eq. 4; theirs is 2): steps in the intermediate latents are to
+    change images by the same amount everywhere; model.family stylegan2 only. 0 is off."""
+    path_every: int = 4
+    """Generator steps from one path length penalty to the next; its weight is multiplied by the same number."""
+    path_decay: float = 0.01
+    """Weight of one penalised step in the running mean of path lengths, which the penalty draws each of them to."""
 
     def __post_init__(self) -> None:
-        for name in ("r1_gamma", "r2_gamma", "gp_weight", "gp_centre", "class_weight"):
+        for name in ("r1_gamma", "r2_gamma", "gp_weight", "gp_centre", "class_weight", "path_weight"):
             require(getattr(self, name) >= 0, f"loss.{name} is {getattr(self, name)}: give 0 or more")
-        require(self.penalty_every >= 1, f"loss.penalty_every is {self.penalty_every}: give at least 1")
+        for name in ("penalty_every", "path_every"):
+            require(getattr(self, name) >= 1, f"loss.{name} is {getattr(self, name)}: give at least 1")
+        require(0 < self.path_decay <= 1, f"loss.path_decay is {self.path_decay}: give a share above 0, up to 1")
 
     @property
     def penalised(self) -> bool:
@@ -284,6 +293,18 @@ class Config:
             raise UserError(
                 f"model.norm_group {group} does not fit the {share} images of a round on each of {processes} processes "
                 f"(train.batch {batch}, train.accumulate {rounds}): try --model.norm_group {share}, or 0 for the whole batch"
+            )
+        spread = self.model.std_group if self.model.critic == "stylegan2" else 0
+        if spread and share % spread:
+            fits = [s for s in range(2, share + 1) if share % s == 0]
+            raise UserError(
+                f"model.std_group {spread} does not divide the {share} images of a round on each of {processes} processes "
+                f"(train.batch {batch}, train.accumulate {rounds}): try one of {', '.join(map(str, [*fits[:8], 0]))}"
+            )
+        if self.loss.path_weight and self.model.family not in STYLED:
+            raise UserError(
+                f"loss.path_weight {self.loss.path_weight} is about intermediate latents, which model.family "
+                f"{self.model.family} has not: set it to 0, or take model.family {' or '.join(STYLED)}"
             )
         bounded = self.loss.penalised or self.model.critic_norm == "spectral"
         if self.loss.name == "wasserstein" and not bounded:

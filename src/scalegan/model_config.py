@@ -14,15 +14,24 @@ FIELDS_OF = {
     "init": ("dcgan",),
     "blocks": ("r3gan",),
     "group_width": ("r3gan",),
+    "map_layers": ("stylegan2",),
+    "mixing": ("stylegan2",),
+    "std_group": ("stylegan2",),
 }
 """Fields of `ModelConfig` that only some families know."""
+STYLED = ("stylegan2",)
+"""Families whose generator makes intermediate latents w first, and images of them."""
+AT_LEAST_1 = (
+    "z_dim", "width", "max_width", "critic_width", "critic_max_width", "class_dim", "blocks", "group_width", "map_layers",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    family: Literal["dcgan", "r3gan"] = "dcgan"
-    """Network family: convolutions with normalisation (Radford et al. 2015), or residual blocks without (Huang et al. 2024)."""
-    critic_family: Literal["same", "dcgan", "r3gan"] = "same"
+    family: Literal["dcgan", "r3gan", "stylegan2"] = "dcgan"
+    """Network family: convolutions with normalisation (Radford et al. 2015), residual blocks without (Huang et al. 2024), or
+    convolutions modulated by a style (Karras et al. 2020)."""
+    critic_family: Literal["same", "dcgan", "r3gan", "stylegan2"] = "same"
     """Family of the critic, where it is not that of the generator."""
     z_dim: int = 100
     """Numbers in one latent vector."""
@@ -57,10 +66,18 @@ class ModelConfig:
     """Residual blocks at each resolution (r3gan)."""
     group_width: int = 16
     """Channels of one group of a grouped convolution (r3gan)."""
+    map_layers: int = 8
+    """Layers of the mapping network from latents, or the critic's class, to styles (stylegan2)."""
+    mixing: float = 0.9
+    """Probability in training that an image takes the styles of its finer layers from other latents (stylegan2)."""
+    std_group: int = 4
+    """Consecutive images of the batch whose spread the critic is shown (stylegan2); 0 is off."""
 
     def __post_init__(self) -> None:
         require(self.norm_group != 1 and self.norm_group >= 0, f"model.norm_group is {self.norm_group}: give 0, or 2 or more")
-        for name in ("z_dim", "width", "max_width", "critic_width", "critic_max_width", "class_dim", "blocks", "group_width"):
+        require(self.std_group != 1 and self.std_group >= 0, f"model.std_group is {self.std_group}: give 0, or 2 or more")
+        require(0 <= self.mixing <= 1, f"model.mixing is {self.mixing}: give a probability from 0 to 1")
+        for name in AT_LEAST_1:
             require(getattr(self, name) >= 1, f"model.{name} is {getattr(self, name)}: give at least 1")
         for name in ("class_start", "class_ramp"):
             require(getattr(self, name) >= 0, f"model.{name} is {getattr(self, name)}: give 0 or more images")

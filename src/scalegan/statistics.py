@@ -26,7 +26,7 @@ class Statistics:
 
     NAMES = (
         "loss/D", "loss/G", "logits/real", "logits/fake", "accuracy/real", "accuracy/fake", "r1", "r2", "gp",
-        "grad_norm/D", "grad_norm/G", "skipped/D", "skipped/G",
+        "path", "path_length", "grad_norm/D", "grad_norm/G", "skipped/D", "skipped/G",
     )  # fmt: skip
 
     def __init__(self, device: torch.device, *, every_step: bool) -> None:

@@ -6,10 +6,18 @@ import torch
 from torch import nn
 
 from scalegan.model_config import ModelConfig
-from scalegan.models import dcgan, r3gan
+from scalegan.models import dcgan, r3gan, stylegan2
 
-GENERATORS: dict[str, type[nn.Module]] = {"dcgan": dcgan.Generator, "r3gan": r3gan.Generator}
-DISCRIMINATORS: dict[str, type[nn.Module]] = {"dcgan": dcgan.Discriminator, "r3gan": r3gan.Discriminator}
+GENERATORS: dict[str, type[nn.Module]] = {
+    "dcgan": dcgan.Generator,
+    "r3gan": r3gan.Generator,
+    "stylegan2": stylegan2.Generator,
+}
+DISCRIMINATORS: dict[str, type[nn.Module]] = {
+    "dcgan": dcgan.Discriminator,
+    "r3gan": r3gan.Discriminator,
+    "stylegan2": stylegan2.Discriminator,
+}
 
 
 def build_generator(config: ModelConfig, shape: tuple[int, int, int], classes: int) -> nn.Module:

@@ -48,7 +48,7 @@ def _mixed(x: Tensor) -> Tensor:
 
 def _shifted(x: Tensor, by: int) -> Tensor:
     """x >> by with zeros from the left: torch shifts copies of the sign in."""
-    return (x >> by) & (2 ** (64 - by) - 1)
+    return torch.bitwise_and(x >> by, 2 ** (64 - by) - 1)
 
 
 def _uniform(words: Tensor) -> Tensor:
