@@ -23,14 +23,11 @@ class Adaptive:
         self.stride = batch * config.every / config.speed
         self.pinned = False
 
-    def see(self, logits: Tensor) -> dict[str, Tensor]:
-        """Count the signs of the logits [N] or [N, K] of this process's real images; their mean by name, to report."""
-        if not self.config.target:
-            return {}
-        signs = (logits > self.boundary).sum() - (logits < self.boundary).sum()
-        self.signs[0] += signs
-        self.signs[1] += logits.numel()
-        return {"augment/sign": signs / logits.numel()}
+    def see(self, logits: Tensor) -> None:
+        """Count the signs of the logits [N] or [N, K] of this process's real images."""
+        if self.config.target:
+            self.signs[0] += (logits > self.boundary).sum() - (logits < self.boundary).sum()
+            self.signs[1] += logits.numel()
 
     def after(self, steps: int) -> None:
         """Adjust p where one is due after so many steps; to be called on every process."""

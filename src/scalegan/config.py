@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from scalegan.augment_config import AugmentConfig
 from scalegan.errors import UserError, require
-from scalegan.model_config import ModelConfig
+from scalegan.model_config import STYLED, ModelConfig
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,9 @@ class DataConfig:
         require(0 <= self.skip_budget <= 1, f"data.skip_budget is {self.skip_budget}: give a share from 0 to 1")
 
 
+WEIGHTS = ("r1_gamma", "r2_gamma", "gp_weight", "class_weight", "reconstruction_weight", "path_weight")
+
+
 @dataclass(frozen=True)
 class LossConfig:
     name: Literal["non_saturating", "minimax", "hinge", "least_squares", "wasserstein", "relativistic"] = "non_saturating"
@@ -76,17 +79,26 @@ class LossConfig:
     """Weight of the loss of an auxiliary classifier (`model.class_head classifier`), for critic and generator."""
     reconstruction_weight: float = 1.0
     """Weight of the error with which a `fastgan` critic paints real images from its own features."""
+    path_weight: float = 0.0
+    """Weight of the path length penalty (Karras et al. 2020, eq. 4; theirs is 2): steps in the intermediate latents are to
+    change images by the same amount everywhere; model.family stylegan2 only. 0 is off."""
+    path_every: int = 4
+    """Generator steps from one path length penalty to the next; its weight is multiplied by the same number."""
+    path_decay: float = 0.01
+    """Weight of one penalised step in the running mean of path lengths, which the penalty draws each of them to."""
 
     def __post_init__(self) -> None:
-        for name in ("r1_gamma", "r2_gamma", "gp_weight", "gp_centre", "class_weight", "reconstruction_weight"):
+        for name in (*WEIGHTS, "gp_centre"):
             require(getattr(self, name) >= 0, f"loss.{name} is {getattr(self, name)}: give 0 or more")
+        for name in ("penalty_every", "path_every"):
+            require(getattr(self, name) >= 1, f"loss.{name} is {getattr(self, name)}: give at least 1")
+        require(0 < self.path_decay <= 1, f"loss.path_decay is {self.path_decay}: give a share above 0, up to 1")
         require(0 < self.penalty_step <= 1, f"loss.penalty_step is {self.penalty_step}: give a number above 0, up to 1")
         require(
             self.penalty_form == "exact" or self.gp_weight == 0 or self.gp_centre == 0,
             "loss.penalty_form difference knows the length of a gradient only in expectation of its square: "
             "set --loss.gp_centre 0, or --loss.penalty_form exact",
         )
-        require(self.penalty_every >= 1, f"loss.penalty_every is {self.penalty_every}: give at least 1")
 
     @property
     def penalised(self) -> bool:
@@ -277,6 +289,18 @@ class Config:
             raise UserError(
                 f"model.norm_group {group} does not fit the {share} images of a round on each of {processes} processes "
                 f"(train.batch {batch}, train.accumulate {rounds}): try --model.norm_group {share}, or 0 for the whole batch"
+            )
+        spread = self.model.std_group if self.model.critic == "stylegan2" else 0
+        if spread and share % spread:
+            fits = [s for s in range(2, share + 1) if share % s == 0]
+            raise UserError(
+                f"model.std_group {spread} does not divide the {share} images of a round on each of {processes} processes "
+                f"(train.batch {batch}, train.accumulate {rounds}): try one of {', '.join(map(str, [*fits[:8], 0]))}"
+            )
+        if self.loss.path_weight and self.model.family not in STYLED:
+            raise UserError(
+                f"loss.path_weight {self.loss.path_weight} is about intermediate latents, which model.family "
+                f"{self.model.family} has not: set it to 0, or take model.family {' or '.join(STYLED)}"
             )
         bounded = self.loss.penalised or self.model.norm_of_critic == "spectral"
         if self.loss.name == "wasserstein" and not bounded:

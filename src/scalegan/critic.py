@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from scalegan.augment import augment
 from scalegan.augment_config import AugmentConfig
 from scalegan.models.conditions import Judgement
-from scalegan.models.layers import at_least_float32
+from scalegan.models.layers import at_least_float32, out_of_float16
 
 
 class Scores(NamedTuple):
@@ -66,9 +65,7 @@ class Critic(nn.Module):
             judgement = judge(images)
             return an_image(judgement.logits).sum(), judgement
 
-        # float16 has too few exponents for a gradient of a gradient; bfloat16 has as many as float32.
-        half = torch.is_autocast_enabled(images.device.type) and torch.get_autocast_dtype(images.device.type) == torch.float16
-        with torch.autocast(images.device.type, enabled=False) if half else nullcontext():
+        with out_of_float16(images.device):
             gradient, judgement = torch.func.grad(total, has_aux=True)(images)
         return Scores(judgement.logits, judgement.auxiliary, at_least_float32(gradient).square().flatten(1).sum(1))
 

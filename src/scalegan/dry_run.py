@@ -129,7 +129,8 @@ def measure(config: Config, index: Index, accelerator: Accelerator, game: Game) 
 
 def enough_steps(config: Config, seconds: float) -> int:
     """Steps that take about `SECONDS`, if one takes `seconds`; whole rounds of what comes every so many."""
-    turn = math.lcm(config.loss.penalty_every if config.loss.penalised else 1, config.optim.critic_steps)
+    loss, critic_steps = config.loss, config.optim.critic_steps
+    turn = math.lcm(loss.penalty_every if loss.penalised else 1, critic_steps * (loss.path_every if loss.path_weight else 1))
     return math.ceil(min(SECONDS / seconds, MOST_STEPS) / turn) * turn
 
 

@@ -121,3 +121,14 @@ def gradient_penalty(steepness: Tensor, weight: float, centre: float) -> Tensor:
     """weight E (|d logit / d image| - centre)^2 at mixed images (Gulrajani et al. 2017, eq. 3, with centre 1)."""
     tiny = 1e-12  # the root of an exact 0 has no slope
     return weight * ((steepness + tiny).sqrt() - centre).square().mean()
+
+
+def path_length(steepness: Tensor, typical: Tensor, weight: float) -> tuple[Tensor, Tensor]:
+    """weight E (|J_w^T y| - a)^2 with a = `typical` [] (Karras et al. 2020, eq. 4), and the lengths [N].
+
+    From the squared lengths [N]. As they are means over the layers and y has variance 1 / (height width), a weight of 2 is
+    the paper's ln 2 / (r^2 (ln r - ln 2)) at r x r pixels (appendix B).
+    """
+    tiny = 1e-12  # see `gradient_penalty`
+    lengths = (steepness + tiny).sqrt()
+    return weight * (lengths - typical).square().mean(), lengths

@@ -17,6 +17,9 @@ FIELDS_OF = {
     "init": ("dcgan",),
     "blocks": ("r3gan",),
     "group_width": ("r3gan",),
+    "map_layers": ("stylegan2",),
+    "mixing": ("stylegan2",),
+    "std_group": ("stylegan2",),
 }
 """Fields of `ModelConfig` that only some families know."""
 AUTO = {
@@ -24,15 +27,21 @@ AUTO = {
     "class_via": {"dcgan": "concat", "resnet": "norm", "biggan": "norm"},
 }
 """What `auto` is: the choice of each family's paper."""
+STYLED = ("stylegan2",)
+"""Families whose generator makes intermediate latents w first, and images of them."""
+AT_LEAST_1 = (
+    "z_dim", "width", "max_width", "critic_width", "critic_max_width", "class_dim", "blocks", "group_width", "critic_tail",
+    "map_layers",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    family: Literal["dcgan", "resnet", "biggan", "fastgan", "r3gan"] = "dcgan"
+    family: Literal["dcgan", "resnet", "biggan", "fastgan", "stylegan2", "r3gan"] = "dcgan"
     """Network family: convolutions with normalisation (Radford et al. 2015), residual blocks as in SNGAN (Miyato et al. 2018)
-    or in BigGAN (Brock et al. 2019), FastGAN for few images (Liu et al. 2021), or residual blocks without normalisation (Huang
-    et al. 2024)."""
-    critic_family: Literal["same", "dcgan", "resnet", "biggan", "fastgan", "r3gan", "projected"] = "same"
+    or in BigGAN (Brock et al. 2019), FastGAN for few images (Liu et al. 2021), convolutions modulated by a style (Karras et al.
+    2020), or residual blocks without normalisation (Huang et al. 2024)."""
+    critic_family: Literal["same", "dcgan", "resnet", "biggan", "fastgan", "stylegan2", "r3gan", "projected"] = "same"
     """Family of the critic, where it is not that of the generator. `projected` is only a critic: heads on features that
     EfficientNet-Lite0 has learnt on ImageNet (Sauer et al. 2021); judge its runs by another extractor than lite0."""
     z_dim: int = 100
@@ -78,12 +87,19 @@ class ModelConfig:
     attention: int = 32
     """Self-attention in both networks at the finest resolution whose shorter side is at most this, unless that is the image's
     own or the coarsest; 0 is none (biggan; Zhang et al. 2019)."""
+    map_layers: int = 8
+    """Layers of the mapping network from latents, or the critic's class, to styles (stylegan2)."""
+    mixing: float = 0.9
+    """Probability in training that an image takes the styles of its finer layers from other latents (stylegan2)."""
+    std_group: int = 4
+    """Consecutive images of the batch whose spread the critic is shown (stylegan2); 0 is off."""
 
     def __post_init__(self) -> None:
         require(self.norm_group != 1 and self.norm_group >= 0, f"model.norm_group is {self.norm_group}: give 0, or 2 or more")
-        for name in ("z_dim", "width", "max_width", "critic_width", "critic_max_width", "class_dim", "blocks", "group_width"):
+        require(self.std_group != 1 and self.std_group >= 0, f"model.std_group is {self.std_group}: give 0, or 2 or more")
+        require(0 <= self.mixing <= 1, f"model.mixing is {self.mixing}: give a probability from 0 to 1")
+        for name in AT_LEAST_1:
             require(getattr(self, name) >= 1, f"model.{name} is {getattr(self, name)}: give at least 1")
-        require(self.critic_tail >= 1, f"model.critic_tail is {self.critic_tail}: give at least 1")
         require(self.attention >= 0, f"model.attention is {self.attention}: give a side in pixels, or 0 for none")
         for name in ("class_start", "class_ramp"):
             require(getattr(self, name) >= 0, f"model.{name} is {getattr(self, name)}: give 0 or more images")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from scalegan import checkpoint, random, settings
 from scalegan.config import Config
 from scalegan.errors import UserError
+from scalegan.model_config import STYLED
 from scalegan.models import build_generator, place
 
 BLOCK = 64
@@ -95,6 +96,16 @@ class LoadedGenerator:
                 )
         counts = self.class_counts if self.config.model.conditional else ()
         return images_of(self.network, self.config.model.z_dim, counts, seed, first, count, chosen)
+
+    def truncate(self, truncation: float) -> None:
+        """Sample from now on at this share of the way from the mean image's w to each image's own: 1 is all of it.
+
+        Less is more typical and less diverse (Karras et al. 2019, appendix B). Raises `UserError` without such a w.
+        """
+        family = self.config.model.family
+        if family not in STYLED:
+            raise UserError(f"{self.path} is of model.family {family}, which cannot be truncated: sample it as it is")
+        self.network.truncation = truncation  # type: ignore[assignment]
 
     def labels_of(self, first: int, count: int, seed: int = 0) -> NDArray[np.int64]:
         """Labels [count] that `sample_range` draws when it is given none; -1 without classes."""

@@ -49,6 +49,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--class", dest="classes", nargs="+", action="extend", default=[], metavar="NAME",
         help="only these classes, in turn (all, as often as in the training data)",
     )  # fmt: skip
+    parser.add_argument(
+        "--truncation", type=float, default=1.0,
+        help="of a stylegan2: under 1 images are more typical, and less diverse, down to a single one at 0 (1)",
+    )  # fmt: skip
     parser.add_argument("--first", type=int, default=0, help="number of the first image: several jobs can share a set (0)")
     parser.add_argument(
         "--format", choices=["png", "grid", "npz"], default="png",
@@ -64,6 +68,8 @@ def run(args: argparse.Namespace) -> int:
 
     generator = load_generator(args.run, pick_device(args.device))
     chosen = class_numbers(args.classes, generator)
+    if args.truncation != 1:
+        generator.truncate(args.truncation)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except FileExistsError:
@@ -86,6 +92,8 @@ def check(args: argparse.Namespace) -> None:
         raise UserError(f"--n is {args.n}: give at least 1")
     if args.first < 0:
         raise UserError(f"--first is {args.first}: give 0 or more")
+    if not 0 <= args.truncation <= 1:
+        raise UserError(f"--truncation is {args.truncation}: give a share from 0 to 1")
     if args.format == "grid" and args.n > GRID_MOST:
         raise UserError(f"--n {args.n} is too much for one grid: give at most {GRID_MOST}, or --format png")
     if args.format == "png":

@@ -25,7 +25,8 @@ class Statistics:
     """Sums over the steps since the last reading; `state` and `restore` carry them over a restart."""
 
     NAMES = (
-        "loss/D", "loss/G", "logits/real", "logits/fake", "accuracy/real", "accuracy/fake", "augment/sign", "r1", "r2", "gp",
+        "loss/D", "loss/G", "logits/real", "logits/fake", "accuracy/real", "accuracy/fake", "sign/real",
+        "r1", "r2", "gp", "path", "path_length", "class/D", "class/G", "reconstruction/D",
         "grad_norm/D", "grad_norm/G", "skipped/D", "skipped/G",
     )  # fmt: skip
 

@@ -23,6 +23,7 @@ from scalegan.errors import require
 from scalegan.models import build_discriminator, build_generator, place
 from scalegan.models.conditions import set_strength
 from scalegan.models.layers import average_running_statistics
+from scalegan.paths import Maker
 from scalegan.statistics import Values
 
 
@@ -131,9 +132,10 @@ class Game:
         optim = config.optim
         opt_g = torch.optim.Adam(generator.parameters(), lr=optim.lr_g, betas=optim.betas_g, fused=True)
         opt_d = torch.optim.Adam(critic.parameters(), lr=optim.lr_d, betas=optim.betas_d, fused=True)
-        self.generator, self.critic, self.opt_g, self.opt_d = accelerator.prepare(generator, critic, opt_g, opt_d)
+        self.generator, self.critic, self.opt_g, self.opt_d = accelerator.prepare(Maker(generator), critic, opt_g, opt_d)
         # Sampling for the critic and scoring for the generator go round DDP: nothing of theirs is to be reduced.
-        self.bare_generator: nn.Module = accelerator.unwrap_model(self.generator)
+        self.maker: Maker = accelerator.unwrap_model(self.generator)
+        self.bare_generator = generator
         self.bare_critic: nn.Module = accelerator.unwrap_model(self.critic)
         self.loss = losses.LOSSES[config.loss.name]
         self.adaptive = Adaptive(config.augment, config.train.batch, self.loss.boundary or 0.0, accelerator.device)
@@ -149,13 +151,14 @@ class Game:
             first = self.draws.first(images_seen, round_)
             with torch.no_grad():
                 labels = real.labels if self.loss.paired else self.draws.labels("d", first)
-                fakes = self.bare_generator(self.draws.latents("d", first), labels)
+                fakes = self.maker(self.draws.latents("d", first), labels).images
             with self._reduced_in_last(round_, self.critic):
                 ours, theirs, penalties = self._score(real, fakes, labels, first, penalised, now)
                 adversarial = self.loss.critic(ours.logits, theirs.logits)
                 auxiliary = self._auxiliary(ours, now)
                 loss = adversarial + sum(auxiliary.values()) + config.penalty_every * sum(penalties.values())
                 self.accelerator.backward(loss / self.rounds)
+            self.adaptive.see(ours.logits)
             right_real, right_fake = self.loss.accuracy(ours.logits, theirs.logits)
             values.add({
                 "loss/D": adversarial,
@@ -163,9 +166,9 @@ class Game:
                 "logits/fake": theirs.logits.mean(),
                 "accuracy/real": right_real,
                 "accuracy/fake": right_fake,
+                "sign/real": 2 * right_real - 1,
                 **{f"{name}/D": value for name, value in auxiliary.items()},
                 **penalties,
-                **self.adaptive.see(ours.logits),
             })  # fmt: skip
         self.adaptive.after(self._number(images_seen) + 1)
         norm, skipped = self._step(self.opt_d, self.critic, self.config.optim.lr_d * now.rate, now.betas_d)
@@ -178,18 +181,20 @@ class Game:
         The real images of this step are looked at again by a loss that judges pairs. Where the critic takes several steps
         to one of the generator, nothing is done in the others.
         """
-        values = Values()
-        if (self._number(images_seen) + 1) % self.config.optim.critic_steps:
+        values, config = Values(), self.config.loss
+        turn, left = divmod(self._number(images_seen) + 1, self.config.optim.critic_steps)
+        if left:
             return values
         now = schedules.scheduled(self.config, images_seen)
+        penalised = config.path_weight > 0 and (turn - 1) % config.path_every == 0
         self.opt_g.zero_grad()
         self.bare_critic.requires_grad_(False)
         for round_, real in enumerate(reals):
             first = self.draws.first(images_seen, round_)
             labels = real.labels if self.loss.paired else self.draws.labels("g", first)
             with self._reduced_in_last(round_, self.generator):
-                fakes = self.generator(self.draws.latents("g", first), labels)
-                scores = self.bare_critic(fakes, labels, self.draws.views("g", first, self.probability(now)))
+                fakes = self.generator(self.draws.latents("g", first), labels, penalised)
+                scores = self.bare_critic(fakes.images, labels, self.draws.views("g", first, self.probability(now)))
                 logits = [scores.logits]
                 if self.loss.paired:
                     with torch.no_grad():
@@ -197,9 +202,16 @@ class Game:
                         logits.append(self.bare_critic(normalise(real.images), labels, views).logits)
                 adversarial = self.loss.generator(*logits)
                 auxiliary = {n: v for n, v in self._auxiliary(scores, now).items() if losses.AUXILIARY[n].generator}
-                self.accelerator.backward((adversarial + sum(auxiliary.values())) / self.rounds)
+                loss = adversarial + sum(auxiliary.values())
+                if penalised:
+                    path, lengths = losses.path_length(fakes.steepness, self.maker.typical, now.penalty * config.path_weight)
+                    loss = loss + config.path_every * path
+                    values.add({"path": path, "path_length": lengths.mean()})
+                self.accelerator.backward(loss / self.rounds)
             values.add({"loss/G": adversarial, **{f"{name}/G": value for name, value in auxiliary.items()}})
         self.bare_critic.requires_grad_(True)
+        if penalised:  # once a step, so that rounds make no difference
+            self.maker.remember(values.means()["path_length"], config.path_decay)
         norm, skipped = self._step(self.opt_g, self.generator, self.config.optim.lr_g * now.rate, now.betas_g)
         values.add({"grad_norm/G": norm, "skipped/G": skipped})
         return values
@@ -293,7 +305,7 @@ class Game:
         buffers = [(b, b.clone()) for network in (self.bare_generator, self.bare_critic) for b in network.buffers()]
         labels = torch.zeros(self.draws.count, dtype=torch.int64, device=self.accelerator.device)
         latents = torch.zeros(self.draws.count, self.config.model.z_dim, device=self.accelerator.device)
-        fakes = self.generator(latents, labels)
+        fakes = self.generator(latents, labels).images
         (fakes.sum() * 0).backward()
         scores = self.critic(fakes.detach(), labels, None)
         (sum(part.sum() for part in (scores.logits, *scores.auxiliary.values())) * 0).backward()

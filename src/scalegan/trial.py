@@ -63,7 +63,6 @@ def cut_config(config: Config, index: Index, run: Path) -> Config:
     rounds = min(config.train.accumulate, 2)
     together = min(config.train.batch // config.train.accumulate, 8)
     batch = rounds * together
-    group = min(config.model.norm_group, together)
     cuda = config.train.device != "cpu" and torch.cuda.is_available()
     data, model, train, log, evaluation = config.data, config.model, config.train, config.log, config.evaluation
     return replace(
@@ -86,9 +85,11 @@ def cut_config(config: Config, index: Index, run: Path) -> Config:
             group_width=min(model.group_width, 16),
             class_start=min(model.class_start, batch),
             class_ramp=min(model.class_ramp, 4 * batch),
-            norm_group=together if group and together % group else group,
+            norm_group=fitted(config.model.norm_group, together),
+            std_group=fitted(config.model.std_group, together),
         ),
-        loss=replace(config.loss, penalty_every=min(config.loss.penalty_every, 2)),  # so that steps with and without it come
+        # So that steps with and without a penalty come.
+        loss=replace(config.loss, penalty_every=min(config.loss.penalty_every, 2), path_every=min(config.loss.path_every, 2)),
         optim=replace(config.optim, warmup=min(config.optim.warmup, batch), critic_steps=min(config.optim.critic_steps, 2)),
         # What a resume gives is compared to the bit, which CUDA alone has to be asked for.
         train=replace(train, images=STEPS * batch, batch=batch, accumulate=rounds, deterministic=cuda),
@@ -104,6 +105,11 @@ def cut_config(config: Config, index: Index, run: Path) -> Config:
             batch=min(evaluation.batch, 16),
         ),
     )
+
+
+def fitted(group: int, images: int) -> int:
+    """The same group of images, or all of them where it does not divide them; 0 stays 0."""
+    return images if group and images % group else group
 
 
 # --- the parts
@@ -302,7 +308,7 @@ class Trial:
         for name, value in (first | means).items():
             if not math.isfinite(value):
                 raise Fault(f"{name} is {value}")
-        penalties = "".join(f", {name} {first[name]:.3g}" for name in ("r1", "r2", "gp") if name in first)
+        penalties = "".join(f", {name} {first[name]:.3g}" for name in ("r1", "r2", "gp", "path") if name in first)
         return f"loss {means[f'loss/{letter}']:.3g}, gradient norm {means[f'grad_norm/{letter}']:.3g}{penalties}"
 
 

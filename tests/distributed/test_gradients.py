@@ -11,6 +11,7 @@ pytestmark = pytest.mark.distributed
 PLAIN = {"model__critic_norm": "none", "model__init": "kaiming"}
 R1 = {"loss__r1_gamma": 2.0}
 AUGMENTED = {"augment__brightness": 0.5, "augment__shift": 0.2, "augment__mirror": "true", "augment__cutout": 0.3}
+STYLEGAN2 = {"model__family": "stylegan2", "model__z_dim": 16, "model__map_layers": 2, "loss__path_weight": 2.0}
 # Every loss, with every penalty. Steps in rounds are compared with the generator's batch norm in evaluation mode: in training
 # mode images are normalised with those of their round, which are others on another number of processes.
 CASES = {
@@ -31,6 +32,8 @@ CASES = {
     "batch norm, r1": {"model__critic_norm": "batch"} | R1,
     "rounds": PLAIN | {"train__accumulate": 2},
     "rounds, r1, augmented": PLAIN | R1 | AUGMENTED | {"train__accumulate": 2},
+    "stylegan2, r1, paths, conditional": STYLEGAN2 | R1 | {"model__conditional": "true"},
+    "stylegan2, rounds, paths": STYLEGAN2 | {"train__accumulate": 2, "loss__name": "relativistic"},
 }
 
 

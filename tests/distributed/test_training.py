@@ -16,6 +16,15 @@ CASES = {
     "norm groups": {"model.norm_group": 16, "augment.brightness": 0.5, "log.step_losses": "true"},  # 4 processes share them
     "everything": FULL | {"train.accumulate": 1, "optim.warmup": 0},
     "blocks": FULL | {"train.accumulate": 1, "optim.warmup": 0, "data.order": "blocks", "data.streams": 8, "data.window": 32},
+    "stylegan2": {
+        "model.family": "stylegan2",
+        "model.z_dim": 16,
+        "model.map_layers": 2,
+        "loss.path_weight": 2.0,
+        "loss.r1_gamma": 0.5,
+        "loss.penalty_every": 8,
+        "log.step_losses": "true",
+    },
     "no batch norm": FULL | {"train.accumulate": 1, "optim.warmup": 0},
 }
 PLAIN = "no batch norm"

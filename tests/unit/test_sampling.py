@@ -60,6 +60,15 @@ def by_class(run_with_classes) -> LoadedGenerator:
     return load_generator(run_with_classes)
 
 
+@pytest.fixture(scope="module")
+def styled_run(folder, index) -> Path:
+    """A run of a generator that can be truncated."""
+    model = {"family": "stylegan2", "critic_norm": "batch", "map_layers": 2}
+    config = make_config(folder / "data", folder / "styled_run", model=model)
+    save_checkpoint(config, index)
+    return Path(config.run)
+
+
 # --- the generator from Python
 
 
@@ -265,6 +274,7 @@ def test_labels_are_given_by_name_and_written_beside_the_files(run_with_classes,
     [
         (["--n", "0"], "--n is 0: give at least 1"),
         (["--first", "-1"], "--first is -1: give 0 or more"),
+        (["--truncation", "1.5"], "--truncation is 1.5: give a share from 0 to 1"),
         (["--n", "5000", "--format", "grid"], "give at most 4096, or --format png"),
         (["--class", "kiwwi"], "no such class; did you mean Kiwi?"),
         (["--class", "Zebra"], "no such class; there are Apple, Kiwi, Plum"),
@@ -283,6 +293,20 @@ def test_bad_input_is_one_line_and_writes_nothing(run_with_classes, tmp_path, ca
 def test_classes_for_a_generator_without_are_refused(run, tmp_path, capsys):
     assert sample(run, "--class", "Kiwi", "--out", tmp_path) == 2
     assert "trained without classes" in capsys.readouterr().err
+
+
+def test_truncated_images_are_more_alike(styled_run, tmp_path):
+    spread = []
+    for truncation in ("1", "0.5", "0"):
+        out = tmp_path / truncation
+        assert sample(styled_run, "--n", 8, "--truncation", truncation, "--format", "npz", "--out", out) == 0
+        spread.append(np.load(out / "samples.npz")["images"].astype(float).std(0).mean())
+    assert spread[0] > spread[1] > spread[2] == 0
+
+
+def test_truncation_of_another_generator_is_refused(run, tmp_path, capsys):
+    assert sample(run, "--truncation", "0.7", "--out", tmp_path) == 2
+    assert "is of model.family dcgan, which cannot be truncated" in capsys.readouterr().err
 
 
 def test_out_must_be_a_folder(run, tmp_path, capsys):

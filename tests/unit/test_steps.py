@@ -12,6 +12,8 @@ from scalegan import settings
 from scalegan.data.loader import Batch, normalise
 from scalegan.errors import UserError
 from scalegan.models.conditions import set_strength
+from scalegan.models.noise import noise_keys, normal_noise
+from scalegan.paths import DIRECTIONS
 from scalegan.steps import DataFacts, Game
 
 SHAPE, CLASSES, BATCH = (3, 16, 20), (5, 3, 8), 8
@@ -252,3 +254,60 @@ def test_penalties_by_differences_enter_the_loss() -> None:
     assert {name: found[name].item() for name in expected} == {
         name: pytest.approx(value.item(), rel=1e-3, abs=1e-6) for name, value in expected.items()
     }
+
+
+STYLEGAN2 = {
+    "model__family": "stylegan2",
+    "model__critic_family": "dcgan",  # whose settings the others have
+    "model__max_width": 8,
+    "model__z_dim": 8,
+    "model__map_layers": 2,
+    "loss__path_weight": 2.0,
+}
+
+
+def textbook_path_lengths(game: Game, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Images, and |J_w^T y| of each by autograd's create_graph."""
+    generator: Any = game.bare_generator
+    latents = game.draws.latents("g", 0)
+    keys = noise_keys(latents)
+    ws = generator.styles(latents, labels, keys)
+    images = generator.synthesise(ws, keys)
+    y = normal_noise(keys, DIRECTIONS, SHAPE[0] * SHAPE[1], SHAPE[2]).view_as(images) / (SHAPE[1] * SHAPE[2]) ** 0.5
+    (gradient,) = torch.autograd.grad((images * y).sum(), ws, create_graph=True)
+    return images, gradient.pow(2).sum(2).mean(1).sqrt()
+
+
+def test_the_path_length_penalty_is_that_of_the_textbook() -> None:
+    game, real = make_game(**STYLEGAN2, loss__path_every=3, loss__path_decay=0.25), real_batch()
+    game.bare_generator.train()
+    game.maker.typical.fill_(0.1)
+    labels = game.draws.labels("g", 0)
+    images, lengths = textbook_path_lengths(game, labels)
+    logits = game.bare_critic(images, labels, game.draws.views("g", 0, 0.7)).logits
+    loss = softplus(-logits).mean() + 3 * 2.0 * (lengths - 0.1).pow(2).mean()
+    expected = list(torch.autograd.grad(loss, list(game.bare_generator.parameters())))
+    values = game.generator_step([real], 0).means()
+    assert_same([p.grad for p in game.bare_generator.parameters()], expected)  # type: ignore[misc]
+    assert values["path_length"].item() == pytest.approx(lengths.mean().item(), rel=1e-4)
+    assert game.maker.typical.item() == pytest.approx(0.1 + 0.25 * (lengths.mean().item() - 0.1), rel=1e-4)
+
+
+@pytest.mark.parametrize(("critic_steps", "expected"), [(1, [0, 3, 6]), (2, [1, 7])])
+def test_path_lengths_are_taken_every_so_many_steps_of_the_generator(critic_steps: int, expected: list[int]) -> None:
+    game, real = make_game(**STYLEGAN2, loss__path_every=3, optim__critic_steps=critic_steps), real_batch()
+    steps = [step for step in range(8) if "path" in game.generator_step([real], BATCH * step).means()]
+    assert steps == expected
+
+
+def test_rounds_make_no_difference_to_path_lengths() -> None:
+    found = []
+    for rounds in (1, 2):
+        game, real = make_game(**STYLEGAN2, train__accumulate=rounds), real_batch()
+        game.maker.typical.fill_(0.1)
+        size = BATCH // rounds
+        parts = [Batch(real.images[i : i + size], real.labels[i : i + size]) for i in range(0, BATCH, size)]
+        game.generator_step(parts, 0)
+        found.append((game.maker.typical.clone(), [p.grad for p in game.bare_generator.parameters()]))
+    torch.testing.assert_close(found[0][0], found[1][0])
+    assert_same(found[1][1], found[0][1])  # type: ignore[arg-type]

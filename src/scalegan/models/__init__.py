@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from scalegan.model_config import ModelConfig
-from scalegan.models import biggan, dcgan, fastgan, projected, r3gan, resnet
+from scalegan.models import biggan, dcgan, fastgan, projected, r3gan, resnet, stylegan2
 
 GENERATORS: dict[str, type[nn.Module]] = {
     "dcgan": dcgan.Generator,
@@ -14,6 +14,7 @@ GENERATORS: dict[str, type[nn.Module]] = {
     "resnet": resnet.Generator,
     "biggan": biggan.Generator,
     "fastgan": fastgan.Generator,
+    "stylegan2": stylegan2.Generator,
 }
 DISCRIMINATORS: dict[str, type[nn.Module]] = {
     "dcgan": dcgan.Discriminator,
@@ -22,6 +23,7 @@ DISCRIMINATORS: dict[str, type[nn.Module]] = {
     "biggan": biggan.Discriminator,
     "fastgan": fastgan.Discriminator,
     "projected": projected.Discriminator,
+    "stylegan2": stylegan2.Discriminator,
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -195,17 +196,37 @@ class ConditionalBatchNorm(BatchNorm):
         return normalised.to(x.dtype)
 
 
+class RunningMean(nn.Module):
+    """The mean [*shape] of something that each image has, over the images of late: those of this process, until
+    `average_running_statistics` makes it that of all."""
+
+    mean: Tensor
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(shape))
+
+    @torch.no_grad()
+    def update(self, values: Tensor, weight: float) -> None:
+        """mean <- (1 - weight) mean + weight mean of `values` [N, *shape], unless they are not finite."""
+        moved = torch.lerp(self.mean, values.mean(0), weight)
+        self.mean.copy_(torch.where(moved.isfinite(), moved, self.mean))
+
+
 @torch.no_grad()
 def average_running_statistics(network: nn.Module) -> None:
-    """Each process has kept those of its own groups of images: the mean is that of all, as every step of them is linear."""
-    norms = [m for m in network.modules() if isinstance(m, BatchNorm) and m.running and m.group]
-    if not norms or not dist.is_initialized():
-        return
+    """Each process has kept those of its own images: the mean is that of all, as every step of them is linear."""
+    modules = list(network.modules())
+    norms = [m for m in modules if isinstance(m, BatchNorm) and m.running and m.group]
     buffers = [b for norm in norms for b in (norm.running_mean, norm.running_var)]
-    total = torch.cat(buffers)
+    buffers += [m.mean for m in modules if isinstance(m, RunningMean)]
+    if not buffers or not dist.is_initialized():
+        return
+    total = torch.cat([b.flatten() for b in buffers])
     dist.all_reduce(total)
-    for buffer, mean in zip(buffers, (total / dist.get_world_size()).split_with_sizes([len(b) for b in buffers]), strict=True):
-        buffer.copy_(mean)
+    means = (total / dist.get_world_size()).split_with_sizes([b.numel() for b in buffers])
+    for buffer, mean in zip(buffers, means, strict=True):
+        buffer.copy_(mean.view_as(buffer))
 
 
 class SpectralNorm(nn.Module):
@@ -300,6 +321,12 @@ class Halve(nn.Module):
 def at_least_float32(x: Tensor) -> Tensor:
     """Half precision is for convolutions; logits, norms and losses are summed in no less than float32."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def out_of_float16(device: torch.device) -> AbstractContextManager[None]:
+    """For a gradient of a gradient: float16 has too few exponents for it; bfloat16 has as many as float32."""
+    half = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type) == torch.float16
+    return torch.autocast(device.type, enabled=False) if half else nullcontext()
 
 
 def halvings(height: int, width: int) -> list[tuple[int, int]]:

@@ -17,13 +17,12 @@ from torch.nn import functional as F
 from scalegan.model_config import ModelConfig
 from scalegan.models.conditions import ClassHead, Judgement, class_embedding
 from scalegan.models.layers import at_least_float32, halvings, stage_widths
+from scalegan.models.resampling import LowPass
 
 Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
 EXPANSION = 2
 """Channels inside a block, as a multiple of those outside."""
 SLOPE = 0.2
-LOW_PASS = (1.0, 3.0, 3.0, 1.0)
-"""[1, 2, 1] * [1, 1]: a smooth filter that halves and doubles sizes."""
 
 
 class Block(nn.Module):
@@ -52,27 +51,13 @@ class Block(nn.Module):
 class Resample(nn.Module):
     """Twice the size, or half of it, through the low-pass filter; other channels by a 1 x 1 convolution at the small end."""
 
-    kernel: Tensor
-
     def __init__(self, channels_in: int, channels_out: int, size: tuple[int, int], *, up: bool) -> None:
         super().__init__()
-        self.size, self.up = size, up
+        self.size, self.up, self.low_pass = size, up, LowPass()
         self.convert = start(nn.Conv2d(channels_in, channels_out, 1, bias=False)) if channels_in != channels_out else None
-        taps = torch.tensor(LOW_PASS) / sum(LOW_PASS)
-        self.register_buffer("kernel", torch.outer(taps, taps)[None, None], persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.up:
-            return self._convert(self._halve(x))
-        height, width = self.size
-        x = self._convert(x)
-        kernel = (4 * self.kernel).to(x.dtype).expand(x.shape[1], 1, 4, 4)
-        return F.conv_transpose2d(x, kernel, stride=2, padding=1, groups=x.shape[1])[..., :height, :width]
-
-    def _halve(self, x: Tensor) -> Tensor:
-        height, width = x.shape[-2:]
-        x = F.pad(x, (0, width % 2, 0, height % 2))  # odd sizes are rounded up: one row more at the far side
-        return F.conv2d(x, self.kernel.to(x.dtype).expand(x.shape[1], 1, 4, 4), stride=2, padding=1, groups=x.shape[1])
+        return self.low_pass.doubled(self._convert(x), self.size) if self.up else self._convert(self.low_pass.halved(x))
 
     def _convert(self, x: Tensor) -> Tensor:
         return x if self.convert is None else self.convert(x)
