@@ -37,8 +37,10 @@ class Checkpoint:
     """sha256 by file name."""
 
     def tensors(self, name: str, device: str = "cpu") -> dict[str, Tensor]:
-        """Tensors of one part, such as `generator`. Raises `UserError` when its file is damaged."""
+        """Tensors of one part, such as `generator`. Raises `UserError` when its file is damaged or there is none."""
         file = f"{name}.safetensors"
+        if file not in self.files:
+            raise UserError(f"checkpoint {self.path} has no {file}: give another one")
         problem = self.problem(only=file)
         if problem:
             raise UserError(problem)

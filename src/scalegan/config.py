@@ -135,6 +135,8 @@ class OptimConfig:
     """Longest gradient of a network: a longer one is scaled down to it; 0 is off."""
     critic_steps: int = 1
     """Steps of the critic, each on a batch of its own, to one of the generator."""
+    freeze_critic: int = 0
+    """First stages of the critic, from the image on, that stay as `init_from` has them (FreezeD, Mo et al. 2020)."""
 
     def __post_init__(self) -> None:
         require(self.lr_g > 0 and self.lr_d > 0, "optim.lr_g and optim.lr_d must be above 0")
@@ -147,6 +149,7 @@ class OptimConfig:
         require(self.warmup >= 0, f"optim.warmup is {self.warmup}: give 0 or more images")
         require(self.clip >= 0, f"optim.clip is {self.clip}: give 0 or more")
         require(self.critic_steps >= 1, f"optim.critic_steps is {self.critic_steps}: give at least 1")
+        require(self.freeze_critic >= 0, f"optim.freeze_critic is {self.freeze_critic}: give 0 or more stages")
 
 
 @dataclass(frozen=True)
@@ -271,6 +274,12 @@ class EvaluationConfig:
 class Config:
     run: str = ""
     """Folder of this run: checkpoints, samples, metrics. The same command continues it."""
+    init_from: str = ""
+    """Run folder, or one of its checkpoints, whose networks a new run starts from."""
+    init_networks: Literal["both", "generator", "critic"] = "both"
+    """Which networks `init_from` gives."""
+    init_partial: bool = False
+    """Take from `init_from` the layers whose names and shapes agree, and begin the others anew."""
     override_resume: bool = False
     """Go on with a run although losses, augmentation, optimizers, averaging, length, rounds or precision are others now."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -299,6 +308,10 @@ class Config:
             raise UserError(
                 f"model.norm_group {group} does not fit the {share} images of a round on each of {processes} processes "
                 f"(train.batch {batch}, train.accumulate {rounds}): try --model.norm_group {share}, or 0 for the whole batch"
+            )
+        if self.optim.freeze_critic and (not self.init_from or self.init_networks == "generator"):
+            raise UserError(
+                "optim.freeze_critic holds stages of a critic that has learnt before: give --init_from, with its critic"
             )
         bounded = self.loss.penalised or self.model.norm_of_critic == "spectral"
         if self.loss.name == "wasserstein" and not bounded:
@@ -333,4 +346,5 @@ class Config:
         parts = {name: fields[name] for name in ("model", "loss", "augment", "optim", "ema", "burn_in")}
         if self.optim.schedule != "constant":
             train["images"] = self.train.images
-        return {"data": data, "train": train, **parts}
+        init = {name: fields[name] for name in ("init_from", "init_networks", "init_partial")} if self.init_from else {}
+        return {"data": data, "train": train, **parts, **init}

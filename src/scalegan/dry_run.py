@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from scalegan import checkpoint, figures, run, sampling
+from scalegan import checkpoint, figures, run, sampling, start
 from scalegan.config import Config
 from scalegan.data.index import Index, is_remote, read_index
 from scalegan.data.loader import Batch, batches
@@ -67,6 +67,7 @@ def dry_run(config: Config) -> int:
     index = read_index(config.data.path)
     check_data(config, index)
     run.check(Path(config.run), config, index.sha256)
+    origin = start.find(config, index)
     accelerator = make_accelerator(config.train)
     with tempfile.TemporaryDirectory() as cache:
         here = config
@@ -76,6 +77,8 @@ def dry_run(config: Config) -> int:
         measured = measure(here, index, accelerator, game)
     if accelerator.is_main_process:
         print(run.config_text(config))
+        if origin:
+            print(start.described(origin), end="\n\n")
         show(report(config, index, accelerator, game, measured))
     accelerator.end_training()
     return 0

@@ -22,6 +22,7 @@ from scalegan.errors import require
 from scalegan.models import build_discriminator, build_generator, place
 from scalegan.models.conditions import set_strength
 from scalegan.models.layers import average_running_statistics
+from scalegan.models.stages import freeze
 from scalegan.statistics import Values
 
 
@@ -98,6 +99,16 @@ def joined(first: Tensor | None, second: Tensor | None) -> Tensor | None:
     return None if first is None or second is None else torch.cat([first, second])
 
 
+def build_networks(config: Config, facts: DataFacts) -> tuple[nn.Module, Critic]:
+    """Generator and critic on the CPU: the same weights on every process, and the critic's first stages frozen if asked for."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.train.seed)
+        generator = build_generator(config.model, facts.shape, len(facts.class_counts))
+        critic = Critic(build_discriminator(config.model, facts.shape, len(facts.class_counts)), config.augment)
+    freeze(critic.discriminator, config.optim.freeze_critic)  # before DDP asks which weights have a gradient
+    return generator, critic
+
+
 class Game:
     """Generator against critic: both networks, their optimizers, and the steps they take in turn."""
 
@@ -107,10 +118,7 @@ class Game:
         share = config.train.batch // accelerator.num_processes
         self.draws = Draws(config, facts, accelerator.device, share // self.rounds, accelerator.process_index * share)
 
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.train.seed)  # every process starts from the same weights
-            generator = build_generator(config.model, facts.shape, len(facts.class_counts))
-            critic = Critic(build_discriminator(config.model, facts.shape, len(facts.class_counts)), config.augment)
+        generator, critic = build_networks(config, facts)
         for network in (generator, critic):
             place(network, accelerator.device)
         self.ema = make_ema(generator)
@@ -131,6 +139,8 @@ class Game:
         # Sampling for the critic and scoring for the generator go round DDP: nothing of theirs is to be reduced.
         self.bare_generator: nn.Module = accelerator.unwrap_model(self.generator)
         self.bare_critic: nn.Module = accelerator.unwrap_model(self.critic)
+        self.learning = [parameter for parameter in self.bare_critic.parameters() if parameter.requires_grad]
+        """Weights of the critic that are not frozen for good."""
         self.loss = losses.LOSSES[config.loss.name]
 
     def discriminator_step(self, reals: Sequence[Batch], images_seen: int) -> Values:
@@ -193,7 +203,8 @@ class Game:
                 auxiliary = {n: v for n, v in self._auxiliary(scores, now).items() if losses.AUXILIARY[n].generator}
                 self.accelerator.backward((adversarial + sum(auxiliary.values())) / self.rounds)
             values.add({"loss/G": adversarial, **{f"{name}/G": value for name, value in auxiliary.items()}})
-        self.bare_critic.requires_grad_(True)
+        for parameter in self.learning:
+            parameter.requires_grad_(True)
         norm, skipped = self._step(self.opt_g, self.generator, self.config.optim.lr_g * now.rate, now.betas_g)
         values.add({"grad_norm/G": norm, "skipped/G": skipped})
         return values

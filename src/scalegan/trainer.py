@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 
-from scalegan import checkpoint, schedules
+from scalegan import checkpoint, run, schedules, start
 from scalegan.background import Saver
 from scalegan.config import Config
 from scalegan.data.index import Index, is_remote
@@ -211,6 +211,7 @@ class Trainer:
             "config": self.config.to_dict(),
             "config_hash": self.config.hash(),
             "data": data | {"class_counts": index.class_counts, "path": str(self.config.data.path), "sha256": index.sha256},
+            "started_from": run.started_from(self.run_dir),
             "best": self.best,
             "done": self.done,
             "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
@@ -220,7 +221,7 @@ class Trainer:
         }
 
     def resume(self) -> str | None:
-        """Take up the newest valid checkpoint, if there is one; returns the W&B run id to go on with."""
+        """Take up the newest valid checkpoint, or what a new run starts from; returns the W&B run id to go on with."""
         found: str | UserError | None = None
         if self.accelerator.is_main_process:
             newest, complaints = checkpoint.latest(self.run_dir)
@@ -232,6 +233,8 @@ class Trainer:
                     print(f"scalegan: {complaint}; going on with the one before", file=sys.stderr)
         path = from_main(found, self.group)
         if path is None:
+            if origin := from_main(run.started_from(self.run_dir), self.group):
+                start.load(self.game, origin)
             return None
         taken = checkpoint.read(Path(path))
         self.game.bare_generator.load_state_dict(taken.tensors("generator"))
