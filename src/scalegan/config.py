@@ -158,9 +158,16 @@ class EmaConfig:
     """Images after which a weight counts half in the averaged generator."""
     ramp: float = 0.05
     """The half-life is at most this share of the images seen so far (StyleGAN2-ADA); 0 turns the ramp off."""
+    power: tuple[float, ...] = ()
+    """Widths, as shares of the run, of further averages by power functions (Karras et al. 2024), such as [0.05, 0.1]; averages
+    of other widths are made of their snapshots after training, by `scalegan ema`."""
 
     def __post_init__(self) -> None:
         require(self.half_life >= 0, f"ema.half_life is {self.half_life}: give 0 or more images")
+        require(
+            all(0 < std <= 0.25 for std in self.power) and len(set(self.power)) == len(self.power),
+            f"ema.power is {list(self.power)}: give widths from above 0 to 0.25, each once, such as [0.05, 0.1]",
+        )
         require(0 <= self.ramp <= 1, f"ema.ramp is {self.ramp}: give a share from 0 to 1")
 
 
@@ -230,6 +237,8 @@ class LogConfig:
     """Images from one sample grid to the next."""
     checkpoint: int = 100_000
     """Images from one checkpoint to the next."""
+    snapshots: int = 100_000
+    """Images from one snapshot of the averages of `ema.power` to the next; all are kept."""
     keep: int = 2
     """Newest checkpoints that are kept, beside the best by metric."""
     grid: int = 64
@@ -242,7 +251,7 @@ class LogConfig:
     """Also write the losses of every single step to losses.csv."""
 
     def __post_init__(self) -> None:
-        for name in ("every", "samples", "checkpoint", "keep", "grid"):
+        for name in ("every", "samples", "checkpoint", "snapshots", "keep", "grid"):
             require(getattr(self, name) >= 1, f"log.{name} is {getattr(self, name)}: give at least 1")
 
 

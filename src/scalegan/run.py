@@ -18,7 +18,17 @@ from scalegan.errors import UserError
 from scalegan.files import write_atomically
 
 IDENTITY = "run.json"
-MAY_CHANGE = ("loss.", "augment.", "optim.", "ema.", "burn_in.", "train.images", "train.accumulate", "train.precision")
+MAY_CHANGE = (
+    "loss.",
+    "augment.",
+    "optim.",
+    "ema.half_life",
+    "ema.ramp",
+    "burn_in.",
+    "train.images",
+    "train.accumulate",
+    "train.precision",
+)
 """What --override_resume lets another value in for; all else decides what a checkpoint holds, or which images come next."""
 CONFIG = "config.yaml"
 

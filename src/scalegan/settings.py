@@ -25,6 +25,8 @@ from scalegan.run import flatten
 PRESETS = Path(__file__).parents[2] / "configs"
 LOOSE = ("run", "init_from", "init_networks", "init_partial", "override_resume")
 """Fields of `Config` that stand in no section."""
+TUPLES = {"betas_g", "betas_d", "power"}
+"""Fields that hold several numbers, which YAML and JSON read as lists."""
 SECTIONS = {
     "data": config_module.DataConfig,
     "model": ModelConfig,
@@ -103,9 +105,8 @@ def to_config(fields: dict[str, Any]) -> Config:
     for name, section in SECTIONS.items():
         values = fields[name]
         values = values.as_dict() if isinstance(values, Namespace) else dict(values)
-        for betas in ("betas_g", "betas_d"):
-            if betas in values:
-                values[betas] = tuple(float(b) for b in values[betas])
+        for name_ in TUPLES & values.keys():
+            values[name_] = tuple(float(number) for number in values[name_])
         sections[name] = section(**values)
     loose = {name: fields[name] for name in LOOSE if name in fields}
     loose["run"] = fields["run"] or f"runs/{Path(sections['data'].path).name or 'run'}"

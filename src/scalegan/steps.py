@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 
-from scalegan import augment, losses, random, schedules
+from scalegan import augment, losses, power, random, schedules
 from scalegan.config import Config
 from scalegan.critic import Critic, Scores
 from scalegan.data.loader import Batch, normalise
@@ -122,6 +122,7 @@ class Game:
         for network in (generator, critic):
             place(network, accelerator.device)
         self.ema = make_ema(generator)
+        self.powers = {std: make_ema(generator) for std in config.ema.power}
         if config.train.compile:
             # In place, and before DDP: it then sees ordinary modules, whose gradients it reduces as they come.
             generator.compile(dynamic=False)
@@ -219,7 +220,7 @@ class Game:
     def _set_classes(self, strength: float) -> None:
         """How far the classes have come in by now, for all networks."""
         if self.config.model.ramped:
-            for network in (self.bare_generator, self.bare_critic, self.ema):
+            for network in (self.bare_generator, self.bare_critic, self.ema, *self.powers.values()):
                 set_strength(network, strength)
 
     def _number(self, images_seen: int) -> int:
@@ -230,6 +231,8 @@ class Game:
         average_running_statistics(self.bare_generator)
         half_life = schedules.scheduled(self.config, images_seen).half_life
         update_ema(self.ema, self.bare_generator, schedules.ema_decay(half_life, self.config.train.batch))
+        for std, average in self.powers.items():
+            update_ema(average, self.bare_generator, power.decay(std, self._number(images_seen)))
 
     def _score(
         self, real: Batch, fakes: Tensor, fake_labels: Tensor, first: int, penalised: bool, now: schedules.Scheduled

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 
-from scalegan import checkpoint, run, schedules, start
+from scalegan import checkpoint, power, run, schedules, start
 from scalegan.background import Saver
 from scalegan.config import Config
 from scalegan.data.index import Index, is_remote
@@ -61,6 +61,8 @@ class Trainer:
         self.done: dict[str, int] = {}  # what was made last at how many images
         self.game.prime()
         wandb_id = self.resume()
+        if accelerator.is_main_process:
+            checkpoint.cut_snapshots(self.run_dir, self.clock.images_seen)
         self.outputs = Outputs(config, accelerator, index, self.clock.images_seen, wandb_id, self.group)
 
     def train(self) -> bool:
@@ -118,6 +120,8 @@ class Trainer:
             self.once("samples", lambda: self.outputs.samples(self.game.ema, self.clock.images_seen))
         if due(self.config.evaluation.every):
             improved = self.once("evaluation", self.evaluate) or False
+        if self.game.powers and due(log.snapshots):
+            self.once("snapshot", self.snapshot)
         if improved or due(log.checkpoint):
             self.once("checkpoint", self.save)
 
@@ -184,6 +188,19 @@ class Trainer:
             self.saver.start(self.clock.images_seen, self.tensors() | {"statistics": statistics}, self.state(), best)
         self.outputs.stalled += time.perf_counter() - start
 
+    def snapshot(self) -> None:
+        """The averages by power functions as they are now, on process 0."""
+        start = time.perf_counter()
+        if self.accelerator.is_main_process:
+            try:
+                checkpoint.save(self.run_dir, self.clock.images_seen, self.averages(), self.state(), checkpoint.SNAPSHOTS)
+            except OSError as error:
+                self.tell(f"snapshot at {self.clock.images_seen} images was NOT saved: {error}")
+        self.outputs.stalled += time.perf_counter() - start
+
+    def averages(self) -> dict[str, dict[str, torch.Tensor]]:
+        return {power.part(std): average.state_dict() for std, average in self.game.powers.items()}
+
     def tell(self, problem: str | None) -> None:
         """Loudly that a checkpoint could not be written: the one before stays, and the next is made when it is due."""
         if problem:
@@ -202,6 +219,7 @@ class Trainer:
             "ema": game.ema.state_dict(),
             "opt_g": checkpoint.optimizer_tensors(game.opt_g.optimizer),
             "opt_d": checkpoint.optimizer_tensors(game.opt_d.optimizer),
+            **self.averages(),
         }
 
     def state(self) -> dict[str, Any]:
@@ -240,6 +258,8 @@ class Trainer:
         self.game.bare_generator.load_state_dict(taken.tensors("generator"))
         self.game.bare_critic.load_state_dict(taken.tensors("critic"))
         self.game.ema.load_state_dict(taken.tensors("ema"))
+        for std, average in self.game.powers.items():
+            average.load_state_dict(taken.tensors(power.part(std)))
         checkpoint.restore_optimizer(self.game.opt_g.optimizer, taken.tensors("opt_g"))
         checkpoint.restore_optimizer(self.game.opt_d.optimizer, taken.tensors("opt_d"))
         self.statistics.restore(taken.tensors("statistics"), self.accelerator.process_index, self.accelerator.num_processes)

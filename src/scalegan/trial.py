@@ -100,7 +100,14 @@ def cut_config(config: Config, index: Index, run: Path) -> Config:
         train=replace(train, images=STEPS * batch, batch=batch, accumulate=rounds, deterministic=cuda),
         # Lines of metrics that end on both sides of the stop at half time, and not at it.
         log=replace(
-            log, every=3 * batch, samples=4 * batch, checkpoint=5 * batch, grid=min(log.grid, 16), wandb="off", step_losses=True
+            log,
+            every=3 * batch,
+            samples=4 * batch,
+            checkpoint=5 * batch,
+            snapshots=4 * batch,
+            grid=min(log.grid, 16),
+            wandb="off",
+            step_losses=True,
         ),
         evaluation=replace(
             evaluation,
