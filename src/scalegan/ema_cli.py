@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 AVERAGES = "ema"
 """Folder of a run that they are written to."""
+ITERATIONS = 20
+"""Power iterations by which the spectral norms of the sum settle, from those of the averages on."""
 FARTHEST = 0.2
 """Largest distance of the profile from that of the width that it is named by."""
 
@@ -43,6 +45,7 @@ def run(args: argparse.Namespace) -> int:
     if out.exists():
         raise UserError(f"{out} exists already: give another --out")
     tensors, distance = combined(snapshots, args.std)
+    tensors = settled(tensors, last)
     checkpoint.write(out, last.images_seen, {"ema": tensors}, last.state | {"ema_std": args.std})
     print(
         f"average of width {args.std:g} at {last.images_seen} images in {out}; of {len(snapshots)} snapshots, "
@@ -72,10 +75,7 @@ def read_snapshots(run_dir: Path, at: int | None) -> list[Checkpoint]:
 
 
 def combined(snapshots: Sequence[Checkpoint], std: float) -> tuple[dict[str, Tensor], float]:
-    """The average of width `std` at the last snapshot, and the distance of its profile. Summed in float64.
-
-    What is no weight stays as it is in the last one: whole numbers, and how far classes have come in (`RampedEmbedding`).
-    """
+    """The average of width `std` at the last snapshot, and the distance of its profile. Summed in float64."""
     import torch
 
     widths = snapshots[-1].state["config"]["ema"]["power"]
@@ -88,10 +88,25 @@ def combined(snapshots: Sequence[Checkpoint], std: float) -> tuple[dict[str, Ten
             f"{len(snapshots)} snapshots (its profile would be off by {distance:.0%}): give one nearer to them"
         )
     last = snapshots[-1].tensors(power.part(widths[0]))
-    weights = [n for n, t in last.items() if t.is_floating_point() and n.rpartition(".")[2] != "strength"]
-    total = {name: torch.zeros_like(last[name], dtype=torch.float64) for name in weights}
+    total = {n: torch.zeros_like(t, dtype=torch.float64) for n, t in last.items() if t.is_floating_point()}
     for (found, width), factor in zip(sources, factors.tolist(), strict=True):
         tensors = found.tensors(power.part(width))
         for name, sum_ in total.items():
             sum_.add_(tensors[name].double(), alpha=factor)
     return {name: total[name].to(tensor.dtype) if name in total else tensor for name, tensor in last.items()}, distance
+
+
+def settled(tensors: dict[str, Tensor], last: Checkpoint) -> dict[str, Tensor]:
+    """The same generator, in which what is no weight but follows from weights and clock is set anew."""
+    from scalegan import schedules, settings
+    from scalegan.models import build_generator
+    from scalegan.models.conditions import set_strength
+    from scalegan.models.layers import follow_weights
+
+    model, data = settings.to_config(last.state["config"]).model, last.state["data"]
+    generator = build_generator(model, tuple(data["shape"]), len(data["classes"]))
+    generator.load_state_dict(tensors)
+    set_strength(generator, schedules.class_strength(model, last.images_seen))
+    for _ in range(ITERATIONS):
+        follow_weights(generator)
+    return generator.state_dict()

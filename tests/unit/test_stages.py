@@ -16,6 +16,9 @@ R3GAN = ModelConfig(family="r3gan", width=8, max_width=16, critic_width=8, criti
 FAMILIES = {
     "dcgan": DCGAN,
     "dcgan, spectral, conditional": replace(DCGAN, critic_norm="spectral", conditional=True),
+    "resnet": replace(DCGAN, family="resnet", conditional=True),
+    "biggan": replace(DCGAN, family="biggan"),
+    "fastgan": replace(DCGAN, family="fastgan"),
     "r3gan": R3GAN,
     "r3gan, conditional": replace(R3GAN, conditional=True),
 }

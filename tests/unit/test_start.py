@@ -116,7 +116,7 @@ def test_the_record_names_the_files_by_their_sha256(config, index, other):
         ({"z_dim": 9}, r"model.z_dim: 8 -> 9; generator.project.weight do not fit"),
         ({"critic_norm": "batch"}, "model.critic_norm: none -> batch; critic.discriminator.layers"),
         ({"conditional": False}, "model.conditional: True -> False"),
-        ({"family": "r3gan", "critic_norm": "batch"}, "a generator of the family dcgan, which is r3gan here"),
+        ({"family": "r3gan", "critic_norm": "auto"}, "a generator of the family dcgan, which is r3gan here"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
