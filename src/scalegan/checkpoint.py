@@ -23,6 +23,8 @@ from torch import Tensor
 from scalegan.errors import UserError
 
 MANIFEST = "manifest.json"
+CHECKPOINTS, SNAPSHOTS = "checkpoints", "snapshots"
+"""Folders of a run: what it goes on from, and the averages that it leaves on its way (see `power`)."""
 ASIDE = ".old"
 """Ending of a checkpoint that is being replaced by one of the same name."""
 
@@ -37,8 +39,10 @@ class Checkpoint:
     """sha256 by file name."""
 
     def tensors(self, name: str, device: str = "cpu") -> dict[str, Tensor]:
-        """Tensors of one part, such as `generator`. Raises `UserError` when its file is damaged."""
+        """Tensors of one part, such as `generator`. Raises `UserError` when its file is damaged or there is none."""
         file = f"{name}.safetensors"
+        if file not in self.files:
+            raise UserError(f"checkpoint {self.path} has no {file}: give another one")
         problem = self.problem(only=file)
         if problem:
             raise UserError(problem)
@@ -61,16 +65,27 @@ class Checkpoint:
 
 
 def checkpoints(run_dir: Path) -> Path:
-    return run_dir / "checkpoints"
+    return run_dir / CHECKPOINTS
 
 
-def save(run_dir: Path, images_seen: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> Path:
+def save(
+    run_dir: Path,
+    images_seen: int,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    state: Mapping[str, Any],
+    kind: str = CHECKPOINTS,
+) -> Path:
     """Write checkpoint `images_seen`; returns its folder. An older one of the same name is replaced. Raises `OSError`."""
-    parent = checkpoints(run_dir)
-    parent.mkdir(parents=True, exist_ok=True)
+    parent = run_dir / kind
     for left_over in parent.glob(".tmp-*"):
         shutil.rmtree(left_over, ignore_errors=True)
-    final = parent / f"{images_seen:09d}"
+    return write(parent / f"{images_seen:09d}", images_seen, tensors, state)
+
+
+def write(final: Path, images_seen: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> Path:
+    """`save` into a folder of any name."""
+    parent = final.parent
+    parent.mkdir(parents=True, exist_ok=True)
     temporary, aside = parent / f".tmp-{final.name}-{os.getpid()}", parent / f"{final.name}{ASIDE}"
     temporary.mkdir()
     try:
@@ -114,9 +129,9 @@ def read(path: Path) -> Checkpoint:
     return found
 
 
-def folders(run_dir: Path) -> list[Path]:
+def folders(run_dir: Path, kind: str = CHECKPOINTS) -> list[Path]:
     """Checkpoint folders, newest first."""
-    found = [p for p in checkpoints(run_dir).glob("[0-9]*") if p.is_dir() and p.name.removesuffix(ASIDE).isdigit()]
+    found = [p for p in (run_dir / kind).glob("[0-9]*") if p.is_dir() and p.name.removesuffix(ASIDE).isdigit()]
     return sorted(found, key=lambda p: (number(p), not p.name.endswith(ASIDE)), reverse=True)
 
 
@@ -162,6 +177,13 @@ def prune(run_dir: Path, newest: int, keep: int, also: Iterable[int]) -> None:
     kept = set(also)
     for path in [p for p in folders(run_dir) if number(p) <= newest][keep:]:
         if number(path) not in kept:
+            shutil.rmtree(path)
+
+
+def cut_snapshots(run_dir: Path, images_seen: int) -> None:
+    """Delete those after `images_seen`, where a run goes on: it makes them again."""
+    for path in folders(run_dir, SNAPSHOTS):
+        if number(path) > images_seen:
             shutil.rmtree(path)
 
 

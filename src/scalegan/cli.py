@@ -35,6 +35,7 @@ COMMANDS = {
     "shards": Command("scalegan.data.shards_cli", "turn images or volumes into the shards that training reads"),
     "train": Command("scalegan.train", "train on one process (`accelerate launch -m scalegan.train` for several)"),
     "evaluate": Command("scalegan.evaluation.command", "measure the generator of a run against its data"),
+    "ema": Command("scalegan.ema_cli", "make an averaged generator of any width of the snapshots of a run"),
     "sample": Command("scalegan.sampling_cli", "make images with the generator of a run"),
     "plot": Command("scalegan.plots", "draw the curves of a run and a GIF of its training"),
     "doctor": Command("scalegan.doctor", "check this machine, and a run, for what stops or slows training"),

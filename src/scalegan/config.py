@@ -125,6 +125,8 @@ class OptimConfig:
     """Longest gradient of a network: a longer one is scaled down to it; 0 is off."""
     critic_steps: int = 1
     """Steps of the critic, each on a batch of its own, to one of the generator."""
+    freeze_critic: int = 0
+    """First stages of the critic, from the image on, that stay as `init_from` has them (FreezeD, Mo et al. 2020)."""
 
     def __post_init__(self) -> None:
         require(self.lr_g > 0 and self.lr_d > 0, "optim.lr_g and optim.lr_d must be above 0")
@@ -137,6 +139,7 @@ class OptimConfig:
         require(self.warmup >= 0, f"optim.warmup is {self.warmup}: give 0 or more images")
         require(self.clip >= 0, f"optim.clip is {self.clip}: give 0 or more")
         require(self.critic_steps >= 1, f"optim.critic_steps is {self.critic_steps}: give at least 1")
+        require(self.freeze_critic >= 0, f"optim.freeze_critic is {self.freeze_critic}: give 0 or more stages")
 
 
 @dataclass(frozen=True)
@@ -145,9 +148,16 @@ class EmaConfig:
     """Images after which a weight counts half in the averaged generator."""
     ramp: float = 0.05
     """The half-life is at most this share of the images seen so far (StyleGAN2-ADA); 0 turns the ramp off."""
+    power: tuple[float, ...] = ()
+    """Widths, as shares of the run, of further averages by power functions (Karras et al. 2024), such as [0.05, 0.1]; averages
+    of other widths are made of their snapshots after training, by `scalegan ema`."""
 
     def __post_init__(self) -> None:
         require(self.half_life >= 0, f"ema.half_life is {self.half_life}: give 0 or more images")
+        require(
+            all(0 < std <= 0.25 for std in self.power) and len(set(self.power)) == len(self.power),
+            f"ema.power is {list(self.power)}: give widths from above 0 to 0.25, each once, such as [0.05, 0.1]",
+        )
         require(0 <= self.ramp <= 1, f"ema.ramp is {self.ramp}: give a share from 0 to 1")
 
 
@@ -217,6 +227,8 @@ class LogConfig:
     """Images from one sample grid to the next."""
     checkpoint: int = 100_000
     """Images from one checkpoint to the next."""
+    snapshots: int = 100_000
+    """Images from one snapshot of the averages of `ema.power` to the next; all are kept."""
     keep: int = 2
     """Newest checkpoints that are kept, beside the best by metric."""
     grid: int = 64
@@ -229,7 +241,7 @@ class LogConfig:
     """Also write the losses of every single step to losses.csv."""
 
     def __post_init__(self) -> None:
-        for name in ("every", "samples", "checkpoint", "keep", "grid"):
+        for name in ("every", "samples", "checkpoint", "snapshots", "keep", "grid"):
             require(getattr(self, name) >= 1, f"log.{name} is {getattr(self, name)}: give at least 1")
 
 
@@ -261,6 +273,12 @@ class EvaluationConfig:
 class Config:
     run: str = ""
     """Folder of this run: checkpoints, samples, metrics. The same command continues it."""
+    init_from: str = ""
+    """Run folder, or one of its checkpoints, whose networks a new run starts from."""
+    init_networks: Literal["both", "generator", "critic"] = "both"
+    """Which networks `init_from` gives."""
+    init_partial: bool = False
+    """Take from `init_from` the layers whose names and shapes agree, and begin the others anew."""
     override_resume: bool = False
     """Go on with a run although losses, augmentation, optimizers, averaging, length, rounds or precision are others now."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -302,6 +320,10 @@ class Config:
                 f"loss.path_weight {self.loss.path_weight} is about intermediate latents, which model.family "
                 f"{self.model.family} has not: set it to 0, or take model.family {' or '.join(STYLED)}"
             )
+        if self.optim.freeze_critic and (not self.init_from or self.init_networks == "generator"):
+            raise UserError(
+                "optim.freeze_critic holds stages of a critic that has learnt before: give --init_from, with its critic"
+            )
         bounded = self.loss.penalised or self.model.norm_of_critic == "spectral"
         if self.loss.name == "wasserstein" and not bounded:
             raise UserError(
@@ -342,4 +364,5 @@ class Config:
         parts = {name: fields[name] for name in ("model", "loss", "augment", "optim", "ema", "burn_in")}
         if self.optim.schedule != "constant":
             train["images"] = self.train.images
-        return {"data": data, "train": train, **parts}
+        init = {name: fields[name] for name in ("init_from", "init_networks", "init_partial")} if self.init_from else {}
+        return {"data": data, "train": train, **parts, **init}

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from scalegan import checkpoint, figures, run, sampling
+from scalegan import checkpoint, figures, run, sampling, start
 from scalegan.config import Config
 from scalegan.data.index import Index, is_remote, read_index
 from scalegan.data.loader import Batch, batches
@@ -56,6 +56,7 @@ class Measured:
     features: float = 0.0
     """To extract the features of one image."""
     checkpoint: int = 0
+    snapshot: int = 0
     grid: int = 0
     memory_mb: float = 0.0
 
@@ -67,6 +68,7 @@ def dry_run(config: Config) -> int:
     index = read_index(config.data.path)
     check_data(config, index)
     run.check(Path(config.run), config, index.sha256)
+    origin = start.find(config, index)
     accelerator = make_accelerator(config.train)
     with tempfile.TemporaryDirectory() as cache:
         here = config
@@ -76,6 +78,8 @@ def dry_run(config: Config) -> int:
         measured = measure(here, index, accelerator, game)
     if accelerator.is_main_process:
         print(run.config_text(config))
+        if origin:
+            print(start.described(origin), end="\n\n")
         show(report(config, index, accelerator, game, measured))
     accelerator.end_training()
     return 0
@@ -123,6 +127,7 @@ def measure(config: Config, index: Index, accelerator: Accelerator, game: Game) 
     measured.drawing, images = draw(config, index, game)
     measured.features = time_features(extractor, images)
     measured.checkpoint = checkpoint_bytes(game)
+    measured.snapshot = sum(t.nbytes for average in game.powers.values() for t in average.state_dict().values())
     measured.memory_mb = memory_mb(device)
     return measured
 
@@ -161,7 +166,9 @@ def time_features(extractor: Extractor, images: Tensor) -> float:
 
 
 def checkpoint_bytes(game: Game) -> int:
-    parts: list[dict[str, Tensor]] = [net.state_dict() for net in (game.bare_generator, game.bare_critic, game.ema)]
+    parts: list[dict[str, Tensor]] = [
+        net.state_dict() for net in (game.bare_generator, game.bare_critic, game.ema, *game.powers.values())
+    ]
     parts += [checkpoint.optimizer_tensors(optimizer.optimizer) for optimizer in (game.opt_g, game.opt_d)]
     return sum(tensor.nbytes for part in parts for tensor in part.values())
 
@@ -259,14 +266,18 @@ def times(every: int, images: int, batch: int, done: int = 0) -> int:
 def outputs(config: Config, measured: Measured) -> str:
     train, log = config.train, config.log
     grids = times(log.samples, train.images, train.batch)
+    snapshots = times(log.snapshots, train.images, train.batch) if config.ema.power else 0
+    averages = f"{snapshots} snapshots of {human_bytes(measured.snapshot)}, " if snapshots else ""
     kept = min(times(log.checkpoint, train.images, train.batch), log.keep)
     folder = Path(config.run)
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     free = shutil.disk_usage(there).free
-    size = (kept + 2) * measured.checkpoint + grids * measured.grid  # a new one is written before an old one goes
+    size = (
+        (kept + 2) * measured.checkpoint + grids * measured.grid + snapshots * measured.snapshot
+    )  # a new one is written before an old one goes
     room = f"{human_bytes(size)} of {human_bytes(free)} free there{'; TOO LITTLE' if free < size else ''}"
     return (
-        f"{grids} sample grids of about {human_bytes(measured.grid)}, the newest {kept} checkpoints and the best, "
+        f"{grids} sample grids of about {human_bytes(measured.grid)}, {averages}the newest {kept} checkpoints and the best, "
         f"{human_bytes(measured.checkpoint)} each, in {folder}; at most {room}"
     )
 

@@ -16,13 +16,14 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from scalegan import figures, sampling
+from scalegan import figures, run, sampling
 from scalegan.config import Config
 from scalegan.data.index import Index, is_remote
 from scalegan.data.loader import open_reader
 from scalegan.data.order import make_order, samples_at
 from scalegan.distributed import has_bf16
 from scalegan.likeness import Likeness
+from scalegan.start import described
 from scalegan.status import Status
 from scalegan.tracking import Tracker
 
@@ -77,6 +78,8 @@ class Outputs:
             self.say(f"going on at {images_seen} images of {self.config.train.images}")
         elif len(self.index.classes) > 1 and not self.config.model.conditional:
             self.say(f"the {len(self.index.classes)} classes are not used: model.conditional is false")
+        if not images_seen and (origin := run.started_from(self.run_dir)):
+            self.say(described(origin))
         if self.config.train.precision == "bf16" and not has_bf16(self.accelerator.device.type):
             self.say("bfloat16 is emulated on this device, and slow: --train.precision fp32 will be faster")
         if not (self.run_dir / "samples" / "real.png").exists():

@@ -18,7 +18,17 @@ from scalegan.errors import UserError
 from scalegan.files import write_atomically
 
 IDENTITY = "run.json"
-MAY_CHANGE = ("loss.", "augment.", "optim.", "ema.", "burn_in.", "train.images", "train.accumulate", "train.precision")
+MAY_CHANGE = (
+    "loss.",
+    "augment.",
+    "optim.",
+    "ema.half_life",
+    "ema.ramp",
+    "burn_in.",
+    "train.images",
+    "train.accumulate",
+    "train.precision",
+)
 """What --override_resume lets another value in for; all else decides what a checkpoint holds, or which images come next."""
 CONFIG = "config.yaml"
 
@@ -86,8 +96,11 @@ def check(run_dir: Path, config: Config, data_sha256: str) -> list[str]:
     raise UserError(f"run folder {run_dir} has another configuration ({'; '.join(shown)}): {advice}")
 
 
-def claim(run_dir: Path, config: Config, data_sha256: str) -> None:
-    """Write who this run is, unless it is another one (see `check`); what was overridden stays on record."""
+def claim(run_dir: Path, config: Config, data_sha256: str, start: dict[str, Any] | None = None) -> None:
+    """Write who this run is, unless it is another one (see `check`); what was overridden stays on record.
+
+    `start` is what a new run starts from (see `start.find`).
+    """
     changed = check(run_dir, config, data_sha256)
     path = run_dir / IDENTITY
     overridden = json.loads(path.read_text()).get("overridden", []) if path.is_file() else []
@@ -95,6 +108,8 @@ def claim(run_dir: Path, config: Config, data_sha256: str) -> None:
         checkpoints = sorted((p.name for p in (run_dir / "checkpoints").glob("[0-9]*")), key=lambda name: name.rjust(20, "0"))
         overridden.append({"after_checkpoint": checkpoints[-1] if checkpoints else None, "changes": changed})
     identity = _identity(config, data_sha256) | {"overridden": overridden, "scalegan": __version__}
+    if origin := start or started_from(run_dir):
+        identity["started_from"] = origin
     write_atomically(path, json.dumps(identity, indent=1).encode())
     write_atomically(run_dir / CONFIG, config_text(config).encode())
 
@@ -105,12 +120,21 @@ def recorded_precision(run_dir: Path) -> str | None:
     return before["config"]["train"]["precision"] if before else None
 
 
+def started_from(run_dir: Path) -> dict[str, Any] | None:
+    """What the networks of the run in the folder began with; None where that was nothing, and for a new run."""
+    return _record(run_dir).get("started_from")
+
+
 def _before(run_dir: Path) -> dict[str, Any]:
+    return {name: value for name, value in _record(run_dir).items() if name in ("config", "data")}
+
+
+def _record(run_dir: Path) -> dict[str, Any]:
     path = run_dir / IDENTITY
     if not path.is_file():
         return {}
     try:
-        return {name: value for name, value in json.loads(path.read_text()).items() if name in ("config", "data")}
+        return dict(json.loads(path.read_text()).items())
     except (ValueError, AttributeError):
         raise UserError(f"{path} is damaged: restore it, or give --run another folder") from None
 

@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
@@ -24,6 +24,10 @@ from scalegan.model_config import ModelConfig
 from scalegan.run import flatten
 
 PRESETS = Path(__file__).parents[2] / "configs"
+LOOSE = ("run", "init_from", "init_networks", "init_partial", "override_resume")
+"""Fields of `Config` that stand in no section."""
+TUPLES = {"betas_g", "betas_d", "power"}
+"""Fields that hold several numbers, which YAML and JSON read as lists."""
 SECTIONS = {
     "data": config_module.DataConfig,
     "model": ModelConfig,
@@ -68,6 +72,13 @@ def parser() -> ArgumentParser:
         "--override_resume", action="store_true", help="go on with a run although its losses or rates are others now"
     )
     made.add_argument("--run", type=str, default="", help="folder of this run; the same command continues it")
+    made.add_argument("--init_from", type=str, default="", help="run or checkpoint whose networks a new run starts from")
+    made.add_argument(
+        "--init_networks", type=Literal["both", "generator", "critic"], default="both", help="which networks init_from gives"
+    )
+    made.add_argument(
+        "--init_partial", action="store_true", help="start from the layers whose names and shapes agree; others begin anew"
+    )
     for name, section in SECTIONS.items():
         made.add_class_arguments(section, name)
     return made
@@ -85,7 +96,7 @@ def parse(argv: Sequence[str]) -> Request:
     for path in _config_files(arguments):
         made.set_defaults({f"augment.{name}": value for name, value in _pipe_in(path).items()})
     found = made.parse_args(_expanded_pipe(arguments))
-    config = to_config({name: found[name] for name in ("run", "override_resume", *SECTIONS)})
+    config = to_config({name: found[name] for name in (*LOOSE, *SECTIONS)})
     if not config.data.path:
         raise UserError("data.path is not given: name a folder of shards with --data.path (make one with `scalegan shards`)")
     return Request(config, found.debug, found.dry_run)
@@ -97,12 +108,12 @@ def to_config(fields: dict[str, Any]) -> Config:
     for name, section in SECTIONS.items():
         values = fields[name]
         values = values.as_dict() if isinstance(values, Namespace) else dict(values)
-        for betas in ("betas_g", "betas_d"):
-            if betas in values:
-                values[betas] = tuple(float(b) for b in values[betas])
+        for name_ in TUPLES & values.keys():
+            values[name_] = tuple(float(number) for number in values[name_])
         sections[name] = section(**values)
-    run = fields["run"] or f"runs/{Path(sections['data'].path).name or 'run'}"
-    return Config(run=run, override_resume=fields.get("override_resume", False), **sections)
+    loose = {name: fields[name] for name in LOOSE if name in fields}
+    loose["run"] = fields["run"] or f"runs/{Path(sections['data'].path).name or 'run'}"
+    return Config(**loose, **sections)
 
 
 def read_config(path: Path) -> Config:

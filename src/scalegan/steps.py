@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 
-from scalegan import augment, losses, random, schedules
+from scalegan import augment, losses, power, random, schedules
 from scalegan.adaptive import Adaptive
 from scalegan.config import Config
 from scalegan.critic import Critic, Scores
@@ -23,6 +23,7 @@ from scalegan.errors import require
 from scalegan.models import build_discriminator, build_generator, place
 from scalegan.models.conditions import set_strength
 from scalegan.models.layers import average_running_statistics
+from scalegan.models.stages import freeze
 from scalegan.paths import Maker
 from scalegan.statistics import Values
 
@@ -103,6 +104,16 @@ def joined(first: Tensor | None, second: Tensor | None) -> Tensor | None:
     return None if first is None or second is None else torch.cat([first, second])
 
 
+def build_networks(config: Config, facts: DataFacts) -> tuple[nn.Module, Critic]:
+    """Generator and critic on the CPU: the same weights on every process, and the critic's first stages frozen if asked for."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.train.seed)
+        generator = build_generator(config.model, facts.shape, len(facts.class_counts))
+        critic = Critic(build_discriminator(config.model, facts.shape, len(facts.class_counts)), config.augment)
+    freeze(critic.discriminator, config.optim.freeze_critic)  # before DDP asks which weights have a gradient
+    return generator, critic
+
+
 class Game:
     """Generator against critic: both networks, their optimizers, and the steps they take in turn."""
 
@@ -112,13 +123,11 @@ class Game:
         share = config.train.batch // accelerator.num_processes
         self.draws = Draws(config, facts, accelerator.device, share // self.rounds, accelerator.process_index * share)
 
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.train.seed)  # every process starts from the same weights
-            generator = build_generator(config.model, facts.shape, len(facts.class_counts))
-            critic = Critic(build_discriminator(config.model, facts.shape, len(facts.class_counts)), config.augment)
+        generator, critic = build_networks(config, facts)
         for network in (generator, critic):
             place(network, accelerator.device)
         self.ema = make_ema(generator)
+        self.powers = {std: make_ema(generator) for std in config.ema.power}
         if config.train.compile:
             # In place, and before DDP: it then sees ordinary modules, whose gradients it reduces as they come.
             generator.compile(dynamic=False)
@@ -137,6 +146,8 @@ class Game:
         self.maker: Maker = accelerator.unwrap_model(self.generator)
         self.bare_generator = generator
         self.bare_critic: nn.Module = accelerator.unwrap_model(self.critic)
+        self.learning = [parameter for parameter in self.bare_critic.parameters() if parameter.requires_grad]
+        """Weights of the critic that are not frozen for good."""
         self.loss = losses.LOSSES[config.loss.name]
         self.adaptive = Adaptive(config.augment, config.train.batch, self.loss.boundary or 0.0, accelerator.device)
 
@@ -209,7 +220,8 @@ class Game:
                     values.add({"path": path, "path_length": lengths.mean()})
                 self.accelerator.backward(loss / self.rounds)
             values.add({"loss/G": adversarial, **{f"{name}/G": value for name, value in auxiliary.items()}})
-        self.bare_critic.requires_grad_(True)
+        for parameter in self.learning:
+            parameter.requires_grad_(True)
         if penalised:  # once a step, so that rounds make no difference
             self.maker.remember(values.means()["path_length"], config.path_decay)
         norm, skipped = self._step(self.opt_g, self.generator, self.config.optim.lr_g * now.rate, now.betas_g)
@@ -226,7 +238,7 @@ class Game:
     def _set_classes(self, strength: float) -> None:
         """How far the classes have come in by now, for all networks."""
         if self.config.model.ramped:
-            for network in (self.bare_generator, self.bare_critic, self.ema):
+            for network in (self.bare_generator, self.bare_critic, self.ema, *self.powers.values()):
                 set_strength(network, strength)
 
     def probability(self, now: schedules.Scheduled) -> Tensor | float:
@@ -241,6 +253,8 @@ class Game:
         average_running_statistics(self.bare_generator)
         half_life = schedules.scheduled(self.config, images_seen).half_life
         update_ema(self.ema, self.bare_generator, schedules.ema_decay(half_life, self.config.train.batch))
+        for std, average in self.powers.items():
+            update_ema(average, self.bare_generator, power.decay(std, self._number(images_seen)))
 
     def _score(
         self, real: Batch, fakes: Tensor, fake_labels: Tensor, first: int, penalised: bool, now: schedules.Scheduled

@@ -68,14 +68,16 @@ def claim(config: Config, index: Index, accelerator: Accelerator) -> run.Lock | 
     """On process 0: the lock of the run folder, or why it cannot be had, for all processes to hear."""
     if not accelerator.is_main_process:
         return None
+    from scalegan import start
     from scalegan.evaluation.features import find_weights
 
     folder = Path(config.run)
     held = None
     try:
         find_weights(config.evaluation)  # missing ones are told now, not hours later at the first evaluation
+        origin = start.find(config, index)
         held = run.Lock(folder)
-        run.claim(folder, config, index.sha256)
+        run.claim(folder, config, index.sha256, origin)
     except UserError as error:
         if held is not None:
             held.close()

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 
-from scalegan import checkpoint, schedules
+from scalegan import checkpoint, power, run, schedules, start
 from scalegan.background import Saver
 from scalegan.config import Config
 from scalegan.data.index import Index, is_remote
@@ -63,6 +63,8 @@ class Trainer:
         self.game.prime()
         wandb_id = self.resume()
         self.probe = Probe(index, self.game) if config.data.held_out else None
+        if accelerator.is_main_process:
+            checkpoint.cut_snapshots(self.run_dir, self.clock.images_seen)
         self.outputs = Outputs(config, accelerator, index, self.clock.images_seen, wandb_id, self.group)
 
     def train(self) -> bool:
@@ -120,6 +122,8 @@ class Trainer:
             self.once("samples", lambda: self.outputs.samples(self.game.ema, self.clock.images_seen))
         if due(self.config.evaluation.every):
             improved = self.once("evaluation", self.evaluate) or False
+        if self.game.powers and due(log.snapshots):
+            self.once("snapshot", self.snapshot)
         if improved or due(log.checkpoint):
             self.once("checkpoint", self.save)
 
@@ -189,6 +193,19 @@ class Trainer:
             self.saver.start(self.clock.images_seen, self.tensors() | from_everyone, self.state(), best)
         self.outputs.stalled += time.perf_counter() - start
 
+    def snapshot(self) -> None:
+        """The averages by power functions as they are now, on process 0."""
+        start = time.perf_counter()
+        if self.accelerator.is_main_process:
+            try:
+                checkpoint.save(self.run_dir, self.clock.images_seen, self.averages(), self.state(), checkpoint.SNAPSHOTS)
+            except OSError as error:
+                self.tell(f"snapshot at {self.clock.images_seen} images was NOT saved: {error}")
+        self.outputs.stalled += time.perf_counter() - start
+
+    def averages(self) -> dict[str, dict[str, torch.Tensor]]:
+        return {power.part(std): average.state_dict() for std, average in self.game.powers.items()}
+
     def tell(self, problem: str | None) -> None:
         """Loudly that a checkpoint could not be written: the one before stays, and the next is made when it is due."""
         if problem:
@@ -207,6 +224,7 @@ class Trainer:
             "ema": game.ema.state_dict(),
             "opt_g": checkpoint.optimizer_tensors(game.opt_g.optimizer),
             "opt_d": checkpoint.optimizer_tensors(game.opt_d.optimizer),
+            **self.averages(),
         }
 
     def state(self) -> dict[str, Any]:
@@ -216,6 +234,7 @@ class Trainer:
             "config": self.config.to_dict(),
             "config_hash": self.config.hash(),
             "data": data | {"class_counts": index.class_counts, "path": str(self.config.data.path), "sha256": index.sha256},
+            "started_from": run.started_from(self.run_dir),
             "best": self.best,
             "done": self.done,
             "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
@@ -225,7 +244,7 @@ class Trainer:
         }
 
     def resume(self) -> str | None:
-        """Take up the newest valid checkpoint, if there is one; returns the W&B run id to go on with."""
+        """Take up the newest valid checkpoint, or what a new run starts from; returns the W&B run id to go on with."""
         found: str | UserError | None = None
         if self.accelerator.is_main_process:
             newest, complaints = checkpoint.latest(self.run_dir)
@@ -237,11 +256,15 @@ class Trainer:
                     print(f"scalegan: {complaint}; going on with the one before", file=sys.stderr)
         path = from_main(found, self.group)
         if path is None:
+            if origin := from_main(run.started_from(self.run_dir), self.group):
+                start.load(self.game, origin)
             return None
         taken = checkpoint.read(Path(path))
         self.game.bare_generator.load_state_dict(taken.tensors("generator"))
         self.game.bare_critic.load_state_dict(taken.tensors("critic"))
         self.game.ema.load_state_dict(taken.tensors("ema"))
+        for std, average in self.game.powers.items():
+            average.load_state_dict(taken.tensors(power.part(std)))
         checkpoint.restore_optimizer(self.game.opt_g.optimizer, taken.tensors("opt_g"))
         checkpoint.restore_optimizer(self.game.opt_d.optimizer, taken.tensors("opt_d"))
         self.statistics.restore(taken.tensors("statistics"), self.accelerator.process_index, self.accelerator.num_processes)

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from scalegan import checkpoint
+from scalegan import checkpoint, start
 from scalegan.config import Config
 from scalegan.data.index import Index, content_hash, read_index, read_offsets
 from scalegan.data.loader import Batch, batches, is_resident, open_reader
@@ -68,6 +68,7 @@ def cut_config(config: Config, index: Index, run: Path) -> Config:
     return replace(
         config,
         run=str(run),
+        init_from="",
         data=replace(
             data,
             reader="stream" if data.reader == "stream" or bytes_needed(index) > RESIDENT_GB * 1e9 else "resident",
@@ -90,12 +91,24 @@ def cut_config(config: Config, index: Index, run: Path) -> Config:
         ),
         # So that steps with and without a penalty come.
         loss=replace(config.loss, penalty_every=min(config.loss.penalty_every, 2), path_every=min(config.loss.path_every, 2)),
-        optim=replace(config.optim, warmup=min(config.optim.warmup, batch), critic_steps=min(config.optim.critic_steps, 2)),
+        optim=replace(
+            config.optim,
+            warmup=min(config.optim.warmup, batch),
+            critic_steps=min(config.optim.critic_steps, 2),
+            freeze_critic=min(config.optim.freeze_critic, 1),
+        ),
         # What a resume gives is compared to the bit, which CUDA alone has to be asked for.
         train=replace(train, images=STEPS * batch, batch=batch, accumulate=rounds, deterministic=cuda),
         # Lines of metrics that end on both sides of the stop at half time, and not at it.
         log=replace(
-            log, every=3 * batch, samples=4 * batch, checkpoint=5 * batch, grid=min(log.grid, 16), wandb="off", step_losses=True
+            log,
+            every=3 * batch,
+            samples=4 * batch,
+            checkpoint=5 * batch,
+            snapshots=4 * batch,
+            grid=min(log.grid, 16),
+            wandb="off",
+            step_losses=True,
         ),
         evaluation=replace(
             evaluation,
@@ -148,6 +161,7 @@ class Trial:
         self.full.check(1)
         index = read_index(self.full.data.path)
         check_data(self.full, index)
+        start.find(self.full, index)  # raises where it does not fit; networks that are cut down start from nothing
         is_resident(index, self.full.data)  # raises where they are to be and do not fit
         self.index = cut_index(index, IMAGES)
         self.config = cut_config(self.full, self.index, self.folder / "parts")
@@ -294,7 +308,7 @@ class Trial:
         self.check_networks()
         if self.config.train.precision != "fp16":  # whose first steps look for a scale that does not overflow
             check_finite("gradient of", {n: p.grad for n, p in learner.named_parameters() if p.grad is not None})
-            without = [name for name, parameter in learner.named_parameters() if parameter.grad is None]
+            without = [name for name, p in learner.named_parameters() if p.requires_grad and p.grad is None]
             still = [name for name, value in parameters(learner).items() if same(value, before[name])]
             if without or len(still) == len(before):
                 raise Fault(f"no gradient reaches {without[0]}" if without else "no weight has changed")

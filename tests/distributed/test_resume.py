@@ -12,7 +12,7 @@ from helpers.worlds import run_world
 pytestmark = pytest.mark.distributed
 
 IMAGES = 32 * 14
-SAVED = {"log__checkpoint": 128, "log__samples": 192, "log__keep": 1}
+SAVED = {"log__checkpoint": 128, "log__samples": 192, "log__snapshots": 96, "log__keep": 1}
 CHANGES = {name.replace(".", "__"): value for name, value in FULL.items()} | SAVED
 
 
@@ -124,6 +124,24 @@ def test_every_line_of_metrics_is_there_once(unbroken):
     assert seen == [*range(64, IMAGES, 64), IMAGES]
     steps = (unbroken(2) / "losses.csv").read_text().splitlines()[1:]
     assert [int(line.split(",")[0]) for line in steps] == list(range(32, IMAGES + 1, 32))
+
+
+def test_snapshots_are_left_on_the_way_and_all_are_kept(unbroken):
+    assert sorted(path.name for path in (unbroken(2) / "snapshots").iterdir()) == [
+        f"{images:09d}" for images in (*range(96, IMAGES, 96), IMAGES)
+    ]
+
+
+def test_snapshots_of_a_later_time_are_made_again(shards, unbroken, tmp_path):
+    """As they are by a run that was killed: what another one did after the checkpoint is no part of it."""
+    command = configured(shards, tmp_path / "run", IMAGES, **CHANGES)
+    run_world(tmp_path, 1, stopped_training, command, 0, signal.SIGTERM, 32 * 5)
+    left = tmp_path / "run" / "snapshots" / f"{32 * 9:09d}"
+    shutil.copytree(left.with_name(f"{96:09d}"), left)
+    shutil.copytree(left, left.with_name(f"{32 * 9 + 1:09d}"))
+    again = run_world(tmp_path, 1, training, command)
+    assert [e.value for e in again] == [True], again
+    assert_same(tmp_path / "run", unbroken(1))
 
 
 def test_a_longer_run_goes_on_from_a_finished_one(shards, unbroken, tmp_path):

@@ -48,6 +48,7 @@ FULL = {
     "burn_in.beta2": 0.9,
     "burn_in.gamma": 2.0,
     "ema.half_life": 500,
+    "ema.power": "[0.05, 0.1]",
     "log.step_losses": "true",
 }
 
@@ -133,7 +134,11 @@ def metrics(run: Path) -> list[dict[str, float]]:
 
 
 def contents(run: Path) -> dict[str, bytes]:
-    """What has to be equal to the byte when a run was interrupted: the last checkpoint's tensors, metrics, losses, samples."""
+    """What has to be equal to the byte when a run was interrupted.
+
+    The last checkpoint's tensors, snapshots, metrics, losses, samples.
+    """
     files = [*newest(run).glob("*.safetensors"), run / "metrics.jsonl", run / "losses.csv", *(run / "samples").iterdir()]
     files += [run / "evaluations.jsonl", run / "samples.jsonl"]
-    return {file.name: file.read_bytes() for file in files if file.is_file()}
+    snapshots = {str(file.relative_to(run)): file.read_bytes() for file in run.glob("snapshots/*/*.safetensors")}
+    return {file.name: file.read_bytes() for file in files if file.is_file()} | snapshots

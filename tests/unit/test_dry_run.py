@@ -163,3 +163,10 @@ def test_how_often_something_comes_is_what_the_clock_does(every, done):
 )
 def test_sizes_are_readable(size, text):
     assert dry_run.human_bytes(size) == text
+
+
+def test_snapshots_are_counted_and_take_room(config, capsys):
+    config = replace(config, ema=replace(config.ema, power=(0.05, 0.1)), log=replace(config.log, snapshots=250))
+    assert dry_run.dry_run(config) == 0
+    leaves = rows(capsys.readouterr().out)["leaves"]
+    assert "4 snapshots of " in leaves

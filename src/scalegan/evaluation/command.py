@@ -71,7 +71,8 @@ def run(args: argparse.Namespace) -> int:
             progress=progress,
         )
     if accelerator.is_main_process:
-        report(record | {"checkpoint": str(found.path), "against": index.root}, run_dir, args.json)
+        average = {"ema_std": found.state["ema_std"]} if "ema_std" in found.state else {}
+        report(record | average | {"checkpoint": str(found.path), "against": index.root}, run_dir, args.json)
     accelerator.end_training()
     return 0
 
@@ -79,10 +80,12 @@ def run(args: argparse.Namespace) -> int:
 def choose(run: Path, which: str) -> tuple[Checkpoint, Path]:
     """The checkpoint to evaluate and the run folder it belongs to. Raises `UserError`."""
     from scalegan import checkpoint
+    from scalegan.ema_cli import AVERAGES
     from scalegan.sampling import find_checkpoint
 
     found = find_checkpoint(run if which in ("latest", "best") else Path(which))
-    run_dir = found.path.resolve().parent.parent
+    path = found.path.resolve()
+    run_dir = path.parent.parent if path.parent.name in (checkpoint.CHECKPOINTS, AVERAGES) else path
     if which == "best":
         best = found.state["best"]
         if not best:
@@ -143,7 +146,8 @@ def report(record: dict[str, Any], run_dir: Path, copy: Path | None) -> None:
 
     metric = metric_name(record["extractor"])
     name = f"{record['images_seen']:09d}-{metric}-{record['generated']}-{record['real']}-seed{record['seed']}"
-    path = run_dir / "evaluations" / f"{name}-{record['index_sha256'][:8]}.json"
+    width = f"-std{record['ema_std']:g}" if "ema_std" in record else ""
+    path = run_dir / "evaluations" / f"{name}{width}-{record['index_sha256'][:8]}.json"
     for target in (path, copy):
         if target is not None:
             target.parent.mkdir(parents=True, exist_ok=True)
