@@ -29,6 +29,9 @@ CASES = {
     "r1, conditional": PLAIN | R1 | {"model__conditional": "true"},
     "batch norm": {"model__critic_norm": "batch"},
     "batch norm, r1": {"model__critic_norm": "batch"} | R1,
+    "fastgan, conditional": AUGMENTED | {"model__family": "fastgan", "model__conditional": "true"},
+    "fastgan, r1": R1 | {"model__family": "fastgan", "model__critic_norm": "spectral"},
+    "projected": {"model__critic_family": "projected", "loss__name": "hinge"},
     "rounds": PLAIN | {"train__accumulate": 2},
     "rounds, r1, augmented": PLAIN | R1 | AUGMENTED | {"train__accumulate": 2},
 }

@@ -2,6 +2,7 @@
 
 from contextlib import nullcontext
 from dataclasses import replace
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ import torch
 from scalegan.config import Config, TrainConfig
 from scalegan.errors import UserError
 from scalegan.model_config import ModelConfig
-from scalegan.models import build_discriminator, build_generator, r3gan
+from scalegan.models import DISCRIMINATORS, GENERATORS, build_discriminator, build_generator, r3gan
 from scalegan.models.conditions import set_strength
 from scalegan.models.layers import BatchNorm, halvings
 from scalegan.schedules import class_strength
@@ -17,7 +18,10 @@ from scalegan.schedules import class_strength
 SHAPES = [(3, 64, 64), (3, 100, 100), (1, 28, 28), (1, 104, 88), (1, 208, 176), (3, 33, 17), (1, 9, 300)]
 SMALL = ModelConfig(z_dim=8, width=4, max_width=16, critic_width=4, critic_max_width=16)
 R3GAN = ModelConfig(family="r3gan", z_dim=8, width=8, max_width=16, critic_width=8, critic_max_width=16, group_width=4)
-FAMILIES = {"dcgan": SMALL, "r3gan": R3GAN}
+FASTGAN = replace(SMALL, family="fastgan")
+FAMILIES = {"dcgan": SMALL, "r3gan": R3GAN, "fastgan": FASTGAN}
+APART = FAMILIES | {"dcgan": replace(SMALL, critic_norm="none"), "fastgan": replace(FASTGAN, critic_norm="spectral")}
+"""With critics that look at each image by itself."""
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -27,7 +31,14 @@ def test_any_height_and_width(family, shape):
     images = build_generator(config, shape, 0)(torch.randn(2, 8), torch.zeros(2, dtype=torch.int64))
     assert images.shape == (2, *shape)
     assert family == "r3gan" or images.abs().max() <= 1
-    assert build_discriminator(config, shape, 0)(images, torch.zeros(2, dtype=torch.int64)).logits.shape == (2,)
+    logits = build_discriminator(config, shape, 0)(images, torch.zeros(2, dtype=torch.int64)).logits
+    assert logits.shape == (2,) if family != "fastgan" else (logits.ndim, len(logits)) == (2, 2)
+
+
+def test_every_family_that_can_be_asked_for_is_there():
+    asked = get_type_hints(ModelConfig)
+    assert set(GENERATORS) == set(get_args(asked["family"]))
+    assert {"same", *DISCRIMINATORS} == set(get_args(asked["critic_family"]))
 
 
 def test_sizes_halve_rounding_up_until_one_side_is_under_8():
@@ -60,10 +71,13 @@ def test_a_kaiming_critic_keeps_its_scale_at_the_start():
     assert 0.2 < logits.square().mean().sqrt() < 5
 
 
-@pytest.mark.parametrize("norm", ["none", "batch"])
-def test_a_critic_says_truly_whether_it_couples_samples(norm):
+@pytest.mark.parametrize(
+    ("family", "norm"), [("dcgan", "none"), ("dcgan", "batch"), ("fastgan", "spectral"), ("fastgan", "batch")]
+)
+def test_a_critic_says_truly_whether_it_couples_samples(family, norm):
     torch.manual_seed(0)
-    critic = build_discriminator(ModelConfig(critic_norm=norm, critic_width=8, critic_max_width=32), (3, 32, 32), 0)
+    config = ModelConfig(critic_family=family, critic_norm=norm, critic_width=8, critic_max_width=32)
+    critic = build_discriminator(config, (3, 32, 32), 0).eval()
     images, labels = torch.randn(4, 3, 32, 32), torch.zeros(4, dtype=torch.int64)
     alone = critic(images[:2], labels[:2]).logits
     together = critic(images, labels).logits[:2]
@@ -71,21 +85,21 @@ def test_a_critic_says_truly_whether_it_couples_samples(norm):
     assert torch.allclose(alone, together, atol=1e-6) is not critic.couples_samples
 
 
-@pytest.mark.parametrize("config", [replace(SMALL, critic_norm="none"), R3GAN], ids=FAMILIES)
+@pytest.mark.parametrize("config", APART.values(), ids=APART)
 def test_a_conditional_model_looks_at_the_label(config):
     torch.manual_seed(0)
     config = replace(config, conditional=True)
-    generator, critic = build_generator(config, (1, 16, 16), 3), build_discriminator(config, (1, 16, 16), 3)
+    generator, critic = build_generator(config, (1, 16, 16), 3), build_discriminator(config, (1, 16, 16), 3).eval()
     z = torch.randn(1, 8)
     first, second = (generator.eval()(z, torch.tensor([label])) for label in (0, 2))
     assert (first - second).abs().max() > 1e-3
-    assert critic(first, torch.tensor([0])).logits != critic(first, torch.tensor([2])).logits
+    assert not torch.equal(critic(first, torch.tensor([0])).logits, critic(first, torch.tensor([2])).logits)
 
 
-@pytest.mark.parametrize("config", [replace(SMALL, critic_norm="none"), R3GAN], ids=FAMILIES)
+@pytest.mark.parametrize("config", APART.values(), ids=APART)
 def test_a_classifier_is_judged_by_its_cross_entropy_and_leaves_the_logit_alone(config):
     torch.manual_seed(0)
-    critic = build_discriminator(replace(config, conditional=True, class_head="classifier"), (1, 16, 16), 3)
+    critic = build_discriminator(replace(config, conditional=True, class_head="classifier"), (1, 16, 16), 3).eval()
     images = torch.randn(6, 1, 16, 16)
     first, second = (critic(images, torch.full((6,), label)) for label in (0, 2))
     assert torch.equal(first.logits, second.logits)
@@ -95,11 +109,11 @@ def test_a_classifier_is_judged_by_its_cross_entropy_and_leaves_the_logit_alone(
 
 
 @pytest.mark.parametrize("head", ["projection", "classifier"])
-@pytest.mark.parametrize("config", [replace(SMALL, critic_norm="none"), R3GAN], ids=FAMILIES)
+@pytest.mark.parametrize("config", APART.values(), ids=APART)
 def test_classes_come_in_from_their_mean(config, head):
     torch.manual_seed(0)
     config = replace(config, conditional=True, class_head=head, class_ramp=1000)
-    networks = build_generator(config, (1, 16, 16), 3).eval(), build_discriminator(config, (1, 16, 16), 3)
+    networks = build_generator(config, (1, 16, 16), 3).eval(), build_discriminator(config, (1, 16, 16), 3).eval()
     latents, images = torch.randn(1, 8), torch.randn(1, 1, 16, 16)
     apart = []
     for strength in (0.0, 0.5, 1.0):
@@ -107,7 +121,7 @@ def test_classes_come_in_from_their_mean(config, head):
             set_strength(network, strength)
         made = [networks[0](latents, torch.tensor([label])) for label in (0, 2)]
         judged = [networks[1](images, torch.tensor([label])).logits for label in (0, 2)]
-        apart.append(((made[0] - made[1]).abs().max().item(), (judged[0] - judged[1]).abs().item()))
+        apart.append(((made[0] - made[1]).abs().max().item(), (judged[0] - judged[1]).abs().max().item()))
     assert apart[0] == (0.0, 0.0)
     assert 0 < apart[1][0] < apart[2][0]
     assert head == "classifier" or 0 < apart[1][1] < apart[2][1]
@@ -119,7 +133,7 @@ def test_the_strength_of_classes_follows_the_clock(start, ramp, expected):
     assert [class_strength(model, seen) for seen in (99, 100, 200)] == expected
 
 
-@pytest.mark.parametrize(("generator", "critic"), [("dcgan", "r3gan"), ("r3gan", "dcgan")])
+@pytest.mark.parametrize(("generator", "critic"), [("dcgan", "r3gan"), ("r3gan", "dcgan"), ("fastgan", "r3gan")])
 def test_a_generator_of_one_family_takes_a_critic_of_another(generator, critic):
     config = replace(FAMILIES[generator], critic_family=critic, group_width=4)
     images = build_generator(config, (3, 20, 12), 0)(torch.randn(2, 8), torch.zeros(2, dtype=torch.int64))
@@ -187,7 +201,11 @@ def test_resampling_keeps_a_constant_image_and_moves_nothing(up):
 @pytest.mark.parametrize(
     ("fields", "told"),
     [
-        ({"family": "r3gan", "critic_norm": "spectral"}, "model.critic_norm is a setting of model.family dcgan"),
+        ({"family": "r3gan", "critic_norm": "spectral"}, "model.critic_norm is a setting of model.family dcgan and fastgan"),
+        (
+            {"family": "fastgan", "critic_norm": "none"},
+            "a critic fastgan always normalises its weights, give spectral or batch",
+        ),
         ({"family": "r3gan", "critic_family": "dcgan", "width": 12}, "model.width 12: r3gan wants twice it"),
         ({"class_ramp": 100}, "model.class_ramp does nothing without classes"),
         ({"blocks": 3}, "model.blocks is a setting of model.family r3gan"),
