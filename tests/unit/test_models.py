@@ -2,6 +2,7 @@
 
 from contextlib import nullcontext
 from dataclasses import replace
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ import torch
 from scalegan.config import Config, TrainConfig
 from scalegan.errors import UserError
 from scalegan.model_config import ModelConfig
-from scalegan.models import build_discriminator, build_generator, r3gan
+from scalegan.models import DISCRIMINATORS, GENERATORS, build_discriminator, build_generator, r3gan
 from scalegan.models.conditions import set_strength
 from scalegan.models.layers import BatchNorm, ConditionalBatchNorm, halvings
 from scalegan.schedules import class_strength
@@ -19,8 +20,11 @@ SMALL = ModelConfig(z_dim=8, width=4, max_width=16, critic_width=4, critic_max_w
 R3GAN = ModelConfig(family="r3gan", z_dim=8, width=8, max_width=16, critic_width=8, critic_max_width=16, group_width=4)
 RESNET = replace(SMALL, family="resnet")
 BIGGAN = replace(SMALL, family="biggan", attention=8)
+FASTGAN = replace(SMALL, family="fastgan")
 STYLEGAN2 = replace(SMALL, family="stylegan2", map_layers=2)
-FAMILIES = {"dcgan": SMALL, "r3gan": R3GAN, "resnet": RESNET, "biggan": BIGGAN, "stylegan2": STYLEGAN2}
+FAMILIES = {
+    "dcgan": SMALL, "r3gan": R3GAN, "resnet": RESNET, "biggan": BIGGAN, "fastgan": FASTGAN, "stylegan2": STYLEGAN2,
+}  # fmt: skip
 STILL = {
     "dcgan": replace(SMALL, conditional=True, critic_norm="none"),
     "dcgan, norm": replace(SMALL, conditional=True, critic_norm="none", class_via="norm"),
@@ -29,9 +33,10 @@ STILL = {
     "resnet, concat": replace(RESNET, conditional=True, critic_norm="none", class_via="concat"),
     "biggan": replace(BIGGAN, conditional=True, critic_norm="none"),
     "biggan, concat": replace(BIGGAN, conditional=True, critic_norm="none", class_via="concat"),
+    "fastgan": replace(FASTGAN, conditional=True, critic_norm="spectral"),
     "stylegan2": replace(STYLEGAN2, conditional=True, std_group=0),
 }
-"""Conditional, with critics that judge an image alike each time, and by itself."""
+"""Conditional, with critics that look at each image by itself."""
 
 
 def tell_classes_apart(generator):
@@ -48,8 +53,15 @@ def test_any_height_and_width(family, shape):
     config = FAMILIES[family]
     images = build_generator(config, shape, 0)(torch.randn(2, 8), torch.zeros(2, dtype=torch.int64))
     assert images.shape == (2, *shape)
-    assert family != "dcgan" or images.abs().max() <= 1
-    assert build_discriminator(config, shape, 0)(images, torch.zeros(2, dtype=torch.int64)).logits.shape == (2,)
+    assert family not in ("dcgan", "resnet", "biggan", "fastgan") or images.abs().max() <= 1
+    logits = build_discriminator(config, shape, 0)(images, torch.zeros(2, dtype=torch.int64)).logits
+    assert logits.shape == (2,) if family != "fastgan" else (logits.ndim, len(logits)) == (2, 2)
+
+
+def test_every_family_that_can_be_asked_for_is_there():
+    asked = get_type_hints(ModelConfig)
+    assert set(GENERATORS) == set(get_args(asked["family"]))
+    assert {"same", *DISCRIMINATORS} == set(get_args(asked["critic_family"]))
 
 
 def test_sizes_halve_rounding_up_until_one_side_is_under_8():
@@ -82,12 +94,12 @@ def test_a_kaiming_critic_keeps_its_scale_at_the_start():
     assert 0.2 < logits.square().mean().sqrt() < 5
 
 
-@pytest.mark.parametrize("norm", ["none", "batch"])
-@pytest.mark.parametrize("family", ["dcgan", "resnet", "biggan"])
+@pytest.mark.parametrize("norm", ["spectral", "batch"])
+@pytest.mark.parametrize("family", ["dcgan", "resnet", "biggan", "fastgan"])
 def test_a_critic_says_truly_whether_it_couples_samples(family, norm):
     torch.manual_seed(0)
-    config = ModelConfig(family=family, critic_norm=norm, critic_width=8, critic_max_width=32)
-    critic = build_discriminator(config, (3, 32, 32), 0)
+    config = ModelConfig(critic_family=family, critic_norm=norm, critic_width=8, critic_max_width=32)
+    critic = build_discriminator(config, (3, 32, 32), 0).eval()
     images, labels = torch.randn(4, 3, 32, 32), torch.zeros(4, dtype=torch.int64)
     alone = critic(images[:2], labels[:2]).logits
     together = critic(images, labels).logits[:2]
@@ -98,18 +110,18 @@ def test_a_critic_says_truly_whether_it_couples_samples(family, norm):
 @pytest.mark.parametrize("config", STILL.values(), ids=STILL)
 def test_a_conditional_model_looks_at_the_label(config):
     torch.manual_seed(0)
-    generator, critic = build_generator(config, (1, 16, 16), 3), build_discriminator(config, (1, 16, 16), 3)
+    generator, critic = build_generator(config, (1, 16, 16), 3), build_discriminator(config, (1, 16, 16), 3).eval()
     tell_classes_apart(generator)
     z = torch.randn(1, 8)
     first, second = (generator.eval()(z, torch.tensor([label])) for label in (0, 2))
     assert (first - second).abs().max() > 1e-3
-    assert critic(first, torch.tensor([0])).logits != critic(first, torch.tensor([2])).logits
+    assert not torch.equal(critic(first, torch.tensor([0])).logits, critic(first, torch.tensor([2])).logits)
 
 
 @pytest.mark.parametrize("config", STILL.values(), ids=STILL)
 def test_a_classifier_is_judged_by_its_cross_entropy_and_leaves_the_logit_alone(config):
     torch.manual_seed(0)
-    critic = build_discriminator(replace(config, class_head="classifier"), (1, 16, 16), 3)
+    critic = build_discriminator(replace(config, class_head="classifier"), (1, 16, 16), 3).eval()
     images = torch.randn(6, 1, 16, 16)
     first, second = (critic(images, torch.full((6,), label)) for label in (0, 2))
     assert torch.equal(first.logits, second.logits)
@@ -123,7 +135,7 @@ def test_a_classifier_is_judged_by_its_cross_entropy_and_leaves_the_logit_alone(
 def test_classes_come_in_from_their_mean(config, head):
     torch.manual_seed(0)
     config = replace(config, class_head=head, class_ramp=1000)
-    networks = build_generator(config, (1, 16, 16), 3).eval(), build_discriminator(config, (1, 16, 16), 3)
+    networks = build_generator(config, (1, 16, 16), 3).eval(), build_discriminator(config, (1, 16, 16), 3).eval()
     tell_classes_apart(networks[0])
     latents, images = torch.randn(1, 8), torch.randn(1, 1, 16, 16)
     apart = []
@@ -132,7 +144,7 @@ def test_classes_come_in_from_their_mean(config, head):
             set_strength(network, strength)
         made = [networks[0](latents, torch.tensor([label])) for label in (0, 2)]
         judged = [networks[1](images, torch.tensor([label])).logits for label in (0, 2)]
-        apart.append(((made[0] - made[1]).abs().max().item(), (judged[0] - judged[1]).abs().item()))
+        apart.append(((made[0] - made[1]).abs().max().item(), (judged[0] - judged[1]).abs().max().item()))
     assert apart[0] == (0.0, 0.0)
     assert 0 < apart[1][0] < apart[2][0]
     assert head == "classifier" or 0 < apart[1][1] < apart[2][1]
@@ -147,14 +159,10 @@ def test_the_strength_of_classes_follows_the_clock(start, ramp, expected):
 @pytest.mark.parametrize(
     ("generator", "critic"),
     [
-        ("dcgan", "r3gan"),
-        ("r3gan", "dcgan"),
-        ("r3gan", "resnet"),
-        ("biggan", "r3gan"),
-        ("stylegan2", "r3gan"),
-        ("r3gan", "stylegan2"),
+        ("dcgan", "r3gan"), ("r3gan", "dcgan"), ("r3gan", "resnet"), ("biggan", "r3gan"), ("fastgan", "r3gan"),
+        ("stylegan2", "r3gan"), ("r3gan", "stylegan2"),
     ],
-)
+)  # fmt: skip
 def test_a_generator_of_one_family_takes_a_critic_of_another(generator, critic):
     config = replace(FAMILIES[generator], critic_family=critic, group_width=4)
     images = build_generator(config, (3, 20, 12), 0)(torch.randn(2, 8), torch.zeros(2, dtype=torch.int64))
@@ -222,7 +230,11 @@ def test_resampling_keeps_a_constant_image_and_moves_nothing(up):
 @pytest.mark.parametrize(
     ("fields", "told"),
     [
-        ({"family": "r3gan", "critic_norm": "spectral"}, "model.critic_norm is a setting of model.family dcgan"),
+        ({"family": "r3gan", "critic_norm": "spectral"}, "model.critic_norm is a setting of model.family dcgan and resnet"),
+        (
+            {"family": "fastgan", "critic_norm": "none"},
+            "a critic fastgan always normalises its weights, give spectral or batch",
+        ),
         ({"family": "r3gan", "critic_family": "dcgan", "width": 12}, "model.width 12: r3gan wants twice it"),
         ({"class_ramp": 100}, "model.class_ramp does nothing without classes"),
         ({"class_via": "norm"}, "model.class_via does nothing without classes"),

@@ -162,70 +162,28 @@ class Decoder(nn.Module):
         return at_least_float32(self.to_image(x)).tanh()
 
 
-class Discriminator(nn.Module):
-    """Images [N, C, H, W] and labels [N] -> `Judgement` with logits [N, K] of patches and the loss `reconstruction`."""
+class Painter(nn.Module):
+    """Paints views from two maps that a discriminator has of them, and says how far off it is (section 3.2)."""
 
     pattern: Tensor
 
-    def __init__(self, config: ModelConfig, shape: tuple[int, int, int], classes: int) -> None:
+    def __init__(self, shape: tuple[int, int, int], widths: tuple[int, int], halved: tuple[int, int], norm: Norm) -> None:
+        """widths: channels of the map before the last and of the last; halved: how often each is halved from the view."""
         super().__init__()
         channels, height, width = shape
-        sizes = halvings(height, width)
-        last = next((i for i, size in enumerate(sizes) if min(size) >= SMALLEST), len(sizes) - 1)
-        sizes = sizes[last:][::-1]  # from the image's to that of the last map
-        self.couples_samples = config.norm_of_critic == "batch"
-        norm, bias = critic_normalisation(config), not self.couples_samples
-
-        first = int(min(height, width) >= STRIDED)
-        stem = Halve(channels, config.critic_width, bias=False) if first else conv3x3(channels, config.critic_width)
-        widths = [min(config.critic_max_width, config.critic_width * 2**i) for i in range(len(sizes) - first)]
-        self.stem = nn.Sequential(stem, Slope())
-        self.downs = nn.ModuleList(Down(a, b, norm, bias) for a, b in pairwise(widths))
-        inner = min(config.critic_max_width, 2 * widths[-1])
-        kernel = (min(4, sizes[-1][0]), min(4, sizes[-1][1]))
-        self.patches = nn.Sequential(
-            nn.Conv2d(widths[-1], inner, 1, bias=bias), norm(inner), Slope(), nn.Conv2d(inner, 1, kernel, bias=bias)
-        )
-
-        self.smaller = next((i for i, s in enumerate(sizes) if i and min(s) <= SMALL_VIEW), 0)
-        few = [max(1, w // 2) for w in widths[max(0, self.smaller + 1 - first) :]]
-        begin = Halve(channels, few[0], bias=False) if few else conv3x3(channels, widths[-1])
-        layers = [begin, Slope()]
-        for a, b in pairwise(few):
-            layers += [Halve(a, b, bias=bias), norm(b), Slope()]
-        layers.append(nn.Conv2d(few[-1] if few else widths[-1], 1, kernel, bias=bias))
-        self.small_patches = nn.Sequential(*layers)
-
-        # Halvings from what the two decoders aim at to the map they begin with, and from the view to what they aim at.
-        self.whole_up, self.part_up = (min(len(DECODER), max(0, len(sizes) - 1 - i)) for i in (0, 1))
-        self.whole_down, self.part_down = len(sizes) - 1 - self.whole_up, max(0, len(sizes) - 2 - self.part_up)
-        self.whole = Decoder(widths[-1], widths[-1], self.whole_up, channels, norm)
-        self.part = Decoder(widths[-2:][0], widths[-1], self.part_up, channels, norm)
-        self.head = ClassHead(config, widths[-1], classes) if config.conditional else None
-        self.apply(start_dcgan)
-        if self.head is not None:
-            nn.init.normal_(self.head.classes.weight, std=0.02)
-        normalise_weights(self, nn.Conv2d, nn.Linear, nn.Embedding)
+        self.part_up, self.whole_up = (min(times, len(DECODER)) for times in halved)
+        self.part_down, self.whole_down = halved[0] - self.part_up, halved[1] - self.whole_up
+        self.part = Decoder(widths[0], widths[1], self.part_up, channels, norm)
+        self.whole = Decoder(widths[1], widths[1], self.whole_up, channels, norm)
         self.register_buffer("pattern", normal_noise(torch.zeros(1, dtype=torch.int64), 0, height, width), persistent=False)
 
-    def forward(self, images: Tensor, labels: Tensor) -> Judgement:
-        maps = [self.stem(images)]
-        for down in self.downs:
-            maps.append(down(maps[-1]))
-        logits = at_least_float32(self.patches(maps[-1])).flatten(1)
-        small = at_least_float32(self.small_patches(pooled(images, self.smaller))).flatten(1)
-        judgement = Judgement(logits, {}) if self.head is None else self.head(maps[-1].mean((2, 3)), labels, logits)
-        auxiliary = judgement.auxiliary | {"reconstruction": self.reconstruction(images, maps)}
-        return Judgement(torch.cat([judgement.logits, small], dim=1), auxiliary)
-
-    def reconstruction(self, images: Tensor, maps: list[Tensor]) -> Tensor:
+    def forward(self, views: Tensor, before: Tensor, last: Tensor) -> Tensor:
         """Error [N] of the whole view as painted from the last map, plus that of a quarter from the one before (eq. 4)."""
-        views = at_least_float32(images)
-        whole, target = self.whole(maps[-1]), pooled(views, self.whole_down)
+        whole, target = self.whole(last), pooled(views, self.whole_down)
         height, width = target.shape[-2:]
         error = squared_error(whole[..., :height, :width], target)
 
-        where, before, target = self.quarters(views), maps[-2:][0], pooled(views, self.part_down)
+        where, target = self.quarters(views), pooled(views, self.part_down)
         height, width = before.shape[-2:]
         part = self.part(quarter(before, where, (height - height // 2, width - width // 2)))
         times = 2**self.part_up  # an odd map's halves share a line, and what it covers may end beyond the view
@@ -240,6 +198,65 @@ class Discriminator(nn.Module):
         """
         place = (views.detach() * self.pattern).sum((1, 2, 3))
         return place % 1 >= 0.5, place % 0.5 >= 0.25
+
+
+class Discriminator(nn.Module):
+    """Images [N, C, H, W] and labels [N] -> `Judgement` with logits [N, K] of patches and the loss `reconstruction`.
+
+    Half of the logits come from a trunk of maps, half from a branch that sees a small view.
+    """
+
+    def __init__(self, config: ModelConfig, shape: tuple[int, int, int], classes: int) -> None:
+        super().__init__()
+        channels, height, width = shape
+        sizes = halvings(height, width)
+        last = next((i for i, size in enumerate(sizes) if min(size) >= SMALLEST), len(sizes) - 1)
+        sizes = sizes[last:][::-1]  # from the image's to that of the last map
+        self.couples_samples = config.norm_of_critic == "batch"
+        norm, bias = critic_normalisation(config), not self.couples_samples
+
+        first = int(min(height, width) >= STRIDED)  # the size of the first map, among `sizes`
+        widths = [min(config.critic_max_width, config.critic_width * 2**i) for i in range(len(sizes) - first)]
+        begin = Halve(channels, widths[0], bias=False) if first else conv3x3(channels, widths[0])
+        self.stem = nn.Sequential(begin, Slope())
+        self.downs = nn.ModuleList(Down(a, b, norm, bias) for a, b in pairwise(widths))
+        inner = min(config.critic_max_width, 2 * widths[-1])
+        kernel = (min(4, sizes[-1][0]), min(4, sizes[-1][1]))
+        self.patches = nn.Sequential(
+            nn.Conv2d(widths[-1], inner, 1, bias=bias), norm(inner), Slope(), nn.Conv2d(inner, 1, kernel, bias=bias)
+        )
+        self.smaller = next((i for i, size in enumerate(sizes) if i and min(size) <= SMALL_VIEW), 0)
+        half = [max(1, w // 2) for w in [*[widths[0]] * first, *widths]][self.smaller :]
+        branch = small_branch(channels, half, norm, bias=bias)
+        self.small_patches = nn.Sequential(*branch, nn.Conv2d(half[-1], 1, kernel, bias=bias))
+
+        before = max(0, len(widths) - 2)
+        self.painter = Painter(shape, (widths[before], widths[-1]), (before + first, len(sizes) - 1), norm)
+        self.head = ClassHead(config, widths[-1], classes) if config.conditional else None
+        self.apply(start_dcgan)
+        if self.head is not None:
+            nn.init.normal_(self.head.classes.weight, std=0.02)
+        normalise_weights(self, nn.Conv2d, nn.Linear, nn.Embedding)
+
+    def forward(self, images: Tensor, labels: Tensor) -> Judgement:
+        before = last = self.stem(images)
+        for down in self.downs:
+            before, last = last, down(last)
+        logits = at_least_float32(self.patches(last)).flatten(1)
+        small = at_least_float32(self.small_patches(pooled(images, self.smaller))).flatten(1)
+        judgement = Judgement(logits, {}) if self.head is None else self.head(last.mean((2, 3)), labels, logits)
+        painted = {"reconstruction": self.painter(at_least_float32(images), before, last)}
+        return Judgement(torch.cat([judgement.logits, small], dim=1), judgement.auxiliary | painted)
+
+
+def small_branch(channels: int, widths: list[int], norm: Norm, *, bias: bool) -> list[nn.Module]:
+    """From a small view to the size of the last map. `widths` begins with that of the view's own size, which has no map."""
+    if len(widths) == 1:
+        return [conv3x3(channels, widths[0]), Slope()]
+    layers: list[nn.Module] = [Halve(channels, widths[1], bias=False), Slope()]
+    for a, b in pairwise(widths[1:]):
+        layers += [Halve(a, b, bias=bias), norm(b), Slope()]
+    return layers
 
 
 def squared_error(ours: Tensor, theirs: Tensor) -> Tensor:

@@ -45,18 +45,18 @@ class Mixing(nn.Module):
         super().__init__()
         self.count = len(widths)
         self.resizes = nn.ModuleList(Resize(small, large, linear) for large, small in pairwise(sizes))
-        below = [*widths[1:], widths[-1]]
-        for i, (inputs, width, wide) in enumerate(zip(channels, widths, below, strict=True)):
+        for i, (inputs, width) in enumerate(zip(channels, widths, strict=True)):
             self.register_buffer(f"channels_{i}", drawn(width, inputs, 1))
             self.register_buffer(f"scales_{i}", drawn(width, width, 3))
-            self.register_buffer(f"narrow_{i}", drawn(width, wide, 1))
+        for i, (width, coarser) in enumerate(pairwise(widths)):
+            self.register_buffer(f"up_{i}", drawn(width, coarser, 1))
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
         mixed: list[Tensor] = []
         for i in reversed(range(self.count)):
             x = F.conv2d(maps[i], self.get_buffer(f"channels_{i}"))
             if mixed:
-                x = x + F.conv2d(self.resizes[i](mixed[0]), self.get_buffer(f"narrow_{i}"))
+                x = x + self.resizes[i](F.conv2d(mixed[0], self.get_buffer(f"up_{i}")))
             mixed.insert(0, F.conv2d(x, self.get_buffer(f"scales_{i}"), padding=1))
         return mixed
 
@@ -75,7 +75,7 @@ class Discriminator(nn.Module):
         self.mixing = Mixing(list(STAGES.values()), widths, sizes)
         self.couples_samples = config.norm_of_critic == "batch"
         norm, bias = critic_normalisation(config), not self.couples_samples
-        self.heads = nn.ModuleList(head(widths[i:], norm, bias=bias) for i in range(len(STAGES)))
+        self.heads = nn.ModuleList(descent(widths[i:], norm, bias=bias) for i in range(len(STAGES)))
         self.patches = nn.ModuleList(nn.Conv2d(widths[-1], 1, PATCH, bias=bias) for _ in STAGES)
         self.head = ClassHead(config, len(STAGES) * widths[-1], classes) if config.conditional else None
         self.apply(start_dcgan)
@@ -94,7 +94,7 @@ class Discriminator(nn.Module):
         return Judgement(logits, {}) if self.head is None else self.head(seen, labels, logits)
 
 
-def head(widths: list[int], norm: Norm, *, bias: bool) -> nn.Module:
+def descent(widths: list[int], norm: Norm, *, bias: bool) -> nn.Module:
     """From a map down to the size of the coarsest."""
     layers: list[nn.Module] = [nn.Conv2d(widths[0], widths[0], 3, padding=1, bias=bias), norm(widths[0]), Slope()]
     for a, b in pairwise(widths):
