@@ -12,7 +12,8 @@ PLAIN = {"model__critic_norm": "none", "model__init": "kaiming"}
 R1 = {"loss__r1_gamma": 2.0}
 AUGMENTED = {"augment__brightness": 0.5, "augment__shift": 0.2, "augment__mirror": "true", "augment__cutout": 0.3}
 # Every loss, with every penalty. Steps in rounds are compared with the generator's batch norm in evaluation mode: in training
-# mode images are normalised with those of their round, which are others on another number of processes.
+# mode images are normalised with those of their round, which are others on another number of processes; a spectral norm in the
+# critic goes on by an iteration a round, and so meets other images too.
 CASES = {
     "non_saturating": PLAIN,
     "minimax": PLAIN | {"loss__name": "minimax"},
@@ -29,6 +30,12 @@ CASES = {
     "r1, conditional": PLAIN | R1 | {"model__conditional": "true"},
     "batch norm": {"model__critic_norm": "batch"},
     "batch norm, r1": {"model__critic_norm": "batch"} | R1,
+    "class norms": PLAIN | {"model__conditional": "true", "model__class_via": "norm", "model__class_ramp": 64},
+    "resnet, conditional, r1": {"model__family": "resnet", "loss__name": "hinge", "model__conditional": "true"} | R1,
+    "resnet, batch norm": {"model__family": "resnet", "model__critic_norm": "batch", "loss__name": "hinge"},
+    "biggan": {"model__family": "biggan", "model__attention": 8} | R1,
+    "biggan, classifier, rounds": {"model__family": "biggan", "model__attention": 8, "model__critic_norm": "none"}
+    | {"model__conditional": "true", "model__class_head": "classifier", "train__accumulate": 2},
     "rounds": PLAIN | {"train__accumulate": 2},
     "rounds, r1, augmented": PLAIN | R1 | AUGMENTED | {"train__accumulate": 2},
 }
@@ -91,7 +98,8 @@ def test_gradients_equal_those_of_one_process(worlds, case):
         names = [name for name in whole if name.startswith(network)]
         assert len(names) >= 5
         difference = norm([first[name] - whole[name] for name in names]) / norm([whole[name] for name in names])
-        assert difference < (1e-12 if double else 1e-6), network
+        rounding = 1e-5 if "model__family" in CASES[case] else 1e-6  # of float32; residual networks are deeper
+        assert difference < (1e-12 if double else rounding), network
 
 
 def norm(arrays):

@@ -64,6 +64,17 @@ def test_a_run_stopped_by_a_signal_goes_on_to_the_same_bytes(shards, tmp_path, u
     assert_same(tmp_path / "run", reference)
 
 
+def test_biggan_with_its_spectral_norms_goes_on_to_the_same_bytes(shards, tmp_path):
+    changes = {name: value for name, value in CHANGES.items() if name not in ("model__critic_norm", "model__init")}
+    changes |= {"model__family": "biggan", "model__attention": 8, "model__class_ramp": 256}
+    reference = configured(shards, tmp_path / "reference", IMAGES, **changes)
+    command = configured(shards, tmp_path / "run", IMAGES, **changes)
+    assert [e.value for e in run_world(tmp_path, 2, training, reference)] == [True] * 2
+    assert [e.value for e in run_world(tmp_path, 2, stopped_training, command, 1, signal.SIGTERM, 32 * 5)] == [False] * 2
+    assert [e.value for e in run_world(tmp_path, 2, training, command)] == [True] * 2
+    assert_same(tmp_path / "run", tmp_path / "reference")
+
+
 def scaled(function, *arguments):
     """With a loss scale that grows, as under fp16, which itself needs a GPU."""
     import torch

@@ -288,6 +288,16 @@ def test_spectral_norm_is_torchs():
     torch.testing.assert_close(ours.state_dict(), theirs.state_dict())
 
 
+def test_power_iterations_go_on_inside_a_penalty():
+    critic, images, labels = make_critic(CRITICS["biggan, spectral"])
+    critic.train()
+    buffers = [m._u for m in critic.modules() if isinstance(m, SpectralNorm) and len(m._u) > 1]
+    before = [u.clone() for u in buffers]
+    critic(images, labels, None, True).steepness.sum().backward()
+    assert len(buffers) > 10
+    assert not any(torch.equal(u, old) for u, old in zip(buffers, before, strict=True))
+
+
 def test_averaged_weights_have_a_spectral_norm_of_their_own():
     """Weights that turn at every step: the singular vectors of their average are no average, nor those of the last weights."""
     torch.manual_seed(0)

@@ -224,9 +224,9 @@ class SpectralNorm(nn.Module):
     def iterate(self, weight: Tensor, times: int = 1) -> None:
         """Bring the two vectors nearer to the singular vectors of the largest singular value."""
         matrix = weight.flatten(1)
-        for _ in range(times):
-            self._u.copy_(F.normalize(matrix.mv(self._v), dim=0))
-            self._v.copy_(F.normalize(matrix.T.mv(self._u), dim=0))
+        for _ in range(times):  # by `out`: `torch.func` takes copying into a buffer for a mistake
+            F.normalize(matrix.mv(self._v), dim=0, out=self._u)
+            F.normalize(matrix.T.mv(self._u), dim=0, out=self._v)
 
     def forward(self, weight: Tensor) -> Tensor:
         with torch.autocast(weight.device.type, enabled=False):
