@@ -35,7 +35,10 @@ def same_labels(n):
 
 
 def test_at_32_the_resnets_are_those_of_sngan_for_cifar10():
-    """4.3 and 1.05 million parameters: the layers of Miyato et al. 2018, table 4, written out."""
+    """4.3 and 1.05 million parameters: the layers of Miyato et al. 2018, table 4, written out.
+
+    torch-mimicry 0.1.16 has the same, and with ten classes (gains and biases of six norms, a projection) those further down.
+    """
 
     def conv(a, b, side=3):
         return a * b * side**2 + b
@@ -50,6 +53,10 @@ def test_at_32_the_resnets_are_those_of_sngan_for_cifar10():
     critic = build_discriminator(CIFAR, (3, 32, 32), 0)
     assert count(critic) == discriminator
     assert critic.layers(torch.zeros(1, 3, 32, 32)).shape == (1, 128, 8, 8)
+    conditional = replace(CIFAR, conditional=True)
+    counts = [count(build(conditional, (3, 32, 32), 10)) for build in (build_generator, build_discriminator)]
+    # One gain and one bias of all images become ten: nine more.
+    assert counts == [generator + 6 * 9 * 2 * 256, discriminator + 10 * 128] == [4_304_387, 1_055_105]
 
 
 def test_at_128_biggan_has_the_published_numbers_of_parameters(monkeypatch):
