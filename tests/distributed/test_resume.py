@@ -64,19 +64,18 @@ def test_a_run_stopped_by_a_signal_goes_on_to_the_same_bytes(shards, tmp_path, u
     assert_same(tmp_path / "run", reference)
 
 
-def test_running_means_and_hashed_noise_go_on_where_they_were(shards, tmp_path):
-    """StyleGAN2 with path lengths, whose state is more than weights."""
-    others = {name: value for name, value in CHANGES.items() if name not in ("model__critic_norm", "model__init")}
-    changes = others | {"model__family": "stylegan2", "model__map_layers": 2, "loss__path_weight": 2.0, "loss__path_every": 2}
+@pytest.mark.parametrize("family", [
+    {"model__family": "stylegan2", "model__map_layers": 2, "loss__path_weight": 2.0, "loss__path_every": 2},
+    {"model__family": "biggan", "model__attention": 8, "model__class_ramp": 256},
+], ids=lambda changes: changes["model__family"])  # fmt: skip
+def test_a_family_whose_state_is_more_than_weights_goes_on_to_the_same_bytes(shards, tmp_path, family):
+    """Running means, hashed noise and path lengths; vectors of spectral norms and classes that come in."""
+    changes = {name: value for name, value in CHANGES.items() if name not in ("model__critic_norm", "model__init")} | family
     reference = configured(shards, tmp_path / "reference", IMAGES, **changes)
     command = configured(shards, tmp_path / "run", IMAGES, **changes)
-    for config, function, arguments in (
-        (reference, training, ()),
-        (command, stopped_training, (0, signal.SIGTERM, 32 * 5)),
-        (command, training, ()),
-    ):
-        ended = run_world(tmp_path, 2, function, config, *arguments)
-        assert [e.exitcode for e in ended] == [0, 0], ended
+    assert [e.value for e in run_world(tmp_path, 2, training, reference)] == [True] * 2
+    assert [e.value for e in run_world(tmp_path, 2, stopped_training, command, 1, signal.SIGTERM, 32 * 5)] == [False] * 2
+    assert [e.value for e in run_world(tmp_path, 2, training, command)] == [True] * 2
     assert_same(tmp_path / "run", tmp_path / "reference")
 
 

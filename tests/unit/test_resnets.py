@@ -35,7 +35,10 @@ def same_labels(n):
 
 
 def test_at_32_the_resnets_are_those_of_sngan_for_cifar10():
-    """4.3 and 1.05 million parameters: the layers of Miyato et al. 2018, table 4, written out."""
+    """4.3 and 1.05 million parameters: the layers of Miyato et al. 2018, table 4, written out.
+
+    torch-mimicry 0.1.16 has the same, and with ten classes (gains and biases of six norms, a projection) those further down.
+    """
 
     def conv(a, b, side=3):
         return a * b * side**2 + b
@@ -50,6 +53,10 @@ def test_at_32_the_resnets_are_those_of_sngan_for_cifar10():
     critic = build_discriminator(CIFAR, (3, 32, 32), 0)
     assert count(critic) == discriminator
     assert critic.layers(torch.zeros(1, 3, 32, 32)).shape == (1, 128, 8, 8)
+    conditional = replace(CIFAR, conditional=True)
+    counts = [count(build(conditional, (3, 32, 32), 10)) for build in (build_generator, build_discriminator)]
+    # One gain and one bias of all images become ten: nine more.
+    assert counts == [generator + 6 * 9 * 2 * 256, discriminator + 10 * 128] == [4_304_387, 1_055_105]
 
 
 def test_at_128_biggan_has_the_published_numbers_of_parameters(monkeypatch):
@@ -286,6 +293,16 @@ def test_spectral_norm_is_torchs():
     gradients = [network.parametrizations.weight.original.grad for network in (ours, theirs)]
     torch.testing.assert_close(*gradients)
     torch.testing.assert_close(ours.state_dict(), theirs.state_dict())
+
+
+def test_power_iterations_go_on_inside_a_penalty():
+    critic, images, labels = make_critic(CRITICS["biggan, spectral"])
+    critic.train()
+    buffers = [m._u for m in critic.modules() if isinstance(m, SpectralNorm) and len(m._u) > 1]
+    before = [u.clone() for u in buffers]
+    critic(images, labels, None, True).steepness.sum().backward()
+    assert len(buffers) > 10
+    assert not any(torch.equal(u, old) for u, old in zip(buffers, before, strict=True))
 
 
 def test_averaged_weights_have_a_spectral_norm_of_their_own():
