@@ -10,7 +10,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from helpers.runs import FULL, configured, metrics, tensors, training
+from helpers.runs import FULL, configured, metrics, tensors
 from helpers.shards import make_shards
 from scalegan.data.held_out import read_held_out
 from scalegan.data.index import read_index
@@ -100,7 +100,7 @@ def test_every_layer_is_in_its_mode_again_after_a_failure_too():
 
 
 @pytest.mark.parametrize("changes", [{"model.critic_norm": "spectral"}, FULL], ids=["spectral norm", "everything"])
-def test_a_run_ends_with_the_same_bytes_with_and_without(shards, held_out, tmp_path, changes):
+def test_a_run_ends_with_the_same_bytes_with_and_without(training, shards, held_out, tmp_path, changes):
     for name, folder in (("with", held_out), ("without", "")):
         training(configured(shards, tmp_path / name, 128, **changes | {"data.held_out": folder}))
     for network in ("generator", "critic", "ema", "opt_g", "opt_d"):
@@ -146,7 +146,7 @@ def test_images_that_are_trained_on_are_refused(shards):
         read_held_out(str(shards), read_index(shards))
 
 
-def test_a_held_out_folder_that_is_none_is_told_before_anything_starts(shards, tmp_path):
+def test_a_held_out_folder_that_is_none_is_told_before_anything_starts(training, shards, tmp_path):
     with pytest.raises(UserError, match="nowhere"):
         training(configured(shards, tmp_path / "run", 64, **{"data.held_out": tmp_path / "nowhere"}))
     assert not (tmp_path / "run").exists()
