@@ -2,6 +2,7 @@
 
 import pytest
 
+from helpers import runs
 from helpers.shards import make_shards
 
 
@@ -11,3 +12,13 @@ def shards(tmp_path_factory):
     folder = tmp_path_factory.mktemp("shards") / "shapes"
     make_shards(folder)
     return folder
+
+
+@pytest.fixture
+def training(monkeypatch):
+    """`helpers.runs.training` in this process: what it leaves out of a run is there again after the test."""
+    from scalegan.outputs import Outputs
+
+    for name in ("evaluate", "finished"):
+        monkeypatch.setattr(Outputs, name, getattr(Outputs, name))
+    return runs.training

@@ -9,7 +9,7 @@ import argparse
 import io
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -168,13 +168,11 @@ def draw_accuracy(history: History) -> Path | None:
         return None
     with _figure(history, "accuracy.png") as axes_of:
         [axes] = axes_of(1)
-        for name, colour in (("real", BLUE), ("fake", ORANGE)):
+        for name, colour, style in (("real", BLUE, "-"), ("fake", ORANGE, "-"), ("held_out", BLUE, ":")):
             kimg, values = series(history.metrics, f"accuracy/{name}")
-            axes.plot(kimg, 100 * values, color=colour, label=f"{name} images", marker=_marker(kimg))
-        kimg, values = series(history.metrics, "accuracy/held_out")
-        if len(kimg):
-            label = "held-out real images"
-            axes.plot(kimg, 100 * values, color=BLUE, linestyle=":", label=label, marker=_marker(kimg))
+            if len(kimg):
+                label = f"{name.replace('_', '-')} images"
+                axes.plot(kimg, 100 * values, color=colour, linestyle=style, label=label, marker=_marker(kimg))
         axes.axhline(50, color=GREY, linestyle="--", linewidth=1, label="guessing")
         axes.set(title="Accuracy of the discriminator", ylabel="judged right (%)", ylim=(0, 102))
         axes.legend(ncols=4)
@@ -258,13 +256,11 @@ def draw_nearest(history: History, count: int = 8) -> Path | None:
     chosen = np.argsort(last["nearest_distances"], kind="stable")[:count]
     with Image.open(paths[last["images_seen"]]) as picture:
         samples = tiles(picture, index.height, index.width)[chosen]
-    reader = StreamReader(index, DataConfig(path=index.root))
     try:
-        real = reader.load(np.array(last["nearest_images"])[chosen]).images.transpose(0, 3, 1, 2)
-    except UserError:  # the same of single shards
+        with closing(StreamReader(index, DataConfig(path=index.root))) as reader:
+            real = reader.load(np.array(last["nearest_images"])[chosen]).images.transpose(0, 3, 1, 2)
+    except UserError:  # as of the index, of single shards
         return None
-    finally:
-        reader.close()
     pairs = fit(grid(np.concatenate([samples, real]), len(chosen)), 480, 960)
     path = history.run_dir / "figures" / "nearest.png"
     save_picture(path, captioned(pairs, f"{history.caption(last['images_seen'])}: nearest training images below"))

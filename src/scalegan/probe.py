@@ -92,11 +92,12 @@ def overfit_gap(train: float, held_out: float, fake: float) -> float:
 
 @contextmanager
 def in_evaluation(*networks: nn.Module) -> Iterator[None]:
-    """No running statistic and no vector of a spectral norm moves: the training goes on as if nobody had looked."""
+    """No running statistic and no vector of a spectral norm moves; afterwards every layer is in the mode that it was in."""
+    modes = [(module, module.training) for network in networks for module in network.modules()]
     for network in networks:
         network.eval()
     try:
         yield
     finally:
-        for network in networks:
-            network.train()
+        for module, mode in modes:
+            module.training = mode

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from helpers.runs import configured, training
+from helpers.runs import configured
 from helpers.shards import make_shards
 from scalegan.diagnosis import diagnose, read_record
 
@@ -63,7 +63,13 @@ def data(tmp_path_factory):
     return folder
 
 
-def recorded(data, run, images, steps, seed, changes):
+@pytest.fixture
+def recorded(data, tmp_path, training):
+    """What a run writes down: (images, steps, seed, changes) -> its record."""
+    return lambda *arguments: record(training, data, tmp_path / "run", *arguments)
+
+
+def record(training, data, run, images, steps, seed, changes):
     options = WORKING | {"data.held_out": data / "held_out", "train.seed": seed} | changes
     training(configured(data / images, run, steps * BATCH, **options))
     return read_record(run)
@@ -75,19 +81,19 @@ def names(record):
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("name", FAILING)
-def test_a_run_that_fails_is_told_how(data, tmp_path, name, seed):
+def test_a_run_that_fails_is_told_how(recorded, name, seed):
     steps, changes = FAILING[name]
-    record = recorded(data, tmp_path / "run", "few" if name == "discriminator overfitting" else "many", steps, seed, changes)
-    assert names(record) == [name]
+    images = "few" if name == "discriminator overfitting" else "many"
+    assert names(recorded(images, steps, seed, changes)) == [name]
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("name", ["R1", *(pytest.param(name, marks=pytest.mark.slow) for name in HEALTHY if name != "R1")])
-def test_a_healthy_run_ends_healthy_and_is_never_told_that_it_fails(data, tmp_path, name, seed):
+def test_a_healthy_run_ends_healthy_and_is_never_told_that_it_fails(recorded, name, seed):
     steps, changes = HEALTHY[name]
-    record = recorded(data, tmp_path / "run", "many", steps, seed, changes)
-    assert names(record) == ["healthy"]
-    for count, line in enumerate(record.metrics, 1):
-        grids = [grid for grid in record.samples if grid["images_seen"] <= line["images_seen"]]
-        early = replace(record, metrics=record.metrics[:count], samples=grids)
+    whole = recorded("many", steps, seed, changes)
+    assert names(whole) == ["healthy"]
+    for count, line in enumerate(whole.metrics, 1):
+        grids = [grid for grid in whole.samples if grid["images_seen"] <= line["images_seen"]]
+        early = replace(whole, metrics=whole.metrics[:count], samples=grids)
         assert names(early) in (["too early to tell"], ["healthy"]), line["images_seen"]

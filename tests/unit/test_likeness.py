@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from helpers.runs import configured, training
+from helpers.runs import configured
 from scalegan.evaluation.ssim import distances, thumbnails
 from scalegan.likeness import Likeness, to_nearest_other
 
@@ -56,7 +56,7 @@ def test_an_image_is_not_its_own_neighbour():
     assert to_nearest_other(thumbs, 2) > 50
 
 
-def test_every_sample_grid_leaves_a_line(shards, tmp_path):
+def test_every_sample_grid_leaves_a_line(training, shards, tmp_path):
     training(configured(shards, tmp_path, 96, **{"log.samples": 64}))
     lines = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
     assert [line["images_seen"] for line in lines] == [64, 96]

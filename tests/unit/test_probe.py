@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
@@ -9,9 +10,10 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from helpers.runs import FULL, configured, metrics, tensors, training
+from helpers.runs import FULL, configured, metrics, tensors
 from helpers.shards import make_shards
 from scalegan.data.held_out import read_held_out
+from scalegan.data.index import read_index
 from scalegan.errors import UserError
 from scalegan.probe import MOST, Probe, chosen, in_evaluation, overfit_gap
 from scalegan.steps import DataFacts, Game
@@ -28,14 +30,8 @@ def held_out(tmp_path_factory):
 
 def game_of(shards, run, **changes):
     config = configured(shards, run, 64, **changes)
-    index = make_index(shards)
+    index = read_index(shards)
     return Game(config, Accelerator(cpu=True), DataFacts((3, 16, 16), index.class_counts)), index
-
-
-def make_index(shards):
-    from scalegan.data.index import read_index
-
-    return read_index(shards)
 
 
 @pytest.mark.parametrize(("held", "gap"), [(3.0, 0.0), (1.0, 0.5), (-1.0, 1.0), (-2.0, 1.25), (4.0, -0.25)])
@@ -95,15 +91,16 @@ def test_looking_moves_nothing(shards, held_out, tmp_path):
     assert all(network.training for network in networks)
 
 
-def test_networks_learn_again_after_a_failure():
-    network = torch.nn.BatchNorm2d(3)
-    with pytest.raises(RuntimeError), in_evaluation(network):
+def test_every_layer_is_in_its_mode_again_after_a_failure_too():
+    network = torch.nn.Sequential(torch.nn.BatchNorm2d(3), torch.nn.BatchNorm2d(3).eval())
+    with suppress(RuntimeError), in_evaluation(network):
+        assert not any(module.training for module in network.modules())
         raise RuntimeError
-    assert network.training
+    assert [module.training for module in network.modules()] == [True, True, False]
 
 
 @pytest.mark.parametrize("changes", [{"model.critic_norm": "spectral"}, FULL], ids=["spectral norm", "everything"])
-def test_a_run_ends_with_the_same_bytes_with_and_without(shards, held_out, tmp_path, changes):
+def test_a_run_ends_with_the_same_bytes_with_and_without(training, shards, held_out, tmp_path, changes):
     for name, folder in (("with", held_out), ("without", "")):
         training(configured(shards, tmp_path / name, 128, **changes | {"data.held_out": folder}))
     for network in ("generator", "critic", "ema", "opt_g", "opt_d"):
@@ -124,21 +121,32 @@ def test_every_loss_has_an_accuracy(shards, held_out, tmp_path, loss):
     assert 0 <= measured["accuracy/held_out"] <= 1
 
 
+@pytest.mark.parametrize("family", ["r3gan", "resnet", "biggan", "fastgan"])
+def test_every_family_is_scored_and_left_as_it_was(shards, held_out, tmp_path, family):
+    changes = {"model__group_width": 8} if family == "r3gan" else {}
+    game, index = game_of(shards, tmp_path, data__held_out=held_out, model__family=family, model__conditional=True, **changes)
+    probe = Probe(index, game)
+    before = {name: tensor.clone() for name, tensor in game.bare_critic.state_dict().items()}
+    measured = probe.measure()
+    assert all(np.isfinite(list(measured.values())))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in game.bare_critic.state_dict().items())
+
+
 def test_a_folder_of_other_images_is_refused(shards, tmp_path):
     index = make_shards(tmp_path / "small", 40, height=12)
     with pytest.raises(UserError, match=r"has height 12 and data.path .* has 16: write both"):
-        read_held_out(str(tmp_path / "small"), make_index(shards))
+        read_held_out(str(tmp_path / "small"), read_index(shards))
     with pytest.raises(UserError, match="has classes"):
-        read_held_out(str(shards), replace(make_index(shards), classes=("a", "b")))
+        read_held_out(str(shards), replace(read_index(shards), classes=("a", "b")))
     assert index.height == 12
 
 
 def test_images_that_are_trained_on_are_refused(shards):
     with pytest.raises(UserError, match="shares 3 shards with"):
-        read_held_out(str(shards), make_index(shards))
+        read_held_out(str(shards), read_index(shards))
 
 
-def test_a_held_out_folder_that_is_none_is_told_before_anything_starts(shards, tmp_path):
+def test_a_held_out_folder_that_is_none_is_told_before_anything_starts(training, shards, tmp_path):
     with pytest.raises(UserError, match="nowhere"):
         training(configured(shards, tmp_path / "run", 64, **{"data.held_out": tmp_path / "nowhere"}))
     assert not (tmp_path / "run").exists()
