@@ -15,8 +15,9 @@ from scalegan.config import EvaluationConfig
 from scalegan.errors import UserError
 from scalegan.evaluation import weights
 from scalegan.evaluation.features import Extractor, load_extractor, metric_name, plain_float32
-from scalegan.evaluation.inception import Inception, tf1_matrix, tf1_resize
+from scalegan.evaluation.inception import Inception
 from scalegan.evaluation.lite0 import Lite0
+from scalegan.evaluation.resize import tf1, tf1_matrix
 from scalegan.evaluation.team import Team
 
 CPU = torch.device("cpu")
@@ -158,8 +159,8 @@ def test_inception_equals_torch_fidelity(inception, size):
 def test_tensorflow_1_resizes_without_half_a_pixel():
     assert tf1_matrix(2, 4).tolist() == [[1, 0], [0.5, 0.5], [0, 1], [0, 1]]
     assert tf1_matrix(4, 2).tolist() == [[1, 0, 0, 0], [0, 0, 1, 0]]
-    batch = images(1, height=7, width=5).float()
-    assert torch.equal(tf1_resize(batch, 7, 5), batch)
+    batch = images(1, height=7, width=7).float()
+    assert torch.equal(tf1(batch, 7), batch)
 
 
 def test_only_inception_gives_fid():
