@@ -130,10 +130,11 @@ def of_images(
     index = sides.in_colour(index, against)
     if isinstance(against, Index):
         against = sides.in_colour(against, index)
+    extractor = own_extractor(args, device)
     config = overridden(EvaluationConfig(samples=max(2, index.samples)), args)
     made = sides.found_in(index, config.samples, stack)
     cache = user_cache() / "scalegan" / "statistics"
-    comparison = sides.Comparison(against, config, own_extractor(args, device), team, device, cache, DataConfig())
+    comparison = sides.Comparison(against, config, extractor, team, device, cache, DataConfig())
     yield comparison.measure(made, progress)
 
 

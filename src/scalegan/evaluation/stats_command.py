@@ -31,9 +31,10 @@ def run(args: argparse.Namespace) -> int:
     if kind == "statistics":
         raise UserError(f"{args.source} holds statistics already: give images")
     accelerator, team = command.start(args.device)
+    own = command.own_extractor(args, accelerator.device)
     config = command.overridden(EvaluationConfig(), args)
     index = sides.images_of(args.source, kind, args.window, team)
-    extractor = command.own_extractor(args, accelerator.device) or load_extractor(config, accelerator.device, team)
+    extractor = own or load_extractor(config, accelerator.device, team)
     cache = user_cache() / "scalegan" / "statistics"
     reader = open_images(index, DataConfig(path=index.root), accelerator.device)
     with command.progress_bar(team.first and sys.stderr.isatty()) as progress, closing(reader):
