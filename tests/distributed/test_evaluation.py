@@ -116,6 +116,7 @@ def fill(folder: Path, count: int, seed: int) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_two_folders_give_the_same_on_1_and_2_processes(tmp_path):
     made, real = fill(tmp_path / "made", GENERATED, 5), fill(tmp_path / "real", REAL, 0)
     one, two = (run_world(tmp_path, n, folders, made, real, tmp_path / f"cache{n}") for n in (1, 2))

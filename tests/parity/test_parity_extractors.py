@@ -1,7 +1,7 @@
 """Features and statistics equal those of torch-fidelity, pytorch-fid and clean-fid, on the same made-up weights and images.
 
-The peers run in an interpreter of their own, named by SCALEGAN_PARITY_PYTHON (`.ci/run` makes one): they bring torchvision,
-beside which torchmetrics is slow to import or fails.
+The others run in an environment of their own, .venv-parity or the interpreter that SCALEGAN_PARITY_PYTHON names: they bring
+torchvision, beside which torchmetrics is slow to import or fails.
 """
 
 import os
@@ -22,9 +22,13 @@ from scalegan.evaluation.folder import FolderReader, read_folder
 from scalegan.evaluation.frechet import FrechetDistance
 from scalegan.evaluation.inception import Inception
 
-PYTHON = os.environ.get("SCALEGAN_PARITY_PYTHON", "")
-pytestmark = pytest.mark.skipif(not PYTHON, reason="no interpreter with the peers (SCALEGAN_PARITY_PYTHON)")
-PEER = Path(__file__).with_name("peer.py")
+HERE = Path(__file__).parent
+PYTHON = os.environ.get("SCALEGAN_PARITY_PYTHON", str(HERE.parents[1] / ".venv-parity" / "bin" / "python"))
+pytestmark = [
+    pytest.mark.parity,
+    pytest.mark.skipif(not Path(PYTHON).is_file(), reason=f"{PYTHON}, which has the other programs, is not there"),
+]
+PEER = HERE / "extractor_peer.py"
 SIZES = [(32, 32), (64, 48), (299, 299), (320, 400)]
 MODES = {"torch-fidelity": "tf1", "pytorch-fid": "halfpixel", "clean-fid": "clean"}
 IN_FOLDER = 10

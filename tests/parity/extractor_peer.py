@@ -1,6 +1,6 @@
 """What other programs make of the same weights and images: run by an interpreter that has them, never imported by a test.
 
-    peer.py PLACE FOLDER
+    extractor_peer.py PLACE FOLDER
 
 PLACE holds weights.npz, by their names, and images.npz, uint8 [n, H, W, 3] each. features.npz and, of the images in FOLDER,
 pytorch-fid's statistics.npz are written there.
