@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scalegan import checkpoint
+from scalegan import checkpoint, settings
 from scalegan.checkpoint import Checkpoint
 from scalegan.config import DataConfig, EvaluationConfig
 from scalegan.data.index import INDEX_NAME, Index, is_remote, read_index
@@ -110,6 +110,11 @@ def trained_on(found: Checkpoint) -> Index:
     if index.sha256 != trained["sha256"]:
         raise UserError(f"{index.root} has changed since the training: give --against {index.root} to compare with it as it is")
     return index
+
+
+def config_of(run: str) -> EvaluationConfig:
+    """How a run itself evaluates."""
+    return settings.to_config(find_checkpoint(Path(run)).state["config"]).evaluation
 
 
 def reference(given: str, window: str, team: Team) -> Index | Statistics:

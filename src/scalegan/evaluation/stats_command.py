@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"{args.source} holds statistics already: give images")
     accelerator, team = command.start(args.device)
     own = command.own_extractor(args, accelerator.device)
-    config = command.overridden(EvaluationConfig(), args)
+    config = command.overridden(sides.config_of(args.source) if kind == "run" else EvaluationConfig(), args)
     index = sides.images_of(args.source, kind, args.window, team)
     extractor = own or load_extractor(config, accelerator.device, team)
     cache = user_cache() / "scalegan" / "statistics"
