@@ -250,9 +250,11 @@ class EvaluationConfig:
     every: int = 200_000
     """Images from one evaluation to the next; 0 evaluates only at the end."""
     extractor: str = "lite0"
-    """`lite0` (comes with the install) or `inception` (FID; needs its weights)."""
+    """`lite0` (comes with the install), `inception` (FID) or `dinov2`, which need their weights."""
     weights: str = ""
     """File with the extractor's weights; empty takes the packaged or downloaded ones."""
+    resize: Literal["tf1", "torch-aa", "halfpixel", "clean"] = "tf1"
+    """How `inception` gets its 299x299: as TensorFlow 1 and torch-fidelity, torchmetrics, pytorch-fid, or clean-fid."""
     samples: int = 2_000
     """Generated images that are compared."""
     real: int = 0
@@ -267,6 +269,11 @@ class EvaluationConfig:
         require(self.samples >= 2, f"evaluation.samples is {self.samples}: give at least 2")
         require(self.real >= 0, f"evaluation.real is {self.real}: give 0 or more")
         require(self.batch >= 1, f"evaluation.batch is {self.batch}: give at least 1")
+        require(
+            self.resize == "tf1" or self.extractor == "inception",
+            f"evaluation.resize {self.resize} is one of extractor inception, and evaluation.extractor is {self.extractor}: "
+            "leave it out, or set --evaluation.extractor inception",
+        )
 
 
 @dataclass(frozen=True)

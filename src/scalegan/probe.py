@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from scalegan.data.held_out import read_held_out
 from scalegan.data.index import Index
-from scalegan.data.loader import Batch, normalise, open_reader
+from scalegan.data.loader import Batch, open_reader
 from scalegan.data.order import PROBED, draw, permute
+from scalegan.pixels import normalise
 from scalegan.steps import Game
 
 MOST = 256

@@ -16,6 +16,7 @@ from scalegan.config import Config
 from scalegan.errors import UserError
 from scalegan.model_config import STYLED
 from scalegan.models import build_generator, place
+from scalegan.pixels import to_uint8
 
 BLOCK = 64
 """Images of one forward pass. Always full and aligned, as the last bits of a convolution depend on the batch size."""
@@ -53,11 +54,6 @@ def images_of(
 def drawn_labels(seed: int, first: int, count: int, class_counts: Sequence[int]) -> NDArray[np.int64]:
     """Labels [count] of the images of a seed, drawn by the data's histogram."""
     return random.choice(seed, "samples/labels", first, count, np.asarray(class_counts))
-
-
-def to_uint8(images: Tensor) -> Tensor:
-    """[-1, 1] -> 0 to 255, rounded to the nearest."""
-    return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
 def grid_labels(count: int, classes: int) -> Tensor | None:

@@ -17,7 +17,7 @@ from scalegan import augment, losses, power, random, schedules
 from scalegan.adaptive import Adaptive
 from scalegan.config import Config
 from scalegan.critic import Critic, Scores
-from scalegan.data.loader import Batch, normalise
+from scalegan.data.loader import Batch
 from scalegan.ema import make_ema, update_ema
 from scalegan.errors import require
 from scalegan.models import build_discriminator, build_generator, place
@@ -25,6 +25,7 @@ from scalegan.models.conditions import set_strength
 from scalegan.models.layers import average_running_statistics
 from scalegan.models.stages import freeze
 from scalegan.paths import Maker
+from scalegan.pixels import normalise
 from scalegan.statistics import Values
 
 

@@ -56,6 +56,23 @@ def missing_weights(shards: Path, cache: Path) -> None:
     load_extractor(EvaluationConfig(extractor="inception", weights=str(cache / "no.pth")), torch.device("cpu"), Team(*join()))
 
 
+def folders(made: Path, real: Path, cache: Path) -> dict:
+    """The record of a folder of images against another."""
+    from contextlib import ExitStack
+
+    from scalegan.config import DataConfig
+    from scalegan.evaluation import sides
+    from scalegan.evaluation.team import Team
+
+    team = Team(*join())
+    index, against = (sides.images_of(str(folder), "folder", "", team) for folder in (made, real))
+    config = EvaluationConfig(samples=index.samples, batch=BATCH)
+    with ExitStack() as stack:
+        side = sides.found_in(index, config.samples, stack)
+        comparison = sides.Comparison(against, config, None, team, torch.device("cpu"), cache, DataConfig())
+        return comparison.measure(side, lambda *_: None)
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("data") / "shards"
@@ -90,6 +107,29 @@ def test_what_one_process_cannot_read_stops_all_of_them_with_its_name(tmp_path):
         assert isinstance(process.value, UserError), process
         assert "20.png of shard" in str(process.value)
     assert not (tmp_path / "cache").exists()
+
+
+def fill(folder: Path, count: int, seed: int) -> Path:
+    folder.mkdir()
+    for number, image in enumerate(make_images(count, 20, 28, 3, seed)[0]):
+        (folder / f"{number:02d}.png").write_bytes(png(image))
+    return folder
+
+
+@pytest.mark.slow
+def test_two_folders_give_the_same_on_1_and_2_processes(tmp_path):
+    made, real = fill(tmp_path / "made", GENERATED, 5), fill(tmp_path / "real", REAL, 0)
+    one, two = (run_world(tmp_path, n, folders, made, real, tmp_path / f"cache{n}") for n in (1, 2))
+    assert two[0].value == two[1].value
+    assert two[0].value["fd_lite0"] == pytest.approx(one[0].value["fd_lite0"], rel=1e-9)
+    assert (two[0].value["generated"], two[0].value["real"]) == (GENERATED, REAL)
+
+
+def test_a_bad_folder_stops_all_of_them(tmp_path):
+    made, real = fill(tmp_path / "made", 5, 5), fill(tmp_path / "real", 5, 0)
+    (real / "03.png").write_bytes(b"no image")
+    ended = run_world(tmp_path, 2, folders, made, real, tmp_path / "cache")
+    assert ["03.png is no readable image" in str(process.value) for process in ended] == [True, True]
 
 
 def test_missing_weights_stop_all_of_them(data, tmp_path):

@@ -5,15 +5,30 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from test_evaluation_evaluator import small_extractor  # noqa: F401, an automatic fixture: no real network here
+from PIL import Image
+from test_evaluation_evaluator import Areas
 from tiny import make_config, make_shards
 
+from helpers.shards import make_images
 from scalegan import checkpoint, cli
 from scalegan.config import Config
 from scalegan.data.index import Index
+from scalegan.evaluation import evaluator, features, sides
+from scalegan.evaluation.features import Extractor
 from scalegan.models import build_generator
+
+
+@pytest.fixture(autouse=True)
+def small_extractor(monkeypatch, tmp_path):
+    """No real network, and no cache but one of the test's own."""
+    torch.set_num_threads(1)
+    made = Extractor("areas", Areas(), "no weights", torch.device("cpu"), 4)
+    for module in (evaluator, sides, features):
+        monkeypatch.setattr(module, "load_extractor", lambda config, device, team: made)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +144,153 @@ def test_data_that_is_gone_or_has_changed_is_told(index, tmp_path, capsys):
     (tmp_path / "new").rename(tmp_path / "gone")
     assert f"give --against {gone.root}" in refused(capsys, config.run)
     assert "has no best checkpoint" in refused(capsys, config.run, "--checkpoint", "best")
+
+
+def test_all_checkpoints_are_a_curve_and_a_record_each(run, tmp_path, capsys):
+    assert cli.main(["evaluate", str(run), "--checkpoint", "all", "--json", str(tmp_path / "all.json")]) == 0
+    assert [record["images_seen"] for record in records(run)] == [320, 640]
+    assert json.loads((tmp_path / "all.json").read_text()) == records(run)
+    printed = capsys.readouterr().out
+    for record in records(run):
+        assert f"{record['fd_areas']:.2f}" in printed
+    assert printed.count("lowest") == 1
+
+
+def fill(folder: Path, count: int, seed: int, channels: int = 3, height: int = 16, width: int = 12) -> Path:
+    folder.mkdir()
+    for number, image in enumerate(make_images(count, height, width, channels, seed)[0]):
+        Image.fromarray(image.squeeze()).save(folder / f"{number}.png")
+    return folder
+
+
+@pytest.fixture
+def folders(tmp_path) -> tuple[Path, Path]:
+    return fill(tmp_path / "made", 12, seed=1), fill(tmp_path / "real", 15, seed=2)
+
+
+def evaluated(out: Path, *arguments: str) -> dict:
+    assert cli.main(["evaluate", *arguments, "--json", str(out)]) == 0
+    return json.loads(out.read_text())
+
+
+def test_two_folders_are_compared_as_they_are(folders, tmp_path):
+    made, real = folders
+    record = evaluated(tmp_path / "r.json", str(made), "--against", str(real))
+    assert (record["generated"], record["real"], record["against"], record["images"]) == (12, 15, str(real), str(made))
+    assert {"index_sha256", "images_sha256", "weights_sha256", "resize", "fd_areas_floor"} <= record.keys()
+    assert not {"seed", "ema", "images_seen", "checkpoint"} & record.keys()
+    same = evaluated(tmp_path / "r.json", str(real), "--against", str(real))
+    assert same["fd_areas"] == pytest.approx(0, abs=1e-9) != record["fd_areas"]
+
+
+def test_a_changed_folder_is_measured_again(folders, tmp_path):
+    made, real = folders
+    first = evaluated(tmp_path / "r.json", str(made), "--against", str(real))
+    Image.new("RGB", (12, 16)).save(real / "3.png")
+    again = evaluated(tmp_path / "r.json", str(made), "--against", str(real))
+    assert again["index_sha256"] != first["index_sha256"]
+    assert again["fd_areas"] != first["fd_areas"]
+
+
+def test_grey_samples_are_compared_with_coloured_images(folders, tmp_path):
+    grey = fill(tmp_path / "grey", 12, seed=1, channels=1)
+    record = evaluated(tmp_path / "r.json", str(grey), "--against", str(folders[1]))
+    assert record["real"] == 15
+    assert evaluated(tmp_path / "r.json", str(folders[1]), "--against", str(grey))["real"] == 12
+
+
+def test_a_part_of_a_folder_is_a_fixed_choice(folders, tmp_path):
+    options = [str(folders[0]), "--against", str(folders[1]), "--samples", "7"]
+    one, two = (evaluated(tmp_path / "r.json", *options) for _ in range(2))
+    assert one | {"seconds": 0} == two | {"seconds": 0}
+    assert one["generated"] == 7
+
+
+def test_a_folder_is_compared_with_the_data_of_a_run_and_with_shards(run, index, tmp_path):
+    grey = fill(tmp_path / "grey", 12, seed=1, channels=1)
+    by_run = evaluated(tmp_path / "r.json", str(grey), "--against", str(run))
+    by_shards = evaluated(tmp_path / "r.json", str(grey), "--against", index.root)
+    assert by_run["index_sha256"] == index.sha256
+    assert by_run | {"seconds": 0} == by_shards | {"seconds": 0}
+    shards = evaluated(tmp_path / "r.json", index.root, "--against", index.root)
+    assert shards["fd_areas"] == pytest.approx(0, abs=1e-9)
+
+
+def test_statistics_stand_for_the_images_that_they_are_of(folders, run, index, tmp_path, capsys):
+    made, real = folders
+    out = tmp_path / "real.npz"
+    assert cli.main(["stats", str(real), str(out)]) == 0
+    assert "15 images of" in capsys.readouterr().out
+    by_file = evaluated(tmp_path / "r.json", str(made), "--against", str(out))
+    by_images = evaluated(tmp_path / "r.json", str(made), "--against", str(real))
+    assert by_file["fd_areas"] == pytest.approx(by_images["fd_areas"], rel=1e-9)
+    assert (by_file["real"], by_file["statistics"]["source_sha256"]) == (15, by_images["index_sha256"])
+    assert cli.main(["stats", str(run), str(tmp_path / "trained.npz")]) == 0
+    by_file = evaluated(tmp_path / "r.json", str(run), "--against", str(tmp_path / "trained.npz"))
+    assert (by_file["real"], by_file["images_seen"], by_file["ema"]) == (30, 640, True)
+    assert by_file in records(run)
+    (run / "evaluations").rename(tmp_path / "old")
+    assert by_file["fd_areas"] == pytest.approx(evaluated(tmp_path / "r.json", str(run))["fd_areas"], rel=1e-9)
+
+
+def test_statistics_of_another_program_do_not_say_how_many(folders, tmp_path, capsys):
+    np.savez(tmp_path / "theirs.npz", mu=np.zeros(48), sigma=np.eye(48))
+    record = evaluated(tmp_path / "r.json", str(folders[0]), "--against", str(tmp_path / "theirs.npz"))
+    assert (record["real"], record["statistics"]) == (None, {})
+    assert "an unknown number of real images" in capsys.readouterr().out
+
+
+def test_a_class_of_the_users_own_measures(folders, tmp_path, monkeypatch):
+    (tmp_path / "halves.py").write_text(
+        "import torch\n"
+        "class Halves(torch.nn.Module):\n"
+        "    num_features = 6\n"
+        "    def forward(self, images):\n"
+        "        return torch.nn.functional.adaptive_avg_pool2d(images.float(), (1, 2)).flatten(1)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    record = evaluated(tmp_path / "r.json", str(folders[0]), "--against", str(folders[1]), "--extractor", "halves:Halves")
+    assert record["extractor"] == "halves:Halves"
+    assert record["fd_halves"] > 0
+    assert record["resize"] == "its own"
+
+
+def test_a_run_may_not_name_code(index, tmp_path, capsys, monkeypatch):
+    monkeypatch.undo()
+    config = make_config(Path(index.root), tmp_path / "run", evaluation={"extractor": "halves:Halves"})
+    save(config, index, 640, best=None)
+    assert "names code, which no configuration may have run" in refused(capsys, config.run)
+
+
+def test_a_generator_that_diverged_is_not_measured(run, capsys, index):
+    config = make_config(Path(index.root), run)
+    broken = build_generator(config.model, (1, 16, 12), 0)
+    with torch.no_grad():
+        next(broken.parameters()).fill_(float("nan"))
+    state = checkpoint.read(run / "checkpoints" / "000000640").state
+    checkpoint.save(run, 960, {"ema": broken.state_dict()}, state)
+    assert "has NaN or infinite weights" in refused(capsys, str(run))
+
+
+def test_bad_sides_are_one_line(folders, run, index, tmp_path, capsys):
+    made, real = map(str, folders)
+    small = str(fill(tmp_path / "small", 12, seed=1, height=8))
+    (tmp_path / "few").mkdir()
+    Image.new("RGB", (12, 16)).save(tmp_path / "few" / "a.png")
+    (tmp_path / "edm2.pkl").write_bytes(b"")
+    (tmp_path / "cut.npz").write_bytes(b"PK")
+    assert "by --against" in refused(capsys, made)
+    assert "made holds 3x16x12 images and" in refused(capsys, made, "--against", small)
+    assert "--samples 13 is more than the 12 images" in refused(capsys, made, "--against", real, "--samples", "13")
+    assert "4 real images are to be compared" in refused(capsys, made, "--against", str(tmp_path / "few"))
+    assert "is a pickle" in refused(capsys, made, "--against", str(tmp_path / "edm2.pkl"))
+    assert "are damaged" in refused(capsys, made, "--against", str(tmp_path / "cut.npz"))
+    assert "does not exist" in refused(capsys, made, "--against", str(tmp_path / "nowhere"))
+    assert "holds statistics" in refused(capsys, str(tmp_path / "cut.npz"), "--against", made)
+    assert "--resize means nothing" in refused(capsys, made, "--against", real, "--resize", "clean", "--extractor", "a:B")
+    assert "is one of extractor inception" in refused(capsys, made, "--against", real, "--resize", "clean")
+    assert cli.main(["stats", made, str(tmp_path / "out.npy")]) == 2
+    assert "statistics are an .npz file" in capsys.readouterr().err
 
 
 def test_help_needs_no_torch():

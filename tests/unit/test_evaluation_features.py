@@ -7,16 +7,18 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from fid_weights import made_up_weights, picture
 from PIL import Image
 from torch import Tensor
 
+from helpers.fid_weights import made_up_weights, picture
 from scalegan.config import EvaluationConfig
 from scalegan.errors import UserError
 from scalegan.evaluation import weights
 from scalegan.evaluation.features import Extractor, load_extractor, metric_name, plain_float32
-from scalegan.evaluation.inception import Inception, tf1_matrix, tf1_resize
+from scalegan.evaluation.inception import Inception
 from scalegan.evaluation.lite0 import Lite0
+from scalegan.evaluation.network import quantised
+from scalegan.evaluation.resize import RESIZES, tf1, tf1_matrix
 from scalegan.evaluation.team import Team
 
 CPU = torch.device("cpu")
@@ -158,12 +160,64 @@ def test_inception_equals_torch_fidelity(inception, size):
 def test_tensorflow_1_resizes_without_half_a_pixel():
     assert tf1_matrix(2, 4).tolist() == [[1, 0], [0.5, 0.5], [0, 1], [0, 1]]
     assert tf1_matrix(4, 2).tolist() == [[1, 0, 0, 0], [0, 0, 1, 0]]
-    batch = images(1, height=7, width=5).float()
-    assert torch.equal(tf1_resize(batch, 7, 5), batch)
+    batch = images(1, height=7, width=7).float()
+    assert torch.equal(tf1(batch, 7), batch)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (100, 80), (299, 299), (512, 300), (5, 7)], ids=str)
+def test_clean_is_the_bicubic_filter_of_pillow_on_each_channel(size):
+    batch = picture(*size)
+    resized = RESIZES["clean"].apply(batch.float(), 299)
+    for own, channel in zip(resized[0], batch[0], strict=True):
+        theirs = np.asarray(Image.fromarray(channel.numpy().astype(np.float32)).resize((299, 299), Image.Resampling.BICUBIC))
+        assert float(np.abs(own.numpy() - theirs.clip(0, 255)).max()) < 1e-4
+
+
+@pytest.mark.parametrize("name", ["halfpixel", "torch-aa"])
+def test_bilinear_reads_half_a_pixel_off_and_averages_only_with_antialias(name):
+    row = torch.tensor([0.0, 100, 200, 40]).repeat(4, 1)[None, None]
+    larger = RESIZES[name].apply(row, 8)[0, 0, 0]
+    assert larger.tolist() == pytest.approx([0, 25, 75, 125, 175, 160, 80, 40])
+    smaller = RESIZES[name].apply(row, 2)[0, 0, 0].tolist()
+    wide = [(3 * 0 + 3 * 100 + 200) / 7, (100 + 3 * 200 + 3 * 40) / 7]  # a triangle of twice the width, cut at the edge
+    assert smaller == pytest.approx([50, 120] if name == "halfpixel" else wide)
+
+
+def test_black_and_white_are_where_each_program_has_them():
+    black, white = torch.zeros(1, 1, 9, 9, dtype=torch.uint8), torch.full((1, 1, 9, 9), 255, dtype=torch.uint8)
+    for name, resize in RESIZES.items():
+        ends = (-1, 1) if name == "halfpixel" else (-1, 127 / 128)
+        assert [float(resize(ends_of, 9).mean()) for ends_of in (black, white)] == pytest.approx(ends), name
+
+
+def test_every_resize_is_another_and_the_record_says_which():
+    assert len({Inception({}, name).resize for name in RESIZES}) == 4
+    resized = [resize(picture(400, 520), 299) for resize in RESIZES.values()]
+    for number, one in enumerate(resized):
+        assert all((one - other).norm() > 0.01 * one.norm() for other in resized[:number])
+
+
+def test_floats_are_rounded_and_clamped_as_a_file_would_hold_them():
+    levels = torch.arange(256, dtype=torch.float32)
+    assert torch.equal(quantised(levels / 127.5 - 1), levels.to(torch.uint8))
+    assert torch.equal(quantised((levels / 127.5 - 1).bfloat16().float()), quantised((levels / 127.5 - 1).bfloat16()))
+    assert quantised(torch.tensor([-1.5, 1.004, 7.0, float("inf")])).tolist() == [0, 255, 255, 255]
+    assert quantised(torch.tensor([3, 255], dtype=torch.uint8)).tolist() == [3, 255]
+
+
+def test_nan_is_refused(lite0):
+    with pytest.raises(UserError, match="NaN"):
+        lite0(torch.full((1, 3, 8, 8), float("nan")))
+
+
+def test_a_resize_is_one_of_inception():
+    with pytest.raises(UserError, match=r"evaluation\.resize clean is one of extractor inception"):
+        EvaluationConfig(resize="clean")
 
 
 def test_only_inception_gives_fid():
     assert metric_name("inception") == "fid"
+    assert metric_name("my.features:Radiology") == "fd_radiology"
     assert metric_name("lite0") == "fd_lite0"
 
 

@@ -27,9 +27,10 @@ from test_stream import with_bad_images
 
 from scalegan.config import Config, DataConfig, TrainConfig
 from scalegan.data.index import Index, read_index
-from scalegan.data.loader import Batch, Batches, StreamBatches, batches, normalise, open_reader
+from scalegan.data.loader import Batch, Batches, StreamBatches, batches, open_reader
 from scalegan.data.writer import Sample, write_shards
 from scalegan.errors import UserError
+from scalegan.pixels import normalise
 
 CPU = torch.device("cpu")
 READERS = [("resident", 0), ("stream", 0), ("stream", 1), ("stream", 2)]

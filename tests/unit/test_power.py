@@ -17,6 +17,8 @@ from scalegan.data.index import Index
 from scalegan.ema import make_ema, update_ema
 from scalegan.errors import UserError
 from scalegan.evaluation import command
+from scalegan.evaluation.report import record_path
+from scalegan.evaluation.sides import kind_of, made_by
 from scalegan.sampling import load_generator
 from scalegan.steps import Game
 
@@ -187,14 +189,16 @@ def test_it_is_a_generator_like_any_other(trained, capsys):
 def test_its_evaluations_go_into_its_run_under_names_of_their_own(trained):
     folder, _ = trained
     assert ema(folder, "--std", 0.07) == 0
-    found, run_dir = command.choose(folder / "ema" / f"{STEPS * 8:09d}-0.07", "latest")
-    assert run_dir == folder
-    counts = {"generated": 8, "real": 8, "seed": 0, "floor_counts": [4, 4], "images_seen": 960}
-    record = {"extractor": "lite0", "fd_lite0": 1.0, "fd_lite0_floor": 1.0, "index_sha256": "0" * 64, "seconds": 1.0, **counts}
-    for average in ({}, {"ema_std": found.state["ema_std"]}):
-        command.report(record | average | {"checkpoint": "x", "against": "y"}, run_dir, None)
-    names = sorted(path.name for path in (folder / "evaluations").iterdir())
-    assert names == ["000000960-fd_lite0-8-8-seed0-00000000.json", "000000960-fd_lite0-8-8-seed0-std0.07-00000000.json"]
+    average = folder / "ema" / f"{STEPS * 8:09d}-0.07"
+    assert command.run_folder(str(average)) == folder
+    assert kind_of(str(average)) == "run"
+    (found,) = command.choose(average, folder, "latest")
+    made = made_by(load_generator(found.path), 0, found.state["ema_std"]).facts
+    assert made["ema_std"] == 0.07
+    record = {"extractor": "lite0", "resize": "x", "generated": 8, "real": 8, "index_sha256": "0" * 64, **made, "images_seen": 960}
+    assert record_path(record, folder).name == "000000960-fd_lite0-8-8-seed0-std0.07-00000000.json"
+    del record["ema_std"]
+    assert record_path(record, folder).name == "000000960-fd_lite0-8-8-seed0-00000000.json"
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ from tiny import make_config, make_shards, save_checkpoint
 from scalegan import checkpoint, cli, sampling_cli
 from scalegan.data.index import Index
 from scalegan.errors import UserError
-from scalegan.sampling import LoadedGenerator, grid_labels, load_generator, to_uint8
+from scalegan.pixels import to_uint8
+from scalegan.sampling import LoadedGenerator, grid_labels, load_generator
 
 CLASSES = ("Apple", "Kiwi", "Plum")
 SHAPE = (16, 12, 1)
@@ -63,7 +64,7 @@ def by_class(run_with_classes) -> LoadedGenerator:
 @pytest.fixture(scope="module")
 def styled_run(folder, index) -> Path:
     """A run of a generator that can be truncated."""
-    model = {"family": "stylegan2", "critic_norm": "batch", "map_layers": 2}
+    model = {"family": "stylegan2", "critic_norm": "auto", "critic_norm": "batch", "map_layers": 2}
     config = make_config(folder / "data", folder / "styled_run", model=model)
     save_checkpoint(config, index)
     return Path(config.run)

@@ -9,11 +9,12 @@ from torch import Tensor
 from torch.nn.functional import relu, softplus
 
 from scalegan import settings
-from scalegan.data.loader import Batch, normalise
+from scalegan.data.loader import Batch
 from scalegan.errors import UserError
 from scalegan.models.conditions import set_strength
 from scalegan.models.noise import noise_keys, normal_noise
 from scalegan.paths import DIRECTIONS
+from scalegan.pixels import normalise
 from scalegan.steps import DataFacts, Game
 
 SHAPE, CLASSES, BATCH = (3, 16, 20), (5, 3, 8), 8

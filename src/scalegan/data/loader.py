@@ -44,11 +44,6 @@ class Batch:
     labels: Tensor
 
 
-def normalise(images: Tensor) -> Tensor:
-    """uint8 0..255 -> float32 in [-1, 1], on the same device and in the same memory format."""
-    return images.float().div_(127.5).sub_(1.0)
-
-
 class Tolerance:
     """Counts the distinct images that could not be read, and stops when they are more than `data.skip_budget` allows.
 

@@ -1,4 +1,4 @@
-"""`scalegan evaluate`: measure the generator of a run against its data.
+"""`scalegan evaluate`: measure the generator of a run, or images that lie somewhere, against others.
 
 On several processes: `accelerate launch --config_file launch/cpu.yaml -m scalegan.cli evaluate RUN`.
 """
@@ -6,115 +6,188 @@ On several processes: `accelerate launch --config_file launch/cpu.yaml -m scaleg
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
-from scalegan.config import EvaluationConfig, TrainConfig
+from scalegan.config import DataConfig, EvaluationConfig, TrainConfig
 from scalegan.errors import UserError
 
 if TYPE_CHECKING:
+    import torch
+    from accelerate import Accelerator
+
     from scalegan.checkpoint import Checkpoint
-    from scalegan.data.index import Index
+    from scalegan.evaluation import sides
+    from scalegan.evaluation.features import Extractor
     from scalegan.evaluation.real import Progress
+    from scalegan.evaluation.team import Team
+
+OVERRIDES = ("extractor", "weights", "resize", "samples", "real", "batch")
+"""Options that are fields of `EvaluationConfig`."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=Path, metavar="RUN", help="run folder, or one of its checkpoints")
-    parser.add_argument("--checkpoint", default="latest", metavar="WHICH", help="latest, best, or a checkpoint folder (latest)")
-    parser.add_argument("--against", default="", metavar="SHARDS", help="shards to compare with (those the run was trained on)")
-    parser.add_argument("--extractor", help="lite0, or inception for FID (as the run's configuration says, like all below)")
-    parser.add_argument("--weights", help="file with the extractor's weights")
-    parser.add_argument("--samples", type=int, metavar="N", help="generated images")
-    parser.add_argument("--real", type=int, metavar="N", help="real images; 0 is all of them")
+    parser.add_argument("source", metavar="RUN|FOLDER|SHARDS", help="a run, one of its checkpoints, or generated images")
+    parser.add_argument(
+        "--checkpoint", default="latest", metavar="WHICH", help="latest, best, all (a curve), or a checkpoint folder (latest)"
+    )
+    parser.add_argument(
+        "--against", default="", metavar="FOLDER|SHARDS|RUN|NPZ",
+        help="images to compare with, a run for those it was trained on, or statistics (those RUN was trained on)",
+    )  # fmt: skip
+    parser.add_argument("--samples", type=int, metavar="N", help="generated images (of FOLDER or SHARDS: all)")
+    add_extractor_arguments(parser)
     parser.add_argument("--seed", type=int, help="of the generated images")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the record here too (of RUN always: RUN/evaluations)")
+
+
+def add_extractor_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which features of which real images: shared with `scalegan stats`."""
+    parser.add_argument(
+        "--extractor",
+        metavar="NAME",
+        help="lite0, inception (FID), dinov2, or your own as module:Class (as RUN's config, like all below)",
+    )
+    parser.add_argument("--weights", metavar="FILE", help="the extractor's weights")
+    resizes = get_args(get_type_hints(EvaluationConfig)["resize"])
+    parser.add_argument("--resize", choices=resizes, help="of extractor inception, see docs/evaluation.md")
+    parser.add_argument("--real", type=int, metavar="N", help="real images; 0 is all of them")
     parser.add_argument("--batch", type=int, metavar="N", help="images of one pass")
+    parser.add_argument("--window", default="", metavar="LO,HI", help="black and white of images of more than 8 bits: 0,65535")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto takes a GPU if there is one")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the record here too (always: RUN/evaluations)")
 
 
 def run(args: argparse.Namespace) -> int:
-    import torch
+    from scalegan.evaluation import report, sides
 
-    from scalegan.distributed import make_accelerator
-    from scalegan.evaluation.evaluator import evaluate
-    from scalegan.sampling import load_generator
-
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device is cuda but torch sees no GPU here: use --device cpu, or check the driver and torch build")
-    found, run_dir = choose(args.run, args.checkpoint)
-    index = reference(found, args.against)
-    accelerator = make_accelerator(TrainConfig(device=args.device, precision="fp32"))
-    loaded = load_generator(found.path, accelerator.device)
-    shape = index.channels, index.height, index.width
-    if loaded.shape != shape:
-        made, held = ("x".join(map(str, s)) for s in (loaded.shape, shape))
-        raise UserError(f"the generator makes {made} images and {index.root} holds {held}: give shards of its own size")
-    seed = loaded.config.train.seed if args.seed is None else args.seed
-    with progress_bar(accelerator.is_main_process and sys.stderr.isatty()) as progress:
-        record = evaluate(
-            lambda first, count: loaded.sample_range(first, count, seed),
-            index,
-            overridden(loaded.config.evaluation, args),
-            seed=seed,
-            images_seen=loaded.images_seen,
-            ema=True,
-            rank=accelerator.process_index,
-            processes=accelerator.num_processes,
-            device=accelerator.device,
-            cache=run_dir / "cache",
-            data=replace(loaded.config.data, path=index.root),
-            progress=progress,
-        )
-    if accelerator.is_main_process:
-        average = {"ema_std": found.state["ema_std"]} if "ema_std" in found.state else {}
-        report(record | average | {"checkpoint": str(found.path), "against": index.root}, run_dir, args.json)
+    kind = sides.kind_of(args.source)
+    if kind == "statistics":
+        raise UserError(f"{args.source} holds statistics: name them by --against, after the images to compare")
+    accelerator, team = start(args.device)
+    run_dir = run_folder(args.source) if kind == "run" else None
+    records = []
+    with ExitStack() as stack:
+        progress = stack.enter_context(progress_bar(team.first and sys.stderr.isatty()))
+        if run_dir:
+            measured = of_run(args, run_dir, accelerator.device, team, progress)
+        else:
+            measured = of_images(args, kind, accelerator.device, team, stack, progress)
+        for record in measured:
+            records.append(record)
+            if team.first:
+                report.write(records, run_dir, args.json)
+    if team.first:
+        report.show(records, run_dir)
     accelerator.end_training()
     return 0
 
 
-def choose(run: Path, which: str) -> tuple[Checkpoint, Path]:
-    """The checkpoint to evaluate and the run folder it belongs to. Raises `UserError`."""
-    from scalegan import checkpoint
+def start(device: str) -> tuple[Accelerator, Team]:
+    import torch
+
+    from scalegan.distributed import make_accelerator
+    from scalegan.evaluation.team import Team
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device is cuda but torch sees no GPU here: use --device cpu, or check the driver and torch build")
+    accelerator = make_accelerator(TrainConfig(device=device, precision="fp32"))  # type: ignore[arg-type]
+    return accelerator, Team(accelerator.process_index, accelerator.num_processes)
+
+
+def of_run(
+    args: argparse.Namespace, run_dir: Path, device: torch.device, team: Team, progress: Progress
+) -> Iterator[dict[str, Any]]:
+    """A record for each checkpoint that was asked for, the oldest first."""
+    from scalegan.evaluation import sides
+    from scalegan.sampling import load_generator
+
+    found = choose(Path(args.source), run_dir, args.checkpoint)
+    against = sides.reference(args.against, args.window, team) if args.against else sides.trained_on(found[0])
+    extractor = own_extractor(args, device)
+    for checkpoint in found:
+        loaded = load_generator(checkpoint.path, device)
+        config = overridden(loaded.config.evaluation, args)
+        comparison = sides.Comparison(against, config, extractor, team, device, run_dir / "cache", loaded.config.data)
+        seed = loaded.config.train.seed if args.seed is None else args.seed
+        yield comparison.measure(sides.made_by(loaded, seed, checkpoint.state.get("ema_std")), progress)
+
+
+def of_images(
+    args: argparse.Namespace, kind: sides.Kind, device: torch.device, team: Team, stack: ExitStack, progress: Progress
+) -> Iterator[dict[str, Any]]:
+    """The record of images that lie somewhere."""
+    from scalegan.data.index import Index
+    from scalegan.evaluation import sides
+    from scalegan.evaluation.weights import user_cache
+
+    if not args.against:
+        raise UserError(f"{args.source} is no run, whose data would be known: say what to compare with, by --against")
+    index, against = sides.images_of(args.source, kind, args.window, team), sides.reference(args.against, args.window, team)
+    index = sides.in_colour(index, against)
+    if isinstance(against, Index):
+        against = sides.in_colour(against, index)
+    extractor = own_extractor(args, device)
+    config = overridden(EvaluationConfig(samples=max(2, index.samples)), args)
+    made = sides.found_in(index, config.samples, stack)
+    cache = user_cache() / "scalegan" / "statistics"
+    comparison = sides.Comparison(against, config, extractor, team, device, cache, DataConfig())
+    yield comparison.measure(made, progress)
+
+
+def run_folder(given: str) -> Path:
+    """The folder of the run that is given, or of the run that the checkpoint which is given belongs to."""
+    from scalegan.checkpoint import CHECKPOINTS, MANIFEST
     from scalegan.ema_cli import AVERAGES
+
+    path = Path(given)
+    if not (path / MANIFEST).is_file():
+        return path
+    within = path.resolve().parent
+    return within.parent if within.name in (CHECKPOINTS, AVERAGES) else path
+
+
+def choose(given: Path, run_dir: Path, which: str) -> list[Checkpoint]:
+    """The checkpoints to evaluate. Raises `UserError`."""
+    from scalegan import checkpoint
     from scalegan.sampling import find_checkpoint
 
-    found = find_checkpoint(run if which in ("latest", "best") else Path(which))
-    path = found.path.resolve()
-    run_dir = path.parent.parent if path.parent.name in (checkpoint.CHECKPOINTS, AVERAGES) else path
+    if which == "all":
+        return checkpoint.list_valid(run_dir)[::-1] or [find_checkpoint(run_dir)]
+    found = find_checkpoint(given if which in ("latest", "best") else Path(which))
     if which == "best":
         best = found.state["best"]
         if not best:
             raise UserError(f"{run_dir} has no best checkpoint, as it was not evaluated in training: use --checkpoint latest")
         found = checkpoint.read(checkpoint.checkpoints(run_dir) / f"{best['images_seen']:09d}")
-    return found, run_dir
+    return [found]
 
 
-def reference(found: Checkpoint, against: str) -> Index:
-    """The index of the shards to compare with; without `against` they must be those of the training."""
-    from scalegan.data.index import read_index
+def own_extractor(args: argparse.Namespace, device: torch.device) -> Extractor | None:
+    """The user's own extractor, where the command line names one."""
+    from scalegan.evaluation import user_extractor
 
-    if against:
-        return read_index(against)
-    trained = found.state["data"]
-    try:
-        index = read_index(trained["path"])
-    except UserError as error:
-        raise UserError(f"the data of the training: {error}; or name the shards by --against") from None
-    if index.sha256 != trained["sha256"]:
-        raise UserError(f"{index.root} has changed since the training: give --against {index.root} to compare with it as it is")
-    return index
+    if args.extractor is None or not user_extractor.is_dotted(args.extractor):
+        return None
+    if args.resize is not None:
+        raise UserError(f"--resize means nothing for --extractor {args.extractor}, which resizes by itself: leave it out")
+    return user_extractor.load_user_extractor(
+        args.extractor, args.weights or "", device, args.batch or EvaluationConfig().batch
+    )
 
 
 def overridden(config: EvaluationConfig, args: argparse.Namespace) -> EvaluationConfig:
-    """The run's own settings but for the options given; its weights go with its extractor."""
-    given = {name: getattr(args, name) for name in ("extractor", "weights", "samples", "real", "batch")}
-    if given["extractor"] not in (None, config.extractor) and given["weights"] is None:
-        given["weights"] = ""
+    """The run's own settings but for the options given; its weights and resize go with its extractor."""
+    from scalegan.evaluation.user_extractor import is_dotted
+
+    given = {name: getattr(args, name, None) for name in OVERRIDES}
+    if given["extractor"] is not None and is_dotted(given["extractor"]):
+        given = given | {"extractor": None, "weights": None}  # of `own_extractor`
+    elif given["extractor"] not in (None, config.extractor):
+        given = {"weights": "", "resize": "tf1"} | {name: value for name, value in given.items() if value is not None}
     return replace(config, **{name: value for name, value in given.items() if value is not None})
 
 
@@ -134,36 +207,3 @@ def progress_bar(shown: bool) -> Iterator[Progress]:
             bars.update(rows[what], completed=done)
 
         yield progress
-
-
-def report(record: dict[str, Any], run_dir: Path, copy: Path | None) -> None:
-    """Write the record and print what was measured."""
-    from rich.console import Console
-    from rich.table import Column, Table
-
-    from scalegan.evaluation.features import metric_name
-    from scalegan.files import write_atomically
-
-    metric = metric_name(record["extractor"])
-    name = f"{record['images_seen']:09d}-{metric}-{record['generated']}-{record['real']}-seed{record['seed']}"
-    width = f"-std{record['ema_std']:g}" if "ema_std" in record else ""
-    path = run_dir / "evaluations" / f"{name}{width}-{record['index_sha256'][:8]}.json"
-    for target in (path, copy):
-        if target is not None:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(target, (json.dumps(record, indent=1) + "\n").encode())
-    table = Table("measure", Column("value", justify="right"), Column("beside", justify="right"), "which is that of")
-    halves = " and ".join(map(str, record["floor_counts"]))
-    table.add_row(metric, f"{record[metric]:.2f}", f"{record[metric + '_floor']:.2f}", f"real against real, {halves} images")
-    if "ssim_max" in record:
-        table.add_row("ssim_max", f"{record['ssim_max']:.3f}", f"{record['ssim_mean_image']:.3f}", "the mean training image")
-    if "diversity" in record:
-        table.add_row("diversity", f"{record['diversity']:.1f}", f"{record['diversity_real']:.1f}", "real images")
-    console = Console()
-    console.print(f"{record['checkpoint']} ({record['images_seen']} images seen)", soft_wrap=True)
-    console.print(table)
-    console.print(
-        f"{record['generated']} generated (seed {record['seed']}, EMA), {record['real']} real images of {record['against']}; "
-        f"{record['seconds']:.0f} s; record: {path}",
-        soft_wrap=True,
-    )

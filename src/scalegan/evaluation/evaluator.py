@@ -14,8 +14,8 @@ from torch import Tensor
 
 from scalegan.config import DataConfig, EvaluationConfig
 from scalegan.data.index import Index
-from scalegan.data.loader import open_reader
 from scalegan.evaluation.features import Extractor, load_extractor, metric_name
+from scalegan.evaluation.folder import open_images
 from scalegan.evaluation.frechet import FrechetDistance
 from scalegan.evaluation.real import Progress, RealImages, real_statistics
 from scalegan.evaluation.real_cache import RealStatistics
@@ -42,18 +42,20 @@ def evaluate(
     device: torch.device,
     cache: Path,
     data: DataConfig | None = None,
+    extractor: Extractor | None = None,
     progress: Progress = lambda what, done, count: None,
 ) -> dict[str, Any]:
     """The record of one evaluation: what was measured and what was compared; the same on every process.
 
     Collective: every process calls it with the same arguments but `rank`. `generator` is called for disjoint parts of 0 to
     `config.samples`. No random number generator is touched. `data` says how the images of `index` are read; by default
-    from `index.root`, and an unreadable one is an error. Raises `UserError`, on all processes.
+    from `index.root`, and an unreadable one is an error. `extractor` stands in for the one that `config` names. Raises
+    `UserError`, on all processes.
     """
     began = time.perf_counter()
     team = Team(rank, processes)
-    extractor = load_extractor(config, device, team)
-    with closing(open_reader(index, data or DataConfig(path=index.root), device)) as reader:
+    extractor = extractor or load_extractor(config, device, team)
+    with closing(open_images(index, data or DataConfig(path=index.root), device)) as reader:
         images = RealImages(index, config.real, reader)
         real = real_statistics(images, extractor, config.batch, team, cache, progress)
         distance = compare(generator, real, images.count, config, extractor, team, progress)

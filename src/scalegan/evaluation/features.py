@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,25 +13,24 @@ from torch import Tensor
 
 from scalegan.config import EvaluationConfig
 from scalegan.errors import UserError
-from scalegan.evaluation import weights
+from scalegan.evaluation import dinov2, weights
 from scalegan.evaluation.inception import Inception
 from scalegan.evaluation.lite0 import Lite0
+from scalegan.evaluation.network import FeatureNetwork, quantised
 from scalegan.evaluation.team import Team
-
-NAMES = ("lite0", "inception")
 
 
 def metric_name(extractor: str) -> str:
-    """Only Inception's Frechet distance is called FID."""
-    return "fid" if extractor == "inception" else f"fd_{extractor}"
+    """Only Inception's Frechet distance is called FID; that of `my.module:Class` goes by the class."""
+    return "fid" if extractor == "inception" else f"fd_{extractor.rpartition(':')[2].lower()}"
 
 
 @dataclass(frozen=True)
 class Extractor:
-    """uint8 images [n, 1 or 3, H, W] -> float32 features [n, width], each a function of the image alone."""
+    """Images [n, 1 or 3, H, W], uint8 or float from -1 to 1 -> float32 features [n, width], each of its image alone."""
 
     name: str
-    network: Lite0 | Inception
+    network: FeatureNetwork
     weights_sha256: str
     device: torch.device
     batch: int
@@ -43,6 +42,7 @@ class Extractor:
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
+        images = quantised(images)
         features = []
         with plain_float32(self.device):
             for first in range(0, len(images), self.batch):
@@ -54,16 +54,50 @@ class Extractor:
         return torch.cat(features)
 
 
+@dataclass(frozen=True)
+class Kind:
+    find: Callable[[str], Path]
+    """From `evaluation.weights` to the file."""
+    build: Callable[[Path, EvaluationConfig], tuple[FeatureNetwork, str]]
+    """The network and the sha256 of its weights."""
+
+
+def build_lite0(path: Path, config: EvaluationConfig) -> tuple[FeatureNetwork, str]:
+    return Lite0(weights.read_checked(path, weights.LITE0_SHA256)), weights.LITE0_SHA256
+
+
+def build_inception(path: Path, config: EvaluationConfig) -> tuple[FeatureNetwork, str]:
+    return Inception(weights.read_checked(path, weights.INCEPTION_SHA256), config.resize), weights.INCEPTION_SHA256
+
+
+def build_dinov2(path: Path, config: EvaluationConfig) -> tuple[FeatureNetwork, str]:
+    state, sha256 = weights.read_any(path)
+    return dinov2.from_state(state, path), sha256
+
+
+KINDS = {
+    "lite0": Kind(weights.lite0_path, build_lite0),
+    "inception": Kind(weights.inception_path, build_inception),
+    "dinov2": Kind(weights.dinov2_path, build_dinov2),
+}
+
+
 def find_weights(config: EvaluationConfig) -> Path:
     """The weight file of the extractor, downloaded where need be. Raises `UserError`, in less than 5 s when offline."""
-    if config.extractor not in NAMES:
-        near = difflib.get_close_matches(config.extractor, NAMES, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"give one of {', '.join(NAMES)}"
-        raise UserError(f"evaluation.extractor {config.extractor!r} is unknown: {hint}")
-    path = weights.lite0_path(config.weights) if config.extractor == "lite0" else weights.inception_path(config.weights)
+    name = config.extractor
+    if name not in KINDS:
+        if "." in name or ":" in name:
+            raise UserError(
+                f"evaluation.extractor {name!r} names code, which no configuration may have run: "
+                "give it on the command line of `scalegan evaluate`, by --extractor"
+            )
+        near = difflib.get_close_matches(name, KINDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"give one of {', '.join(KINDS)}"
+        raise UserError(f"evaluation.extractor {name!r} is unknown: {hint}")
+    path = KINDS[name].find(config.weights)
     if not path.is_file():
         raise UserError(
-            f"weights {path} of extractor {config.extractor} do not exist: "
+            f"weights {path} of extractor {name} do not exist: "
             "name another file by evaluation.weights (`scalegan evaluate`: --weights)"
         )
     return path
@@ -78,16 +112,13 @@ def load_extractor(config: EvaluationConfig, device: torch.device, team: Team) -
     except UserError as met:
         error = met
     team.agree(error)
-    path = find_weights(config)
-    network: Lite0 | Inception
-    if config.extractor == "lite0":
-        sha256 = weights.LITE0_SHA256
-        network = Lite0(weights.read_checked(path, sha256))
-    else:
-        sha256 = weights.INCEPTION_SHA256
-        network = Inception(weights.read_checked(path, sha256))
-    batch = network.cpu_batch if device.type == "cpu" else config.batch
-    return Extractor(config.extractor, network.to(device).eval(), sha256, device, batch)
+    network, sha256 = KINDS[config.extractor].build(find_weights(config), config)
+    return on_device(config.extractor, network, sha256, device, config.batch)
+
+
+def on_device(name: str, network: FeatureNetwork, sha256: str, device: torch.device, batch: int) -> Extractor:
+    size = network.cpu_batch if device.type == "cpu" else batch
+    return Extractor(name, network.to(device).eval(), sha256, device, size)
 
 
 @contextmanager

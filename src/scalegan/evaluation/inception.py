@@ -1,7 +1,7 @@
 """Inception-v3 as TensorFlow's FID graph of 2015-12-05 has it: the network that the Frechet inception distance is defined by.
 
-It differs from other Inception-v3s in three places: average pools leave the padding out of the count, the last block
-pools by maximum, and images are resized as TensorFlow 1 did.
+It differs from other Inception-v3s in two places: average pools leave the padding out of the count, and the last block
+pools by maximum. The files of pytorch-fid and of torch-fidelity hold the same weights under the same names.
 """
 
 from __future__ import annotations
@@ -12,22 +12,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from scalegan.evaluation.network import FeatureNetwork
+from scalegan.evaluation.resize import RESIZES
 from scalegan.evaluation.weights import folded
 
 SIDE = 299
 BN_EPS = 1e-3
 
 
-class Inception(nn.Module):
-    """Pooled features of the FID network, with batch norm folded into the convolutions."""
+class Inception(FeatureNetwork):
+    """Pooled features of the FID network, with batch norm folded into the convolutions.
+
+    `resize` is one of `scalegan.evaluation.resize.RESIZES`.
+    """
 
     num_features = 2048
-    cpu_batch = 8
-    """Images of one CPU pass: the maps of more do not fit the cache."""
-    resize = "TensorFlow 1 bilinear to 299x299"
 
-    def __init__(self, state: Mapping[str, Tensor]) -> None:
+    def __init__(self, state: Mapping[str, Tensor], resize: str = "tf1") -> None:
         super().__init__()
+        self.resized = RESIZES[resize]
+        self.resize = f"{resize}: {self.resized.name} to {SIDE}x{SIDE}"
         self.convolutions = nn.ModuleDict()
         for key in state:
             if key.endswith(".conv.weight"):
@@ -36,7 +40,7 @@ class Inception(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """uint8 [N, 3, H, W] -> float32 [N, 2048]."""
-        x = ((tf1_resize(images.float(), SIDE, SIDE) - 128) / 128).contiguous(memory_format=torch.channels_last)
+        x = self.resized(images, SIDE).contiguous(memory_format=torch.channels_last)
         x = self.conv(x, "Conv2d_1a_3x3", stride=2)
         x = self.conv(x, "Conv2d_2a_3x3")
         x = self.conv(x, "Conv2d_2b_3x3", padding=1)
@@ -139,22 +143,3 @@ def folded_convolution(state: Mapping[str, Tensor], name: str) -> nn.Conv2d:
     layer.weight = nn.Parameter(weight.contiguous(memory_format=torch.channels_last), requires_grad=False)
     layer.bias = nn.Parameter(bias, requires_grad=False)
     return layer
-
-
-def tf1_resize(images: Tensor, height: int, width: int) -> Tensor:
-    """float32 [N, C, H, W] -> [N, C, height, width] as `tf.compat.v1.image.resize_bilinear`: a product with two matrices."""
-    rows = tf1_matrix(images.shape[2], height).to(images.device)
-    columns = tf1_matrix(images.shape[3], width).to(images.device)
-    return rows @ images @ columns.T
-
-
-def tf1_matrix(before: int, after: int) -> Tensor:
-    """float32 [after, before]: pixel i is read at i * before / after, with no half-pixel shift and no antialias."""
-    place = torch.arange(after, dtype=torch.float32) * (before / after)
-    low = place.floor().long()
-    high = (low + 1).clamp(max=before - 1)
-    share = place - low
-    matrix = torch.zeros(after, before)
-    matrix.scatter_add_(1, low[:, None], 1 - share[:, None])
-    matrix.scatter_add_(1, high[:, None], share[:, None])
-    return matrix

@@ -55,6 +55,11 @@ class RealStatistics:
     def images(self) -> int:
         return sum(self.halves)
 
+    def moments(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Mean [d] and covariance [d, d] of the features, over n - 1."""
+        mean = self.features_sum / self.images
+        return mean, (self.features_squares - self.images * np.outer(mean, mean)) / (self.images - 1)
+
     def arrays(self) -> dict[str, NDArray[np.generic]]:
         return {
             "features_sum": self.features_sum,

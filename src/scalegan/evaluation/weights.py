@@ -1,4 +1,8 @@
-"""Weight files of the feature extractors: found or downloaded, known by their full sha256, read without pickle's code."""
+"""Weight files of the feature extractors: found or downloaded, known by their full sha256, read without pickle's code.
+
+Those of lite0 and inception are one known file each. Of DINOv2 there are several, so the sha256 of the one that was given
+stands in the record and in the name of what is cached, and its shapes are compared with the published network's.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import hashlib
 import importlib.util
 import io
 import os
+import pickle
 import queue
 import threading
 import urllib.request
@@ -27,23 +32,46 @@ INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb91
 INCEPTION_URL = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{INCEPTION_FILE}"
 INCEPTION_VARIABLE = "SCALEGAN_INCEPTION_WEIGHTS"
 
+DINOV2_URL = "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth"
+
 CONNECT_S = 3.0  # with the start of the program before it, the answer comes in 5
 
 
 def read_checked(path: Path, sha256: str) -> dict[str, Tensor]:
     """The state dict in a file whose content is the known one. Raises `UserError` for any other."""
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"weights {path} cannot be read ({error.strerror}): name another file") from None
+    content = read(path)
     found = hashlib.sha256(content).hexdigest()
     if found != sha256:
         raise UserError(
             f"weights {path} are not the expected file (sha256 {found[:16]}…, expected {sha256[:16]}…): "
             f"fetch {LITE0_FILE if sha256 == LITE0_SHA256 else INCEPTION_FILE} again"
         )
-    state: dict[str, Tensor] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    return state
+    return tensors(content, path)
+
+
+def read_any(path: Path) -> tuple[dict[str, Tensor], str]:
+    """The state dict in a file and the sha256 of that file. Raises `UserError`."""
+    content = read(path)
+    return tensors(content, path), hashlib.sha256(content).hexdigest()
+
+
+def read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"weights {path} cannot be read ({error.strerror}): name another file") from None
+
+
+def tensors(content: bytes, path: Path) -> dict[str, Tensor]:
+    """Nothing but named tensors; whatever else torch or pickle could read from the file is refused."""
+    try:
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        what = str(error).partition("\n")[0][:120]
+        raise UserError(f"weights {path} are no file of tensors ({what}): fetch the file again") from None
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UserError(f"weights {path} hold more than named tensors: give a plain state dict")
+    return dict(state)
 
 
 def folded(state: Mapping[str, Tensor], convolution: str, norm: str, eps: float) -> tuple[Tensor, Tensor]:
@@ -73,7 +101,7 @@ def inception_path(given: str) -> Path:
     named = given or os.environ.get(INCEPTION_VARIABLE, "")
     if named:
         return Path(named)
-    home = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
+    home = user_cache()
     hub = Path(os.environ.get("TORCH_HOME", home / "torch")) / "hub" / "checkpoints"
     ours = home / "scalegan" / "weights" / INCEPTION_FILE
     for path in (ours, hub / INCEPTION_FILE, hub / INCEPTION_FILE.replace("pt_", "weights-", 1)):
@@ -89,6 +117,20 @@ def inception_path(given: str) -> Path:
             f"or the environment variable {INCEPTION_VARIABLE}"
         ) from None
     return ours
+
+
+def dinov2_path(given: str) -> Path:
+    """The file given; there is no other, as which of the published sizes is meant would be a guess."""
+    if not given:
+        raise UserError(
+            f"extractor dinov2 needs a file of weights: fetch {DINOV2_URL} and name it by evaluation.weights "
+            "(`scalegan evaluate`: --weights)"
+        )
+    return Path(given)
+
+
+def user_cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
 
 
 def connect(url: str, patience_s: float = CONNECT_S) -> HTTPResponse:

@@ -76,7 +76,7 @@ def shapes() -> dict[str, tuple[int, int, int, int]]:
 
 
 def made_up_weights(seed: int = 0) -> dict[str, Tensor]:
-    """A state dict with the keys of pytorch-fid's file but the classifier, at a scale that keeps the activations' size."""
+    """A state dict with the names of pytorch-fid's file but the classifier, at a scale that keeps the activations' size."""
     state: dict[str, Tensor] = {}
     for number, (name, shape) in enumerate(shapes().items()):
         bits = np.random.Philox(key=seed, counter=number << 32)

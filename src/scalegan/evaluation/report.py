@@ -1,0 +1,99 @@
+"""What `scalegan evaluate` leaves and prints: a JSON record of each evaluation, and a table of values beside their controls."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Column, Table
+
+from scalegan.evaluation.features import metric_name
+from scalegan.files import write_atomically
+
+BESIDE = {
+    "ssim_max": ("ssim_mean_image", "the mean training image", 3),
+    "diversity": ("diversity_real", "real images", 1),
+}
+"""Measure: the one to hold it against, what that is of, and digits after the point."""
+WIDTH = 30
+"""Of the longest bar of a curve."""
+
+
+def write(records: list[dict[str, Any]], run_dir: Path | None, copy: Path | None) -> None:
+    """The newest record into the folder of its run; it alone, or a list of all, into `copy`."""
+    record = records[-1]
+    targets = [(record_path(record, run_dir), record)] if run_dir else []
+    if copy:
+        targets.append((copy, record if len(records) == 1 else records))  # type: ignore[arg-type]
+    for path, content in targets:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def record_path(record: dict[str, Any], run_dir: Path) -> Path:
+    """Named after what was compared, so that another comparison is another file and a repeat is the same."""
+    metric = metric_name(record["extractor"])
+    resize = record["resize"].partition(":")[0] if metric == "fid" else "tf1"
+    way = metric if resize == "tf1" else f"{metric}-{resize}"
+    name = f"{record['images_seen']:09d}-{way}-{record['generated']}-{record['real'] or 'unknown'}-seed{record['seed']}"
+    name += f"-std{record['ema_std']:g}" if "ema_std" in record else ""
+    return run_dir / "evaluations" / f"{name}-{reference_sha256(record)[:8]}.json"
+
+
+def reference_sha256(record: dict[str, Any]) -> str:
+    return str(record.get("index_sha256") or record["statistics_sha256"])
+
+
+def show(records: list[dict[str, Any]], run_dir: Path | None) -> None:
+    console = Console()
+    record = records[-1]
+    if len(records) > 1:
+        console.print(curve(records))
+    else:
+        console.print(origin(record), soft_wrap=True)
+        console.print(values(record))
+    count = record["real"] or "an unknown number of"
+    line = f"{record['generated']} generated, {count} real images of {record['against']}; {record['resize']}; "
+    line += f"{sum(r['seconds'] for r in records):.0f} s"
+    if run_dir:
+        line += f"; record{'s' * (len(records) > 1)}: "
+        line += str(record_path(record, run_dir) if len(records) == 1 else run_dir / "evaluations")
+    console.print(line, soft_wrap=True, markup=False)
+
+
+def origin(record: dict[str, Any]) -> str:
+    if "checkpoint" in record:
+        return f"{record['checkpoint']} ({record['images_seen']} images seen, seed {record['seed']}, EMA)"
+    return str(record["images"])
+
+
+def values(record: dict[str, Any]) -> Table:
+    table = Table("measure", Column("value", justify="right"), Column("beside", justify="right"), "which is that of")
+    metric = metric_name(record["extractor"])
+    if f"{metric}_floor" in record:
+        halves = " and ".join(map(str, record["floor_counts"]))
+        table.add_row(
+            metric, f"{record[metric]:.2f}", f"{record[f'{metric}_floor']:.2f}", f"real against real, {halves} images"
+        )
+    else:
+        table.add_row(metric, f"{record[metric]:.2f}", "", "")
+    for name, (other, of, digits) in BESIDE.items():
+        if name in record:
+            beside = (f"{record[other]:.{digits}f}", of) if other in record else ("", "")
+            table.add_row(name, f"{record[name]:.{digits}f}", *beside)
+    return table
+
+
+def curve(records: list[dict[str, Any]]) -> Table:
+    """The checkpoints of a run, the oldest first, with a bar each and a mark at the lowest distance."""
+    metric = metric_name(records[0]["extractor"])
+    distances = [record[metric] for record in records]
+    table = Table(Column("images seen", justify="right"), Column(metric, justify="right"), "", "")
+    for record, distance in zip(records, distances, strict=True):
+        bar = "█" * max(1, round(WIDTH * distance / max(*distances, 1e-12)))
+        table.add_row(str(record["images_seen"]), f"{distance:.2f}", bar, "lowest" if distance == min(distances) else "")
+    if f"{metric}_floor" in records[0]:
+        table.caption = f"floor (real against real): {records[0][f'{metric}_floor']:.2f}"
+    return table

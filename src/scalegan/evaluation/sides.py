@@ -1,0 +1,178 @@
+"""The two sides of a comparison, as they are given on the command line: runs, folders of images, shards, statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scalegan import checkpoint, settings
+from scalegan.checkpoint import Checkpoint
+from scalegan.config import DataConfig, EvaluationConfig
+from scalegan.data.index import INDEX_NAME, Index, is_remote, read_index
+from scalegan.data.order import COMPARED, draw, permute
+from scalegan.errors import UserError
+from scalegan.evaluation import folder, statistics_file
+from scalegan.evaluation.evaluator import evaluate
+from scalegan.evaluation.features import Extractor, load_extractor
+from scalegan.evaluation.folder import ImageFolder, open_images
+from scalegan.evaluation.real import Progress
+from scalegan.evaluation.statistics_file import Statistics
+from scalegan.evaluation.team import Team
+from scalegan.run import IDENTITY
+from scalegan.sampling import LoadedGenerator, find_checkpoint
+
+Kind = Literal["run", "folder", "shards", "statistics"]
+OF_A_RUN = ("images_seen", "seed", "ema")
+"""Facts of a record that images which no run has made do not have."""
+
+
+def kind_of(given: str) -> Kind:
+    """What a path is, by what lies there. Raises `UserError`."""
+    if is_remote(given):
+        return "shards"
+    path = Path(given)
+    if path.suffix in (".pkl", ".pickle"):
+        raise UserError(f"{path} is a pickle, which runs code when it is read: make an .npz of it, see docs/evaluation.md")
+    if path.suffix == ".npz":
+        return "statistics"
+    if not path.is_dir():
+        problem = "is no folder" if path.exists() else "does not exist"
+        raise UserError(f"{path} {problem}: give a run or checkpoint, a folder of images, shards, or statistics (.npz)")
+    if (path / INDEX_NAME).is_file():
+        return "shards"
+    if (path / checkpoint.MANIFEST).is_file() or (path / IDENTITY).is_file() or checkpoint.checkpoints(path).is_dir():
+        return "run"
+    return "folder"
+
+
+@dataclass(frozen=True)
+class Made:
+    """The generated side."""
+
+    sample: Callable[[int, int], Tensor]
+    """(first, count) -> uint8 [count, C, H, W] on the CPU."""
+    shape: tuple[int, int, int]
+    """(channels, height, width)"""
+    facts: dict[str, Any]
+    """Of the record: where the images come from."""
+
+
+def made_by(loaded: LoadedGenerator, seed: int, ema_std: float | None = None) -> Made:
+    """The images of a generator, of an average of width `ema_std` where that was made after the training.
+
+    Raises `UserError` where its weights are no numbers.
+    """
+    if not all(bool(p.isfinite().all()) for p in loaded.network.parameters()):
+        raise UserError(f"{loaded.path} has NaN or infinite weights, as its training diverged: take an earlier --checkpoint")
+    facts = {"images_seen": loaded.images_seen, "seed": seed, "ema": True, "checkpoint": str(loaded.path)}
+    if ema_std is not None:
+        facts["ema_std"] = ema_std
+    return Made(lambda first, count: loaded.sample_range(first, count, seed), loaded.shape, facts)
+
+
+def found_in(index: Index, wanted: int, stack: ExitStack) -> Made:
+    """Images that lie in a folder or in shards: `wanted` of them, a fixed random choice, read as long as `stack` is open."""
+    if wanted > index.samples:
+        raise UserError(f"--samples {wanted} is more than the {index.samples} images of {index.root}: leave it out to take all")
+    chosen = np.sort(permute(np.arange(wanted), index.samples, index.samples, draw(0, COMPARED)))
+    reader = open_images(index, DataConfig(path=index.root), torch.device("cpu"))
+    stack.callback(reader.close)
+    facts = {"images": index.root, "images_sha256": index.sha256}
+    shape = index.channels, index.height, index.width
+    return Made(lambda first, count: reader.read(chosen[first : first + count]).images, shape, facts)
+
+
+def images_of(given: str, kind: Kind, window: str, team: Team) -> Index:
+    """The images of shards or of a folder, which process 0 looks at for all; those of a run are its data."""
+    if kind == "run":
+        return trained_on(find_checkpoint(Path(given)))
+    if kind == "shards":
+        return read_index(given)
+    error, facts = None, {}
+    try:
+        if team.first:
+            facts = folder.to_json(folder.read_folder(Path(given), window))
+    except UserError as met:
+        error = met
+    team.agree(error)
+    return folder.from_json(team.from_first(facts))
+
+
+def trained_on(found: Checkpoint) -> Index:
+    """The index of the data of a training, as they were then."""
+    trained = found.state["data"]
+    try:
+        index = read_index(trained["path"])
+    except UserError as error:
+        raise UserError(f"the data of the training: {error}; or name others by --against") from None
+    if index.sha256 != trained["sha256"]:
+        raise UserError(f"{index.root} has changed since the training: give --against {index.root} to compare with it as it is")
+    return index
+
+
+def config_of(run: str) -> EvaluationConfig:
+    """How a run itself evaluates."""
+    return settings.to_config(find_checkpoint(Path(run)).state["config"]).evaluation
+
+
+def reference(given: str, window: str, team: Team) -> Index | Statistics:
+    """What `--against` names. Raises `UserError`."""
+    kind = kind_of(given)
+    return statistics_file.read(Path(given)) if kind == "statistics" else images_of(given, kind, window, team)
+
+
+def in_colour(index: Index, beside: Index | Statistics) -> Index:
+    """Grey images become red, green and blue, all equal, where they are compared with colour ones."""
+    grey = isinstance(index, ImageFolder) and isinstance(beside, Index) and index.channels < beside.channels
+    return replace(index, channels=3) if grey else index
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What all checkpoints of a run are compared with, and how."""
+
+    against: Index | Statistics
+    config: EvaluationConfig
+    extractor: Extractor | None
+    """A user's own; else the one that `config` names."""
+    team: Team
+    device: torch.device
+    cache: Path
+    data: DataConfig
+
+    def measure(self, made: Made, progress: Progress) -> dict[str, Any]:
+        """The record; on all processes. Raises `UserError`."""
+        against = self.against
+        if isinstance(against, Statistics):
+            extractor = self.extractor or load_extractor(self.config, self.device, self.team)
+            record = statistics_file.compare(made.sample, against, self.config, extractor, self.team, progress)
+            return record | made.facts | {"against": against.path}
+        shape = against.channels, against.height, against.width
+        if made.shape != shape:
+            own, held = ("x".join(map(str, s)) for s in (made.shape, shape))
+            who = "the generator makes" if "checkpoint" in made.facts else f"{made.facts['images']} holds"
+            raise UserError(f"{who} {own} images and {against.root} holds {held}: give images of one size")
+        record = evaluate(
+            made.sample,
+            against,
+            self.config,
+            seed=made.facts.get("seed", 0),
+            images_seen=made.facts.get("images_seen", 0),
+            ema=made.facts.get("ema", False),
+            rank=self.team.rank,
+            processes=self.team.processes,
+            device=self.device,
+            cache=self.cache,
+            data=replace(self.data, path=against.root),
+            extractor=self.extractor,
+            progress=progress,
+        )
+        kept = {name: value for name, value in record.items() if name not in OF_A_RUN}
+        return kept | made.facts | {"against": against.root}

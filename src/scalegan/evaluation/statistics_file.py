@@ -1,0 +1,175 @@
+"""Mean and covariance of features in an .npz: ours, which say what they are of, and those of other programs, which do not.
+
+`mu` [d] and `sigma` [d, d] are the names of pytorch-fid, clean-fid and OpenAI's ADM, so each of them reads ours too. Files
+that need pickle, such as EDM2's, are never read: docs/evaluation.md shows how their owner makes an .npz of one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import time
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+import scalegan
+from scalegan.config import EvaluationConfig
+from scalegan.errors import UserError
+from scalegan.evaluation.features import Extractor, metric_name
+from scalegan.evaluation.frechet import FrechetDistance, frechet_distance
+from scalegan.evaluation.real import Progress
+from scalegan.evaluation.real_cache import RealStatistics, checksum
+from scalegan.evaluation.team import Team
+from scalegan.files import write_atomically
+
+FORMAT = 1
+PROVENANCE = "scalegan"
+"""Array of one string: JSON with what the statistics are of, and `checksum`, of the two other arrays."""
+MUST_AGREE = {"extractor": "--extractor", "weights_sha256": "--weights", "resize": "--resize"}
+"""What makes features incomparable, and the option by which each is chosen."""
+
+
+@dataclass(frozen=True)
+class Statistics:
+    path: str
+    mean: NDArray[np.float64]
+    """[d]"""
+    covariance: NDArray[np.float64]
+    """[d, d], over n - 1."""
+    provenance: dict[str, Any]
+    """Of our own files; empty for those of others."""
+    sha256: str
+    """Of the file."""
+
+    @property
+    def count(self) -> int | None:
+        """Images; None where the file does not say."""
+        return self.provenance.get("images")
+
+    def check(self, extractor: Extractor) -> None:
+        """Raises `UserError` if features of `extractor` cannot be compared with these."""
+        if len(self.mean) != extractor.width:
+            guess = "; for FID statistics of other programs give --extractor inception" if len(self.mean) == 2048 else ""
+            raise UserError(
+                f"{self.path} is of {len(self.mean)} features and extractor {extractor.name} makes {extractor.width}{guess}"
+            )
+        own = {"extractor": extractor.name, "weights_sha256": extractor.weights_sha256, "resize": extractor.network.resize}
+        for name, option in MUST_AGREE.items():
+            if self.provenance and self.provenance[name] != own[name]:
+                raise UserError(
+                    f"{self.path} was made with {name} {self.provenance[name]!r}, not {own[name]!r}: "
+                    f"give the same by {option}, or make the statistics again by `scalegan stats`"
+                )
+
+
+def save(path: Path, real: RealStatistics, extractor: Extractor, source: str, source_sha256: str) -> None:
+    mean, covariance = real.moments()
+    arrays: dict[str, NDArray[np.generic]] = {"mu": mean, "sigma": covariance}
+    provenance = {
+        "format": FORMAT,
+        "images": real.images,
+        "source": source,
+        "source_sha256": source_sha256,
+        "extractor": extractor.name,
+        "weights_sha256": extractor.weights_sha256,
+        "resize": extractor.network.resize,
+        "dtype": "float32 features, float64 statistics",
+        "scalegan": scalegan.__version__,
+        "torch": torch.__version__,
+        "checksum": checksum(arrays).tobytes().hex(),
+    }
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays, **{PROVENANCE: np.array(json.dumps(provenance))})  # type: ignore[arg-type]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, buffer.getvalue())
+
+
+def read(path: Path) -> Statistics:
+    """Ours, pytorch-fid's, clean-fid's or ADM's. Raises `UserError`."""
+    try:
+        content = path.read_bytes()
+        with np.load(io.BytesIO(content), allow_pickle=False) as file:
+            arrays = {name: file[name] for name in ("mu", "sigma", PROVENANCE) if name in file.files}
+    except OSError as error:
+        raise UserError(f"statistics {path} cannot be read ({error.strerror or error}): name another file") from None
+    except (ValueError, KeyError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+        said = str(error).partition("\n")[0]
+        raise UserError(
+            f"statistics {path} are damaged, or no .npz of plain arrays ({said}): make or fetch them again"
+        ) from None
+    missing = {"mu", "sigma"} - arrays.keys()
+    if missing:
+        raise UserError(f"statistics {path} have no array {' and '.join(sorted(missing))}: give a file with mu and sigma")
+    provenance = read_provenance(arrays.pop(PROVENANCE), arrays, path) if PROVENANCE in arrays else {}
+    mean, covariance = (np.asarray(arrays[name], np.float64) for name in ("mu", "sigma"))
+    if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
+        raise UserError(f"statistics {path} have mu {mean.shape} and sigma {covariance.shape}: give d and d x d numbers")
+    if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
+        raise UserError(f"statistics {path} have NaN or infinite numbers in them: make them again")
+    return Statistics(str(path), mean, covariance, provenance, hashlib.sha256(content).hexdigest())
+
+
+def read_provenance(text: NDArray[Any], arrays: dict[str, NDArray[np.generic]], path: Path) -> dict[str, Any]:
+    try:
+        provenance = dict(json.loads(str(text)))
+        version, expected = provenance["format"], provenance["checksum"]
+        _ = [provenance[name] for name in ("images", *MUST_AGREE)]
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"statistics {path} are damaged: make them again by `scalegan stats`") from None
+    if version != FORMAT:
+        raise UserError(f"statistics {path} have format {version}, this version reads {FORMAT}: make them again")
+    if checksum(arrays).tobytes().hex() != expected:
+        raise UserError(f"statistics {path} are damaged (their checksum differs): make them again by `scalegan stats`")
+    return provenance
+
+
+def compare(
+    sample: Callable[[int, int], Tensor],
+    statistics: Statistics,
+    config: EvaluationConfig,
+    extractor: Extractor,
+    team: Team,
+    progress: Progress,
+) -> dict[str, Any]:
+    """The record of generated images against the statistics; the same on every process, which all call it.
+
+    `sample` as in `evaluator.evaluate`. There is no floor, and nothing that needs real images to look at. Raises `UserError`.
+    """
+    began = time.perf_counter()
+    statistics.check(extractor)
+    made = FrechetDistance(extractor.width).to(extractor.device)
+    for first, count in team.blocks(config.samples, config.batch):
+        progress("generated images", first, config.samples)
+        made.update(extractor(sample(first, count)), real=False)
+    made.sync(dist_sync_fn=made.dist_sync_fn)
+    record: dict[str, Any] = {}
+    if team.first:
+        mean, covariance = torch.from_numpy(statistics.mean), torch.from_numpy(statistics.covariance)
+        count = statistics.count or len(mean) + 1  # unknown: of full rank
+        distance = frechet_distance(*made.moments(real=False), mean, covariance, count)
+        record = {
+            metric_name(extractor.name): float(distance),
+            "generated": config.samples,
+            "real": statistics.count,
+            "statistics_sha256": statistics.sha256,
+            "statistics": statistics.provenance,
+            "extractor": extractor.name,
+            "weights_sha256": extractor.weights_sha256,
+            "resize": extractor.network.resize,
+            "dtype": "float32 features, float64 statistics",
+            "device": extractor.device.type,
+            "torch": torch.__version__,
+            "processes": team.processes,
+            "seconds": round(time.perf_counter() - began, 2),
+        }
+    shared: dict[str, Any] = team.from_first(record)
+    return shared

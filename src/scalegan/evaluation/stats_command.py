@@ -1,0 +1,48 @@
+"""`scalegan stats`: the statistics of real images in a file that can be shared, and that pytorch-fid and others read too."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from contextlib import closing
+from pathlib import Path
+
+from scalegan.config import DataConfig, EvaluationConfig
+from scalegan.errors import UserError
+from scalegan.evaluation import command
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="FOLDER|SHARDS|RUN", help="images, or a run for those it was trained on")
+    parser.add_argument("out", type=Path, metavar="OUT.npz", help="file to write: `scalegan evaluate ... --against OUT.npz`")
+    command.add_extractor_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from scalegan.evaluation import sides, statistics_file
+    from scalegan.evaluation.features import load_extractor
+    from scalegan.evaluation.folder import open_images
+    from scalegan.evaluation.real import RealImages, real_statistics
+    from scalegan.evaluation.weights import user_cache
+
+    if args.out.suffix != ".npz":
+        raise UserError(f"{args.out}: statistics are an .npz file, such as {args.out.with_suffix('.npz')}")
+    kind = sides.kind_of(args.source)
+    if kind == "statistics":
+        raise UserError(f"{args.source} holds statistics already: give images")
+    accelerator, team = command.start(args.device)
+    own = command.own_extractor(args, accelerator.device)
+    config = command.overridden(sides.config_of(args.source) if kind == "run" else EvaluationConfig(), args)
+    index = sides.images_of(args.source, kind, args.window, team)
+    extractor = own or load_extractor(config, accelerator.device, team)
+    cache = user_cache() / "scalegan" / "statistics"
+    reader = open_images(index, DataConfig(path=index.root), accelerator.device)
+    with command.progress_bar(team.first and sys.stderr.isatty()) as progress, closing(reader):
+        images = RealImages(index, config.real, reader)
+        real = real_statistics(images, extractor, config.batch, team, cache, progress)
+    if real is not None:
+        statistics_file.save(args.out, real, extractor, index.root, index.sha256)
+        features = f"{extractor.width} features of {extractor.name}, {extractor.network.resize}"
+        print(f"{args.out}: {real.images} images of {index.root}, {features}")
+    accelerator.end_training()
+    return 0

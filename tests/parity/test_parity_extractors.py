@@ -1,0 +1,100 @@
+"""Features and statistics equal those of torch-fidelity, pytorch-fid and clean-fid, on the same made-up weights and images.
+
+The others run in an environment of their own, .venv-parity or the interpreter that SCALEGAN_PARITY_PYTHON names: they bring
+torchvision, beside which torchmetrics is slow to import or fails.
+"""
+
+import os
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from helpers.fid_weights import made_up_weights
+from scalegan.evaluation import statistics_file
+from scalegan.evaluation.features import Extractor
+from scalegan.evaluation.folder import FolderReader, read_folder
+from scalegan.evaluation.frechet import FrechetDistance
+from scalegan.evaluation.inception import Inception
+
+HERE = Path(__file__).parent
+PYTHON = os.environ.get("SCALEGAN_PARITY_PYTHON", str(HERE.parents[1] / ".venv-parity" / "bin" / "python"))
+pytestmark = [
+    pytest.mark.parity,
+    pytest.mark.skipif(not Path(PYTHON).is_file(), reason=f"{PYTHON}, which has the other programs, is not there"),
+]
+PEER = HERE / "extractor_peer.py"
+SIZES = [(32, 32), (64, 48), (299, 299), (320, 400)]
+MODES = {"torch-fidelity": "tf1", "pytorch-fid": "halfpixel", "clean-fid": "clean"}
+IN_FOLDER = 10
+
+
+def pictures(count: int, height: int, width: int) -> Tensor:
+    """uint8 [count, 3, height, width]: smooth shapes and noise."""
+    draw = torch.Generator().manual_seed(height * width)
+    shapes = F.interpolate(torch.rand(count, 3, 8, 8, generator=draw) * 255, (height, width), mode="bicubic")
+    return (shapes + 12 * torch.randn(shapes.shape, generator=draw)).clamp(0, 255).round().to(torch.uint8)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
+    for number, image in enumerate(pictures(IN_FOLDER, 40, 36)):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{number:02d}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def peers(tmp_path_factory, folder) -> Path:
+    """A folder with what the peers made: features.npz, by `<peer> <number of the size>`, and pytorch-fid's statistics.npz."""
+    place = tmp_path_factory.mktemp("peers")
+    state = made_up_weights() | {"fc.weight": torch.zeros(1008, 2048), "fc.bias": torch.zeros(1008)}
+    np.savez(place / "weights.npz", **{name: value.numpy() for name, value in state.items()})
+    images = {str(number): pictures(1, *size).permute(0, 2, 3, 1).numpy() for number, size in enumerate(SIZES)}
+    np.savez(place / "images.npz", **images)
+    subprocess.run([PYTHON, PEER, place, folder], check=True, timeout=600, env=os.environ | {"PYTHONPATH": ""})
+    return place
+
+
+@pytest.fixture(scope="module")
+def networks() -> dict[str, Inception]:
+    state = made_up_weights()
+    return {peer: Inception(state, mode) for peer, mode in MODES.items()}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("peer", MODES)
+@pytest.mark.parametrize("number", range(len(SIZES)), ids=lambda number: "{}x{}".format(*SIZES[number]))
+def test_features_have_parity(peers, networks, peer, number):
+    with np.load(peers / "features.npz") as file:
+        expected = torch.from_numpy(file[f"{peer} {number}"])
+    with torch.inference_mode():
+        found = networks[peer](pictures(1, *SIZES[number]))
+    assert found.shape == expected.shape == (1, 2048)
+    assert (found - expected).norm() < 1e-6 * expected.norm()
+
+
+def test_statistics_of_pytorch_fid_have_parity(peers, networks, folder):
+    theirs = statistics_file.read(peers / "statistics.npz")
+    with np.load(peers / "statistics.npz") as file:
+        assert np.abs(theirs.mean - file["mu"]).max() <= 1e-9
+        assert np.abs(theirs.covariance - file["sigma"]).max() <= 1e-9
+    reader = FolderReader(read_folder(folder, ""), torch.device("cpu"))
+    images = reader.read(np.arange(IN_FOLDER)).images
+    reader.close()
+    extractor = Extractor("inception", networks["pytorch-fid"], "made up", torch.device("cpu"), 5)
+    distance = FrechetDistance(2048)
+    distance.update(extractor(images), real=False)
+    mean, covariance, count = distance.moments(real=False)
+    assert np.abs(mean.numpy() - theirs.mean).max() < 1e-5
+    assert np.abs(covariance.numpy() - theirs.covariance).max() < 1e-6 * np.trace(theirs.covariance)
+    assert count == IN_FOLDER
