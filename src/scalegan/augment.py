@@ -66,7 +66,7 @@ def gates(uniform: NDArray[np.float64], config: AugmentConfig) -> NDArray[np.flo
 
 
 def gated(numbers: Tensor, p: Tensor | float) -> Tensor:
-    """numbers [3, N, WIDTH], draws, gates and `NOTHING` in float64 -> [N, WIDTH]: draws where gates are under `p`, else nothing."""
+    """numbers [3, N, WIDTH], which are draws, gates and `NOTHING` in float64 -> [N, WIDTH]: draws where gates are under `p`."""
     draws, gates, nothing = numbers.unbind()
     return torch.where(gates < p, draws, nothing).to(torch.get_default_dtype())
 

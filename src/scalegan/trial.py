@@ -89,6 +89,8 @@ def cut_config(config: Config, index: Index, run: Path) -> Config:
             norm_group=together if group and together % group else group,
         ),
         loss=replace(config.loss, penalty_every=min(config.loss.penalty_every, 2)),  # so that steps with and without it come
+        # So that an adaptive p gets somewhere, and the stop falls between two of its adjustments.
+        augment=replace(config.augment, speed=min(config.augment.speed, STEPS * batch), every=min(config.augment.every, 3)),
         optim=replace(config.optim, warmup=min(config.optim.warmup, batch), critic_steps=min(config.optim.critic_steps, 2)),
         # What a resume gives is compared to the bit, which CUDA alone has to be asked for.
         train=replace(train, images=STEPS * batch, batch=batch, accumulate=rounds, deterministic=cuda),
