@@ -33,7 +33,8 @@ class AugmentConfig:
     hue: float = 0.0
     """Largest turn of the hue, in degrees up to 180 (RGB only)."""
     shift: float = 0.0
-    """Largest shift, as a share of height and width; what comes in from outside is 0 (mid-grey)."""
+    """Largest shift, as a share of height and width; what comes in from outside is 0 (mid-grey), or a reflection where
+    pixels are resampled (`scale`, `rotate`, `aniso`, `translate`)."""
     mirror: bool = False
     """Mirror left and right with probability 1/2. Wrong for digits, and for brains where the side matters."""
     rotate90: bool = False

@@ -125,6 +125,15 @@ def test_a_warp_is_an_affine_map_pixel_by_pixel(size: tuple[int, int]) -> None:
     np.testing.assert_allclose(augment(given, view, config)[0], expected, atol=1e-9)
 
 
+def test_whole_moves_come_before_a_warp_in_one_resampling() -> None:
+    """A shift and a move by as many pixels the other way lose nothing at the edge."""
+    given = images(2, 10, 10)
+    config = AugmentConfig(shift=0.2, translate=0.1, mirror=True, rotate90=True)
+    view = draws(2, down=0.9, right=0.5, translate_y=quantile(2), translate_x=0.5, mirror=0.1, rotate90=0.3)
+    expected = np.rot90(given.numpy()[..., ::-1], 1, axes=(2, 3))
+    np.testing.assert_allclose(augment(given, view, config), expected, atol=1e-9)
+
+
 def test_a_rotation_by_a_right_angle_is_that_of_numpy() -> None:
     given = images(2, 11, 11)
     turned = augment(given, draws(2, rotate_first=1.0, rotate_last=0.5), AugmentConfig(rotate=90))
