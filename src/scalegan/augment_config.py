@@ -96,7 +96,7 @@ class AugmentConfig:
         return any(getattr(self, name) for name in ("scale", "rotate", "aniso", "translate"))
 
 
-OFF: dict[str, Any] = {name: AugmentConfig.__dataclass_fields__[name].default for name in (*STRENGTHS, "spread", "p")}
+OFF: dict[str, Any] = {name: AugmentConfig.__dataclass_fields__[name].default for name in (*STRENGTHS, "spread", "colour", "p")}
 
 PIPES: dict[str, dict[str, Any]] = {
     # Karras et al. 2020b, appendix B: pixel blitting, geometry and colour ("bgc"). p is R3GAN's for 64 and 256 pixels.

@@ -294,7 +294,7 @@ def parsed(*arguments: str) -> AugmentConfig:
 
 @pytest.mark.parametrize("name", PIPES)
 def test_a_pipe_stands_for_its_fields(name: str) -> None:
-    assert set(PIPES[name]) == {*STRENGTHS, "spread", "p"}
+    assert set(PIPES[name]) == {*STRENGTHS, "spread", "colour", "p"}
     assert parsed("--augment.pipe", name) == AugmentConfig(pipe=name, **PIPES[name])  # type: ignore[arg-type]
 
 
