@@ -48,20 +48,24 @@ _SPECIAL = {"mirror": 1.0, "luma_flip": 1.0, "hole_y": 2.0, "hole_x": 2.0, "rota
 NOTHING = np.array([_SPECIAL.get(name, 0.5) for name in Numbers._fields])
 """Numbers in whose place nothing is done: the middle of a range, no mirror, a hole outside of the image, no quarter turn."""
 
-_TOGETHER = {"right": "down", "hole_x": "hole_y", "translate_x": "translate_y"}
-_COLOURS = ("brightness", "saturation", "contrast", "hue", "luma_flip")
-_ROTATIONS = ("rotate_first", "rotate_last")
+
+def _places(*names: str) -> list[int]:
+    return [Numbers._fields.index(name) for name in names]
+
+
+_SECOND, _FIRST = _places("right", "hole_x", "translate_x"), _places("down", "hole_y", "translate_y")
+"""Two numbers of one augmentation, which is done or not."""
+_COLOURS = _places("brightness", "saturation", "contrast", "hue", "luma_flip")
+_ROTATIONS = _places("rotate_first", "rotate_last")
 
 
 def gates(uniform: NDArray[np.float64], config: AugmentConfig) -> NDArray[np.float64]:
     """uniform [N, WIDTH] in (0, 1) -> [N, WIDTH], of which each is under p as often as its augmentation is to be done at p."""
-    place = {name: number for number, name in enumerate(Numbers._fields)}
     made = uniform.copy()
-    made[:, [place[name] for name in _TOGETHER]] = made[:, [place[name] for name in _TOGETHER.values()]]
-    made[:, [place[name] for name in _COLOURS]] /= config.colour
+    made[:, _SECOND] = made[:, _FIRST]
+    made[:, _COLOURS] /= config.colour
     # Of two rotations, at least one is done with probability p: each with 1 - sqrt(1 - p) (Karras et al. 2020b, appendix B).
-    rotations = [place[name] for name in _ROTATIONS]
-    made[:, rotations] = 1 - np.square(1 - made[:, rotations])
+    made[:, _ROTATIONS] = 1 - np.square(1 - made[:, _ROTATIONS])
     return made
 
 
