@@ -48,20 +48,24 @@ _SPECIAL = {"mirror": 1.0, "luma_flip": 1.0, "hole_y": 2.0, "hole_x": 2.0, "rota
 NOTHING = np.array([_SPECIAL.get(name, 0.5) for name in Numbers._fields])
 """Numbers in whose place nothing is done: the middle of a range, no mirror, a hole outside of the image, no quarter turn."""
 
-_TOGETHER = {"right": "down", "hole_x": "hole_y", "translate_x": "translate_y"}
-_COLOURS = ("brightness", "saturation", "contrast", "hue", "luma_flip")
-_ROTATIONS = ("rotate_first", "rotate_last")
+
+def _places(*names: str) -> list[int]:
+    return [Numbers._fields.index(name) for name in names]
+
+
+_SECOND, _FIRST = _places("right", "hole_x", "translate_x"), _places("down", "hole_y", "translate_y")
+"""Two numbers of one augmentation, which is done or not."""
+_COLOURS = _places("brightness", "saturation", "contrast", "hue", "luma_flip")
+_ROTATIONS = _places("rotate_first", "rotate_last")
 
 
 def gates(uniform: NDArray[np.float64], config: AugmentConfig) -> NDArray[np.float64]:
     """uniform [N, WIDTH] in (0, 1) -> [N, WIDTH], of which each is under p as often as its augmentation is to be done at p."""
-    place = {name: number for number, name in enumerate(Numbers._fields)}
     made = uniform.copy()
-    made[:, [place[name] for name in _TOGETHER]] = made[:, [place[name] for name in _TOGETHER.values()]]
-    made[:, [place[name] for name in _COLOURS]] /= config.colour
+    made[:, _SECOND] = made[:, _FIRST]
+    made[:, _COLOURS] /= config.colour
     # Of two rotations, at least one is done with probability p: each with 1 - sqrt(1 - p) (Karras et al. 2020b, appendix B).
-    rotations = [place[name] for name in _ROTATIONS]
-    made[:, rotations] = 1 - np.square(1 - made[:, rotations])
+    made[:, _ROTATIONS] = 1 - np.square(1 - made[:, _ROTATIONS])
     return made
 
 
@@ -74,10 +78,10 @@ def gated(numbers: Tensor, p: Tensor | float) -> Tensor:
 def augment(images: Tensor, draws: Tensor, config: AugmentConfig) -> Tensor:
     """images [N, C, H, W] in [-1, 1] and draws [N, WIDTH] in (0, 1) -> images of the same shape."""
     numbers = Numbers(*draws.to(images.device).unbind(1))
-    if config.shift or config.mirror or config.rotate90:
-        images = _move(images, numbers, config)
     if config.warped:
         images = _resample(images, *_warp(images, numbers, config))
+    elif config.shift or config.mirror or config.rotate90:
+        images = _move(images, numbers, config)
     images = _recolour(images, numbers, config)
     if config.cutout:
         images = images * _outside_hole(images, numbers.hole_y, numbers.hole_x, config.cutout)
@@ -88,10 +92,22 @@ def augment(images: Tensor, draws: Tensor, config: AugmentConfig) -> Tensor:
 
 
 def _move(images: Tensor, numbers: Numbers, config: AugmentConfig) -> Tensor:
-    """Mirror, turn by quarters, shift: each pixel is one of the image, or 0 where it comes from outside."""
+    """Each pixel is one of the image, or 0 where it comes from outside."""
     height, width = images.shape[2:]
-    row = torch.arange(height, device=images.device)[:, None] + _whole_pixels(numbers.down, config.shift, height)
-    column = torch.arange(width, device=images.device) + _whole_pixels(numbers.right, config.shift, width)  # [N, 1, W]
+    row = torch.arange(height, device=images.device)[:, None]
+    column = torch.arange(width, device=images.device)
+    row, column = _before_moves(row, column, (height, width), numbers, config)
+    there = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+    return _taken(images, row.clamp(0, height - 1) * width + column.clamp(0, width - 1)) * there[:, None]
+
+
+def _before_moves(
+    row: Tensor, column: Tensor, size: tuple[int, int], numbers: Numbers, config: AugmentConfig
+) -> tuple[Tensor, Tensor]:
+    """Where rows and columns, [N, H, W] or what broadcasts to it, were before the image was mirrored, turned, and shifted."""
+    height, width = size
+    row = row + _whole_pixels(numbers.down, config.shift, height)
+    column = column + _whole_pixels(numbers.right, config.shift, width)
     if config.rotate90:
         quarters = torch.floor(4 * numbers.rotate90).long()[:, None, None]
         half, odd = quarters >= 2, quarters % 2 == 1
@@ -99,8 +115,7 @@ def _move(images: Tensor, numbers: Numbers, config: AugmentConfig) -> Tensor:
         row, column = torch.where(odd, column, row), torch.where(odd, height - 1 - row, column)
     if config.mirror:
         column = torch.where(numbers.mirror[:, None, None] < 0.5, width - 1 - column, column)
-    there = (row >= 0) & (row < height) & (column >= 0) & (column < width)
-    return _taken(images, row.clamp(0, height - 1) * width + column.clamp(0, width - 1)) * there[:, None]
+    return row, column
 
 
 def _whole_pixels(draw: Tensor, share: float, size: int) -> Tensor:
@@ -119,7 +134,7 @@ def _taken(images: Tensor, place: Tensor) -> Tensor:
 
 
 def _warp(images: Tensor, numbers: Numbers, config: AugmentConfig) -> tuple[Tensor, Tensor]:
-    """Columns and rows [N, H, W] that the pixels are seen from, by zoom, turn, stretch, turn and move, undone in reverse."""
+    """Rows and columns [N, H, W] that the pixels are seen from: whole moves, zoom, turn, stretch, turn, move, in reverse."""
     height, width = images.shape[2:]
     x = torch.arange(width, device=images.device) - (width - 1) / 2
     y = (torch.arange(height, device=images.device) - (height - 1) / 2)[:, None]
@@ -129,7 +144,7 @@ def _warp(images: Tensor, numbers: Numbers, config: AugmentConfig) -> tuple[Tens
     stretch = _normal(numbers.aniso, config.aniso).exp2()[:, None, None]
     x, y = _turned(x / stretch, y * stretch, numbers.rotate_first, config.rotate)
     zoom = _normal(numbers.scale, config.scale).exp2()[:, None, None]
-    return x / zoom + (width - 1) / 2, y / zoom + (height - 1) / 2
+    return _before_moves(y / zoom + (height - 1) / 2, x / zoom + (width - 1) / 2, (height, width), numbers, config)
 
 
 def _turned(x: Tensor, y: Tensor, draw: Tensor, degrees: float) -> tuple[Tensor, Tensor]:
@@ -137,8 +152,8 @@ def _turned(x: Tensor, y: Tensor, draw: Tensor, degrees: float) -> tuple[Tensor,
     return x * angle.cos() + y * angle.sin(), y * angle.cos() - x * angle.sin()
 
 
-def _resample(images: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """images [N, C, H, W] at columns x and rows y [N, H, W], between pixels bilinear, reflected at their edges.
+def _resample(images: Tensor, y: Tensor, x: Tensor) -> Tensor:
+    """images [N, C, H, W] at rows y and columns x [N, H, W], between pixels bilinear, reflected at their edges.
 
     Gathers, as grid_sample is not deterministic on CUDA, nor exact where nothing moves.
     """

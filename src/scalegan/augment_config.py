@@ -33,7 +33,8 @@ class AugmentConfig:
     hue: float = 0.0
     """Largest turn of the hue, in degrees up to 180 (RGB only)."""
     shift: float = 0.0
-    """Largest shift, as a share of height and width; what comes in from outside is 0 (mid-grey)."""
+    """Largest shift, as a share of height and width; what comes in from outside is 0 (mid-grey), or a reflection where
+    pixels are resampled (`scale`, `rotate`, `aniso`, `translate`)."""
     mirror: bool = False
     """Mirror left and right with probability 1/2. Wrong for digits, and for brains where the side matters."""
     rotate90: bool = False
@@ -95,7 +96,7 @@ class AugmentConfig:
         return any(getattr(self, name) for name in ("scale", "rotate", "aniso", "translate"))
 
 
-OFF: dict[str, Any] = {name: AugmentConfig.__dataclass_fields__[name].default for name in (*STRENGTHS, "spread", "p")}
+OFF: dict[str, Any] = {name: AugmentConfig.__dataclass_fields__[name].default for name in (*STRENGTHS, "spread", "colour", "p")}
 
 PIPES: dict[str, dict[str, Any]] = {
     # Karras et al. 2020b, appendix B: pixel blitting, geometry and colour ("bgc"). p is R3GAN's for 64 and 256 pixels.

@@ -97,6 +97,8 @@ def cut_config(config: Config, index: Index, run: Path) -> Config:
             critic_steps=min(config.optim.critic_steps, 2),
             freeze_critic=min(config.optim.freeze_critic, 1),
         ),
+        # So that an adaptive p gets somewhere, and the stop falls between two of its adjustments.
+        augment=replace(config.augment, speed=min(config.augment.speed, STEPS * batch), every=min(config.augment.every, 3)),
         # What a resume gives is compared to the bit, which CUDA alone has to be asked for.
         train=replace(train, images=STEPS * batch, batch=batch, accumulate=rounds, deterministic=cuda),
         # Lines of metrics that end on both sides of the stop at half time, and not at it.

@@ -28,6 +28,7 @@ CASES = {
     | {"loss__name": "relativistic", "loss__gp_weight": 1.0, "loss__gp_centre": 0.0, "train__accumulate": 2},
     "r1": PLAIN | R1,
     "r1, augmented": PLAIN | R1 | AUGMENTED,
+    "r1, augmented as photographs": PLAIN | R1 | {"augment__pipe": "photo", "augment__p": 0.7},
     "r1, conditional": PLAIN | R1 | {"model__conditional": "true"},
     "batch norm": {"model__critic_norm": "batch"},
     "batch norm, r1": {"model__critic_norm": "batch"} | R1,

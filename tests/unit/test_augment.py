@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from tiny import make_shards
 from torch import Tensor
 
 from scalegan import augment as module
@@ -17,6 +18,7 @@ from scalegan.augment_config import OFF, PIPES, STRENGTHS, AugmentConfig
 from scalegan.config import BurnInConfig, Config, LossConfig
 from scalegan.errors import UserError
 from scalegan.steps import DataFacts, Draws
+from scalegan.train import check_data
 
 ON = AugmentConfig(
     brightness=0.5, saturation=0.5, contrast=0.5, luma_flip=True, hue=180, shift=0.125, mirror=True, rotate90=True,
@@ -121,6 +123,15 @@ def test_a_warp_is_an_affine_map_pixel_by_pixel(size: tuple[int, int]) -> None:
         square = endless[:, top : top + 2, left : left + 2]
         expected[:, row, column] = np.array([1 - down, down]) @ square @ np.array([1 - right, right])
     np.testing.assert_allclose(augment(given, view, config)[0], expected, atol=1e-9)
+
+
+def test_whole_moves_come_before_a_warp_in_one_resampling() -> None:
+    """A shift and a move by as many pixels the other way lose nothing at the edge."""
+    given = images(2, 10, 10)
+    config = AugmentConfig(shift=0.2, translate=0.1, mirror=True, rotate90=True)
+    view = draws(2, down=0.9, right=0.5, translate_y=quantile(2), translate_x=0.5, mirror=0.1, rotate90=0.3)
+    expected = np.rot90(given.numpy()[..., ::-1], 1, axes=(2, 3))
+    np.testing.assert_allclose(augment(given, view, config), expected, atol=1e-9)
 
 
 def test_a_rotation_by_a_right_angle_is_that_of_numpy() -> None:
@@ -283,7 +294,7 @@ def parsed(*arguments: str) -> AugmentConfig:
 
 @pytest.mark.parametrize("name", PIPES)
 def test_a_pipe_stands_for_its_fields(name: str) -> None:
-    assert set(PIPES[name]) == {*STRENGTHS, "spread", "p"}
+    assert set(PIPES[name]) == {*STRENGTHS, "spread", "colour", "p"}
     assert parsed("--augment.pipe", name) == AugmentConfig(pipe=name, **PIPES[name])  # type: ignore[arg-type]
 
 
@@ -332,10 +343,6 @@ def test_an_adaptive_probability_needs_a_loss_whose_logits_have_a_sign(name: Any
 
 
 def test_quarter_turns_need_square_images(tmp_path: Any) -> None:
-    from tiny import make_shards
-
-    from scalegan.train import check_data
-
     index = make_shards(tmp_path, samples=8, height=16, width=12)
     config = settings.parse([f"--data.path={tmp_path}", "--train.batch=8", "--augment.pipe=photo"]).config
     with pytest.raises(UserError, match=r"16x12 images of .* are not square: set --augment.rotate90 false"):

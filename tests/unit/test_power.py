@@ -195,7 +195,15 @@ def test_its_evaluations_go_into_its_run_under_names_of_their_own(trained):
     (found,) = command.choose(average, folder, "latest")
     made = made_by(load_generator(found.path), 0, found.state["ema_std"]).facts
     assert made["ema_std"] == 0.07
-    record = {"extractor": "lite0", "resize": "x", "generated": 8, "real": 8, "index_sha256": "0" * 64, **made, "images_seen": 960}
+    record = {
+        "extractor": "lite0",
+        "resize": "x",
+        "generated": 8,
+        "real": 8,
+        "index_sha256": "0" * 64,
+        **made,
+        "images_seen": 960,
+    }
     assert record_path(record, folder).name == "000000960-fd_lite0-8-8-seed0-std0.07-00000000.json"
     del record["ema_std"]
     assert record_path(record, folder).name == "000000960-fd_lite0-8-8-seed0-00000000.json"

@@ -64,7 +64,7 @@ def by_class(run_with_classes) -> LoadedGenerator:
 @pytest.fixture(scope="module")
 def styled_run(folder, index) -> Path:
     """A run of a generator that can be truncated."""
-    model = {"family": "stylegan2", "critic_norm": "auto", "critic_norm": "batch", "map_layers": 2}
+    model = {"family": "stylegan2", "critic_norm": "auto", "map_layers": 2}
     config = make_config(folder / "data", folder / "styled_run", model=model)
     save_checkpoint(config, index)
     return Path(config.run)
