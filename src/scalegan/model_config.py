@@ -22,6 +22,8 @@ FIELDS_OF = {
     "std_group": ("stylegan2",),
 }
 """Fields of `ModelConfig` that only some families know."""
+LOOKED_AT_BY = {"class_via": ("family",), "critic_norm": ("critic",), "critic_tail": ("critic",), "init": ("critic",)}
+"""Those that only the generator's family (`family`), or only the critic's, looks at; the others are for both."""
 AUTO = {
     "critic_norm": {"dcgan": "batch", "resnet": "spectral", "biggan": "spectral", "fastgan": "batch", "projected": "batch"},
     "class_via": {"dcgan": "concat", "resnet": "norm", "biggan": "norm"},
@@ -141,9 +143,10 @@ class ModelConfig:
         for field in dataclasses.fields(self):
             changed = getattr(self, field.name) != field.default
             known = FIELDS_OF.get(field.name, (self.family,))
+            lookers = [getattr(self, of) for of in LOOKED_AT_BY.get(field.name, ("family", "critic"))]
             ours = self.family if self.critic == self.family else f"{self.family} with a critic {self.critic}"
             require(
-                not changed or self.family in known or self.critic in known,
+                not changed or any(looker in known for looker in lookers),
                 f"model.{field.name} is a setting of model.family {' and '.join(known)}, which is {ours} here: leave it out",
             )
             told = field.name in ("class_head", "class_via", "class_start", "class_ramp")

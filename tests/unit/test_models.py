@@ -239,6 +239,11 @@ def test_resampling_keeps_a_constant_image_and_moves_nothing(up):
         ({"class_ramp": 100}, "model.class_ramp does nothing without classes"),
         ({"class_via": "norm"}, "model.class_via does nothing without classes"),
         ({"family": "r3gan", "class_via": "norm"}, "model.class_via is a setting of model.family dcgan and resnet and biggan"),
+        ({"critic_family": "r3gan", "critic_norm": "none"}, "model.critic_norm is a setting of model.family dcgan"),
+        (
+            {"family": "r3gan", "critic_family": "resnet", "conditional": True, "class_via": "norm"},
+            "model.class_via is a setting of .* biggan, which is r3gan with a critic resnet here",
+        ),
         ({"family": "resnet", "attention": 16}, "model.attention is a setting of model.family biggan"),
         ({"critic_tail": 2}, "model.critic_tail is a setting of model.family resnet and biggan"),
         ({"blocks": 3}, "model.blocks is a setting of model.family r3gan"),

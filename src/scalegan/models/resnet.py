@@ -34,9 +34,9 @@ class UpBlock(nn.Module):
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         h = F.relu(self.norms[0](x, condition))
-        h = self.first(double(h, self.size))
+        h = self.first(upsample(h, self.size))
         residual: Tensor = self.second(F.relu(self.norms[1](h, condition)))
-        return residual + double(self.skip(x), self.size)  # a 1 x 1 convolution and a repetition of pixels may change places
+        return residual + upsample(self.skip(x), self.size)  # a 1 x 1 convolution and a repetition of pixels may change places
 
 
 class DownBlock(nn.Module):
@@ -68,7 +68,7 @@ class DownBlock(nn.Module):
         h = self.second(self.between(self.first(self.enter(x))))
         if not self.halved:
             return h + self.skip(x)  # type: ignore[no-any-return]
-        return halve(h) + self.skip(halve(x))  # type: ignore[no-any-return]
+        return downsample(h) + self.skip(downsample(x))  # type: ignore[no-any-return]
 
 
 class Generator(nn.Module):
@@ -154,12 +154,12 @@ def down_blocks(
     return blocks
 
 
-def double(x: Tensor, size: tuple[int, int]) -> Tensor:
+def upsample(x: Tensor, size: tuple[int, int]) -> Tensor:
     """Each pixel four times, cut to (height, width)."""
     return F.interpolate(x, scale_factor=2, mode="nearest")[..., : size[0], : size[1]]
 
 
-def halve(x: Tensor) -> Tensor:
+def downsample(x: Tensor) -> Tensor:
     """The mean of each 2 x 2 pixels, of those that there are at the far side of an odd size."""
     return F.avg_pool2d(x, 2, ceil_mode=True)
 
