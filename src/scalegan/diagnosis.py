@@ -326,8 +326,10 @@ def more_penalty(config: Config) -> str:
 
 def more_augmentation(config: Config) -> str:
     if not config.augment.active:
-        return "augmentation, such as --augment.shift 0.125 --augment.brightness 0.5"
-    return "--augment.p 1" if config.augment.p < 1 else "more augmentation, such as --augment.cutout 0.5"
+        return "adaptive augmentation, --augment.pipe photo --augment.target 0.6 (or another pipe, as the images allow)"
+    if config.augment.target:
+        return f"more augmentation, --augment.target {config.augment.target - 0.1:.2g}"
+    return "as much augmentation as it takes, --augment.target 0.6"
 
 
 def smaller(config: Config) -> str:

@@ -120,7 +120,7 @@ def test_held_out_images_that_are_scored_like_fakes_are_overfitting():
     verdict = only(record([values | held_out(2.0, -0.8, -1.0) for values in lines()]))
     assert verdict.name == "discriminator overfitting"
     assert verdict.evidence[0] == "mean logits: training images 2, held-out real images -0.8, fakes -1"
-    assert "--augment.shift" in verdict.remedy
+    assert "--augment.pipe photo --augment.target 0.6" in verdict.remedy
 
 
 @pytest.mark.parametrize(
@@ -249,7 +249,7 @@ def test_the_remedy_starts_from_the_settings_of_the_run(config, wanted):
 
 @pytest.mark.parametrize(
     ("augment", "wanted"),
-    [(AugmentConfig(shift=0.1, p=0.5), "--augment.p 1"), (AugmentConfig(shift=0.1), "--augment.cutout 0.5")],
+    [(AugmentConfig(shift=0.1), "--augment.target 0.6"), (AugmentConfig(shift=0.1, target=0.6), "--augment.target 0.5")],
 )
 def test_augmentation_that_is_on_is_turned_up(augment, wanted):
     rows = [row | held_out(2.0, -0.8, -1.0) for row in lines()]
