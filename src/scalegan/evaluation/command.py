@@ -33,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--real", type=int, metavar="N", help="real images; 0 is all of them")
     parser.add_argument("--seed", type=int, help="of the generated images")
     parser.add_argument("--batch", type=int, metavar="N", help="images of one pass")
+    parser.add_argument("--generator", default="", metavar="NAME", help="class of the run's generator, if it is your own")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto takes a GPU if there is one")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the record here too (always: RUN/evaluations)")
 
@@ -40,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     import torch
 
+    from scalegan import own
     from scalegan.distributed import make_accelerator
     from scalegan.evaluation.evaluator import evaluate
     from scalegan.sampling import load_generator
@@ -49,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     found, run_dir = choose(args.run, args.checkpoint)
     index = reference(found, args.against)
     accelerator = make_accelerator(TrainConfig(device=args.device, precision="fp32"))
-    loaded = load_generator(found.path, accelerator.device)
+    loaded = load_generator(found.path, accelerator.device, own.network("--generator", args.generator))
     shape = index.channels, index.height, index.width
     if loaded.shape != shape:
         made, held = ("x".join(map(str, s)) for s in (loaded.shape, shape))
