@@ -60,6 +60,8 @@ class LossConfig:
     name: Literal["non_saturating", "minimax", "hinge", "least_squares", "wasserstein", "relativistic"] = "non_saturating"
     """`non_saturating`: J_G = -mean log D(G(z)); `minimax`: J_G = mean log(1 - D(G(z))); `relativistic` judges each fake
     beside a real image (RpGAN). The formulas are in losses.py."""
+    own: str = ""
+    """A loss of your own in place of `name`: a scalegan.losses.Loss, such as my.module.LOSS (docs/own_networks.md)."""
     r1_gamma: float = 0.0
     """Weight of the R1 penalty, gamma/2 * |d logit/d image|^2 on real images (Mescheder et al. 2018); 0 is off."""
     r2_gamma: float = 0.0
@@ -98,6 +100,9 @@ class LossConfig:
             self.penalty_form == "exact" or self.gp_weight == 0 or self.gp_centre == 0,
             "loss.penalty_form difference knows the length of a gradient only in expectation of its square: "
             "set --loss.gp_centre 0, or --loss.penalty_form exact",
+        )
+        require(
+            not self.own or self.name == "non_saturating", f"loss.name {self.name} does nothing beside loss.own: leave it out"
         )
 
     @property

@@ -15,7 +15,7 @@ from scalegan import power
 from scalegan.errors import UserError
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from scalegan.checkpoint import Checkpoint
 
@@ -31,13 +31,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder, of a run with ema.power")
     parser.add_argument("--std", type=float, required=True, help="width of the average, as a share of the run, such as 0.08")
     parser.add_argument("--at", type=int, metavar="IMAGES", help="snapshot that it ends with (the newest)")
+    parser.add_argument("--generator", default="", metavar="NAME", help="class of the run's generator, if it is your own")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the checkpoint that is made (RUN/ema/IMAGES-STD)")
 
 
 def run(args: argparse.Namespace) -> int:
     if not 0 < args.std <= power.WIDEST:
         raise UserError(f"--std is {args.std:g}: give a share of the run from above 0 to {power.WIDEST}")
-    from scalegan import checkpoint
+    from scalegan import checkpoint, own
 
     snapshots = read_snapshots(args.run, args.at)
     last = snapshots[-1]
@@ -45,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     if out.exists():
         raise UserError(f"{out} exists already: give another --out")
     tensors, distance = combined(snapshots, args.std)
-    tensors = settled(tensors, last)
+    tensors = settled(tensors, last, own.network("--generator", args.generator))
     checkpoint.write(out, last.images_seen, {"ema": tensors}, last.state | {"ema_std": args.std})
     print(
         f"average of width {args.std:g} at {last.images_seen} images in {out}; of {len(snapshots)} snapshots, "
@@ -96,7 +97,7 @@ def combined(snapshots: Sequence[Checkpoint], std: float) -> tuple[dict[str, Ten
     return {name: total[name].to(tensor.dtype) if name in total else tensor for name, tensor in last.items()}, distance
 
 
-def settled(tensors: dict[str, Tensor], last: Checkpoint) -> dict[str, Tensor]:
+def settled(tensors: dict[str, Tensor], last: Checkpoint, own: type[nn.Module] | None) -> dict[str, Tensor]:
     """The same generator, in which what is no weight but follows from weights and clock is set anew."""
     from scalegan import schedules, settings
     from scalegan.models import build_generator
@@ -104,7 +105,7 @@ def settled(tensors: dict[str, Tensor], last: Checkpoint) -> dict[str, Tensor]:
     from scalegan.models.layers import follow_weights
 
     model, data = settings.to_config(last.state["config"]).model, last.state["data"]
-    generator = build_generator(model, tuple(data["shape"]), len(data["classes"]))
+    generator = build_generator(model, tuple(data["shape"]), len(data["classes"]), own)
     generator.load_state_dict(tensors)
     set_strength(generator, schedules.class_strength(model, last.images_seen))
     for _ in range(ITERATIONS):

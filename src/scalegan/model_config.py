@@ -46,6 +46,10 @@ class ModelConfig:
     critic_family: Literal["same", "dcgan", "resnet", "biggan", "fastgan", "stylegan2", "r3gan", "projected"] = "same"
     """Family of the critic, where it is not that of the generator. `projected` is only a critic: heads on features that
     EfficientNet-Lite0 has learnt on ImageNet (Sauer et al. 2021); judge its runs by another extractor than lite0."""
+    generator: str = ""
+    """A generator of your own in place of the family's: its class, such as my.module.Generator (docs/own_networks.md)."""
+    discriminator: str = ""
+    """A discriminator of your own in place of the family's."""
     z_dim: int = 100
     """Numbers in one latent vector."""
     width: int = 64

@@ -122,8 +122,12 @@ def find_checkpoint(path: Path) -> checkpoint.Checkpoint:
     return found
 
 
-def load_generator(run_or_checkpoint: str | Path, device: str | torch.device = "cpu") -> LoadedGenerator:
+def load_generator(
+    run_or_checkpoint: str | Path, device: str | torch.device = "cpu", generator: type[nn.Module] | None = None
+) -> LoadedGenerator:
     """The averaged (EMA) generator of a run's newest valid checkpoint, or of the checkpoint given.
+
+    `generator` is the class where it is the user's own: no code is imported on the word of a run. Raises `UserError`.
 
     >>> load_generator("runs/kiwi").sample(16, seed=0).shape  # doctest: +SKIP
     torch.Size([16, 3, 100, 100])
@@ -132,8 +136,14 @@ def load_generator(run_or_checkpoint: str | Path, device: str | torch.device = "
     config = settings.to_config(found.state["config"])
     data = found.state["data"]
     channels, height, width = data["shape"]
-    network = build_generator(config.model, (channels, height, width), len(data["classes"]))
-    network.load_state_dict(found.tensors("ema"))
+    network = build_generator(config.model, (channels, height, width), len(data["classes"]), generator)
+    try:
+        network.load_state_dict(found.tensors("ema"))
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{found.path} holds another generator than {type(network).__name__} ({reason}): give its class"
+        ) from None
     place(network, device).eval().requires_grad_(False)
     return LoadedGenerator(
         network,

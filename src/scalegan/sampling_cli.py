@@ -58,15 +58,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--format", choices=["png", "grid", "npz"], default="png",
         help="png: a file an image; grid: grid.png; npz: samples.npz with images uint8 [n, H, W, C] and labels (png)",
     )  # fmt: skip
+    parser.add_argument("--generator", default="", metavar="NAME", help="class of the run's generator, if it is your own")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto takes a GPU if there is one")
 
 
 def run(args: argparse.Namespace) -> int:
     out: Path = args.out
     check(args)
-    from scalegan.sampling import load_generator  # loads torch
+    from scalegan import own  # loads torch
+    from scalegan.sampling import load_generator
 
-    generator = load_generator(args.run, pick_device(args.device))
+    generator = load_generator(args.run, pick_device(args.device), own.network("--generator", args.generator))
     chosen = class_numbers(args.classes, generator)
     if args.truncation != 1:
         generator.truncate(args.truncation)

@@ -64,13 +64,11 @@ def fit(found: checkpoint.Checkpoint, config: Config, index: Index) -> dict[str,
     unlike = differences(theirs, found.state["data"], config, index)
     where = f"init_from {found.path}"
     for name, (their, our) in {
-        "generator": (theirs.family, config.model.family),
-        "critic": (theirs.critic, config.model.critic),
+        "generator": (theirs.generator or theirs.family, config.model.generator or config.model.family),
+        "critic": (theirs.discriminator or theirs.critic, config.model.discriminator or config.model.critic),
     }.items():
         if name in matches and their != our:
-            raise UserError(
-                f"{where} has a {name} of the family {their}, which is {our} here: start from a run of the same family"
-            )
+            raise UserError(f"{where} has the {name} {their}, which is {our} here: start from a run with the same one")
     misfits = [f"{name}.{tensor}" for name, m in matches.items() for tensor in m.lacking + m.spare]
     others = any(not text.startswith("model.") for text in unlike)
     if (misfits or others) and not config.init_partial:

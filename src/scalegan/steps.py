@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 
-from scalegan import augment, losses, power, random, schedules
+from scalegan import augment, losses, own, power, random, schedules
 from scalegan.adaptive import Adaptive
 from scalegan.config import Config
 from scalegan.critic import Critic, Scores
@@ -106,13 +106,19 @@ def joined(first: Tensor | None, second: Tensor | None) -> Tensor | None:
 
 
 def build_networks(config: Config, facts: DataFacts) -> tuple[nn.Module, Critic]:
-    """Generator and critic on the CPU: the same weights on every process, and the critic's first stages frozen if asked for."""
+    """Generator and critic on the CPU: the same weights on every process, and the critic's first stages frozen if asked for.
+
+    The configuration is one that a command line gave, as it may name classes of the user's own, which are imported.
+    """
+    model, classes = config.model, len(facts.class_counts)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)
-        generator = build_generator(config.model, facts.shape, len(facts.class_counts))
-        critic = Critic(build_discriminator(config.model, facts.shape, len(facts.class_counts)), config.augment)
-    freeze(critic.discriminator, config.optim.freeze_critic)  # before DDP asks which weights have a gradient
-    return generator, critic
+        generator = build_generator(model, facts.shape, classes, own.network("--model.generator", model.generator))
+        discriminator = build_discriminator(
+            model, facts.shape, classes, own.network("--model.discriminator", model.discriminator)
+        )
+    freeze(discriminator, config.optim.freeze_critic)  # before DDP asks which weights have a gradient
+    return generator, Critic(discriminator, config.augment)
 
 
 class Game:
@@ -149,7 +155,7 @@ class Game:
         self.bare_critic: nn.Module = accelerator.unwrap_model(self.critic)
         self.learning = [parameter for parameter in self.bare_critic.parameters() if parameter.requires_grad]
         """Weights of the critic that are not frozen for good."""
-        self.loss = losses.LOSSES[config.loss.name]
+        self.loss = own.loss_of(config.loss)
         self.adaptive = Adaptive(config.augment, config.train.batch, self.loss.boundary or 0.0, accelerator.device)
 
     def discriminator_step(self, reals: Sequence[Batch], images_seen: int) -> Values:

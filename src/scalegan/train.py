@@ -43,9 +43,11 @@ def train(config: Config) -> bool:
     check_data(config, index)
 
     # All that needs no torch has been checked.
+    from scalegan import own
     from scalegan.distributed import control_group, from_all, from_main, make_accelerator, settle_precision
     from scalegan.trainer import Trainer
 
+    own.check(config)
     config = settle_precision(config, run.recorded_precision(Path(config.run)))
     accelerator = make_accelerator(config.train)
     group = control_group()

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from scalegan import checkpoint, start
+from scalegan import checkpoint, own, start
 from scalegan.config import Config
 from scalegan.data.index import Index, content_hash, read_index, read_offsets
 from scalegan.data.loader import Batch, batches, is_resident, open_reader
@@ -68,7 +68,6 @@ def cut_config(config: Config, index: Index, run: Path) -> Config:
     return replace(
         config,
         run=str(run),
-        init_from="",
         data=replace(
             data,
             reader="stream" if data.reader == "stream" or bytes_needed(index) > RESIDENT_GB * 1e9 else "resident",
@@ -256,7 +255,8 @@ class Trial:
             again = found.tensors(part)
             if saved.keys() != again.keys() or not all(same(saved[name], again[name]) for name in saved):
                 raise Fault(f"{part} comes back changed")
-        loaded = load_generator(found.path, self.trainer.accelerator.device).sample(4, seed=self.config.train.seed)
+        own_class = own.network("--model.generator", self.config.model.generator)
+        loaded = load_generator(found.path, trainer.accelerator.device, own_class).sample(4, seed=self.config.train.seed)
         if not torch.equal(loaded, trainer.outputs.draw(trainer.game.ema, 0, 4)):
             raise Fault("the generator that is loaded from it draws other images than the one that was saved")
         size = sum(path.stat().st_size for path in found.path.iterdir())

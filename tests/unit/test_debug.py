@@ -272,3 +272,10 @@ def test_a_full_disk_is_told(trial, monkeypatch):
     monkeypatch.setattr(checkpoint, "save_file", full)
     with pytest.raises(Fault, match="not saved"):
         trial.checkpoint()
+
+
+def test_a_frozen_stage_is_tried_too(config, index, tmp_path):
+    full = replace(config, init_from="runs/other", optim=replace(config.optim, freeze_critic=5))
+    cut = cut_config(full, index, tmp_path)
+    cut.check(1)
+    assert cut.optim.freeze_critic == 1

@@ -19,6 +19,7 @@ FAMILIES = {
     "resnet": replace(DCGAN, family="resnet", conditional=True),
     "biggan": replace(DCGAN, family="biggan"),
     "fastgan": replace(DCGAN, family="fastgan"),
+    "stylegan2": replace(DCGAN, family="stylegan2", std_group=2),
     "r3gan": R3GAN,
     "r3gan, conditional": replace(R3GAN, conditional=True),
 }

@@ -116,7 +116,7 @@ def test_the_record_names_the_files_by_their_sha256(config, index, other):
         ({"z_dim": 9}, r"model.z_dim: 8 -> 9; generator.project.weight do not fit"),
         ({"critic_norm": "batch"}, "model.critic_norm: none -> batch; critic.discriminator.layers"),
         ({"conditional": False}, "model.conditional: True -> False"),
-        ({"family": "r3gan", "critic_norm": "auto"}, "a generator of the family dcgan, which is r3gan here"),
+        ({"family": "r3gan", "critic_norm": "auto"}, "has the generator dcgan, which is r3gan here"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -129,7 +129,7 @@ def test_other_networks_are_refused_with_the_difference(config, index, model, sa
 
 def test_a_critic_of_another_family_does_not_matter_where_it_is_not_taken(config, index):
     other = replace(config, model=replace(config.model, critic_family="r3gan"))
-    with pytest.raises(UserError, match="a critic of the family dcgan, which is r3gan here"):
+    with pytest.raises(UserError, match="has the critic dcgan, which is r3gan here"):
         start.find(other, index)
     assert start.find(replace(other, init_networks="generator", init_partial=True), index)
     assert start.find(replace(other, init_networks="generator"), index)

@@ -42,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--samples", type=int, metavar="N", help="generated images (of FOLDER or SHARDS: all)")
     add_extractor_arguments(parser)
     parser.add_argument("--seed", type=int, help="of the generated images")
+    parser.add_argument("--generator", default="", metavar="NAME", help="class of the run's generator, if it is your own")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the record here too (of RUN always: RUN/evaluations)")
 
 
@@ -102,14 +103,16 @@ def of_run(
     args: argparse.Namespace, run_dir: Path, device: torch.device, team: Team, progress: Progress
 ) -> Iterator[dict[str, Any]]:
     """A record for each checkpoint that was asked for, the oldest first."""
+    from scalegan import own
     from scalegan.evaluation import sides
     from scalegan.sampling import load_generator
 
+    network = own.network("--generator", args.generator)
     found = choose(Path(args.source), run_dir, args.checkpoint)
     against = sides.reference(args.against, args.window, team) if args.against else sides.trained_on(found[0])
     extractor = own_extractor(args, device)
     for checkpoint in found:
-        loaded = load_generator(checkpoint.path, device)
+        loaded = load_generator(checkpoint.path, device, network)
         config = overridden(loaded.config.evaluation, args)
         comparison = sides.Comparison(against, config, extractor, team, device, run_dir / "cache", loaded.config.data)
         seed = loaded.config.train.seed if args.seed is None else args.seed

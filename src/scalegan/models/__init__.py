@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from scalegan.errors import require
 from scalegan.model_config import ModelConfig
 from scalegan.models import biggan, dcgan, fastgan, projected, r3gan, resnet, stylegan2
 
@@ -27,13 +28,31 @@ DISCRIMINATORS: dict[str, type[nn.Module]] = {
 }
 
 
-def build_generator(config: ModelConfig, shape: tuple[int, int, int], classes: int) -> nn.Module:
-    """shape is (channels, height, width) of one image; `classes` is only looked at by a conditional model."""
-    return GENERATORS[config.family](config, shape, classes)
+def build_generator(
+    config: ModelConfig, shape: tuple[int, int, int], classes: int, own: type[nn.Module] | None = None
+) -> nn.Module:
+    """shape is (channels, height, width) of one image; `classes` is only looked at by a conditional model.
+
+    `own` is a user's class. Raises `UserError` where the configuration names one that is not given: see `own`.
+    """
+    require(
+        own is not None or not config.generator,
+        f"the generator is the class {config.generator}, which is not imported on the word of a run: give it again, on the "
+        f"command line by --generator {config.generator}, in Python by load_generator(..., generator=...)",
+    )
+    return (own or GENERATORS[config.family])(config, shape, classes)
 
 
-def build_discriminator(config: ModelConfig, shape: tuple[int, int, int], classes: int) -> nn.Module:
-    return DISCRIMINATORS[config.critic](config, shape, classes)
+def build_discriminator(
+    config: ModelConfig, shape: tuple[int, int, int], classes: int, own: type[nn.Module] | None = None
+) -> nn.Module:
+    discriminator = (own or DISCRIMINATORS[config.critic])(config, shape, classes)
+    require(
+        hasattr(discriminator, "couples_samples"),
+        f"model.discriminator {config.discriminator} does not say whether its logits of an image depend on the others of the "
+        "batch: set couples_samples to True or False in the class",
+    )
+    return discriminator
 
 
 def place(network: nn.Module, device: torch.device | str) -> nn.Module:

@@ -1,0 +1,160 @@
+"""Classes of the user's own are found by dotted name, and never imported on the word of a run."""
+
+import importlib
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from tiny import make_config, make_shards
+
+from scalegan import checkpoint, cli, load_generator, own, settings, start
+from scalegan.config import Config, LossConfig
+from scalegan.data.index import Index
+from scalegan.data.loader import Batch
+from scalegan.errors import UserError
+from scalegan.steps import Game
+
+DOCS = Path(__file__).parents[2] / "docs" / "own_networks.md"
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch) -> Path:
+    """A folder to start in, with the module of the documentation."""
+    torch.set_num_threads(1)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    code = re.search(r"```python\n(import math.*?)```", DOCS.read_text(), re.DOTALL)
+    assert code
+    Path("mine.py").write_text(code[1])
+    yield tmp_path
+    for name in ("mine", "trap", "broken"):
+        sys.modules.pop(name, None)
+    importlib.invalidate_caches()
+
+
+@pytest.fixture
+def index(folder) -> Index:
+    return make_shards(folder / "data")
+
+
+@pytest.fixture
+def config(folder, index) -> Config:
+    config = make_config(folder / "data", folder / "run", loss={"own": "mine.LOSS", "r1_gamma": 1.0})
+    return replace(config, model=replace(config.model, generator="mine.Generator", discriminator="mine.Discriminator"))
+
+
+def save(config: Config, index: Index) -> None:
+    """A checkpoint of a run with the own generator, whose module is afterwards as if it had never been imported."""
+    made = own.network("--model.generator", "mine.Generator")
+    assert made is not None
+    shape = (index.channels, index.height, index.width)
+    data = {"shape": shape, "classes": [], "class_counts": [], "path": index.root, "sha256": index.sha256}
+    parts = {"ema": made(config.model, shape, 0).state_dict()}
+    checkpoint.save(Path(config.run), 640, parts, {"config": config.to_dict(), "data": data, "best": {}})
+    sys.modules.pop("mine")
+
+
+def test_the_documented_networks_and_loss_play_against_each_other(config, index):
+    game = Game(config, Accelerator(cpu=True), start.facts_of(index))
+    assert {type(net).__module__ for net in (game.bare_generator, game.bare_critic.discriminator)} == {"mine"}
+    real = Batch(torch.randint(0, 256, (8, 1, 16, 12), dtype=torch.uint8), torch.zeros(8, dtype=torch.int64))
+    before = [p.clone() for net in (game.bare_generator, game.bare_critic) for p in net.parameters()]
+    values = game.discriminator_step([real], 0).means() | game.generator_step([real], 0).means()
+    assert values["loss/D"].isfinite()
+    assert values["r1"] > 0
+    after = [p for net in (game.bare_generator, game.bare_critic) for p in net.parameters()]
+    assert not any(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_the_documented_loss_is_smoothed():
+    import math
+
+    loss = own.loss_of(LossConfig(own="mine.LOSS"))
+    real = torch.tensor([math.log(0.9 / 0.1)])  # D(x) = 0.9 is its target
+    slope = torch.func.grad(lambda logits: loss.critic(logits, torch.zeros(1)))(real)
+    assert slope.item() == pytest.approx(0, abs=1e-7)
+
+
+def test_a_run_is_opened_with_the_class_given_again(config, index, capsys):
+    save(config, index)
+    assert cli.main(["sample", "run", "--n", "2", "--out", "samples", "--generator", "mine.Generator"]) == 0
+    from mine import Generator
+
+    assert load_generator("run", generator=Generator).sample(3).shape == (3, 1, 16, 12)
+
+
+@pytest.mark.parametrize("command", [["sample", "run", "--out", "samples"], ["evaluate", "run", "--against", "data"]])
+def test_without_it_nothing_is_imported_and_one_line_says_what_to_give(config, index, capsys, command):
+    Path("trap.py").write_text("open('sprung', 'w')\nfrom mine import Generator\n")
+    save(replace(config, model=replace(config.model, generator="trap.Generator")), index)
+    Path("run/config.yaml").write_text("model: {generator: trap.Generator}\n")
+    assert cli.main([*command, "--device", "cpu"]) == 2
+    error = capsys.readouterr().err
+    assert "the generator is the class trap.Generator, which is not imported" in error
+    assert "--generator trap.Generator" in error
+    assert error.count("\n") == 1
+    with pytest.raises(UserError, match="is not imported on the word of a run"):
+        load_generator("run")
+    assert not Path("sprung").exists()
+    assert cli.main([*command, "--device", "cpu", "--generator", "trap.Generatr"]) == 2  # the trap springs when it is set off
+    assert Path("sprung").exists()
+
+
+def test_another_class_than_that_of_the_run_is_told(config, index):
+    save(config, index)
+    from mine import Discriminator
+
+    with pytest.raises(UserError, match=r"holds another generator than Discriminator \(.*\): give its class"):
+        load_generator("run", generator=Discriminator)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("Generator", "give a module and a name in it"),
+        ("mine..Generator", "give a module and a name in it"),
+        ("mine/Generator.x", "give a module and a name in it"),
+        ("mien.Generator", "mien cannot be imported (No module named 'mien')"),
+        ("mine.Generatr", "mine has no Generatr; did you mean Generator?"),
+        ("mine.LOSS", "is no class of torch.nn.Module"),
+        ("mine.Judgement", "is no class of torch.nn.Module"),
+    ],
+)
+def test_a_bad_name_is_told_in_one_line(name, message):
+    with pytest.raises(UserError) as told:
+        own.network("--model.generator", name)
+    assert str(told.value).startswith(f"--model.generator {name}")
+    assert message in str(told.value)
+    assert "\n" not in str(told.value)
+
+
+def test_a_loss_is_an_object_of_its_class():
+    with pytest.raises(UserError, match=r"--loss.own mine.smoothed is no scalegan.losses.Loss"):
+        own.loss_of(LossConfig(own="mine.smoothed"))
+    with pytest.raises(UserError, match=r"loss.name hinge does nothing beside loss.own"):
+        LossConfig(own="mine.LOSS", name="hinge")
+
+
+def test_a_bad_name_is_told_before_a_run_folder_is_made(index, capsys):
+    assert cli.main(["train", "--data.path", "data", "--run", "new", "--train.batch", "8", "--loss.own", "mine.LOS"]) == 2
+    assert "mine has no LOS; did you mean LOSS?" in capsys.readouterr().err
+    assert not Path("new").exists()
+
+
+def test_a_discriminator_has_to_say_whether_it_couples_samples(config, index):
+    Path("broken.py").write_text(
+        "import mine\nclass Discriminator(mine.Discriminator):\n    pass\ndel mine.Discriminator.couples_samples\n"
+    )
+    bad = replace(config, model=replace(config.model, discriminator="broken.Discriminator"))
+    with pytest.raises(UserError, match=r"model.discriminator broken.Discriminator does not say .* couples_samples"):
+        Game(bad, Accelerator(cpu=True), start.facts_of(index))
+
+
+def test_parsing_imports_nothing():
+    given = ["--model.generator", "no.such.Module", "--loss.own", "no.such.LOSS"]
+    config = settings.parse(["--data.path", "x", *given]).config
+    assert (config.model.generator, config.loss.own) == ("no.such.Module", "no.such.LOSS")
