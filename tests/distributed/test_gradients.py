@@ -34,7 +34,6 @@ CASES = {
     "batch norm, r1": {"model__critic_norm": "batch"} | R1,
     "fastgan, conditional": AUGMENTED | {"model__family": "fastgan", "model__conditional": "true"},
     "fastgan, r1": R1 | {"model__family": "fastgan", "model__critic_norm": "spectral"},
-    "projected": {"model__critic_family": "projected", "loss__name": "hinge"},
     "class norms": PLAIN | {"model__conditional": "true", "model__class_via": "norm", "model__class_ramp": 64},
     "resnet, conditional, r1": {"model__family": "resnet", "loss__name": "hinge", "model__conditional": "true"} | R1,
     "resnet, batch norm": {"model__family": "resnet", "model__critic_norm": "batch", "loss__name": "hinge"},
