@@ -289,6 +289,10 @@ def test_bad_sides_are_one_line(folders, run, index, tmp_path, capsys):
     assert "holds statistics" in refused(capsys, str(tmp_path / "cut.npz"), "--against", made)
     assert "--resize means nothing" in refused(capsys, made, "--against", real, "--resize", "clean", "--extractor", "a:B")
     assert "is one of extractor inception" in refused(capsys, made, "--against", real, "--resize", "clean")
+    for option in (["--seed", "3"], ["--checkpoint", "all"]):
+        assert f"{option[0]} means nothing for {made}, which is no run" in refused(capsys, made, "--against", real, *option)
+    assert "--window means nothing for shards" in refused(capsys, str(run), "--window", "0,9")
+    assert "--real means nothing" in refused(capsys, made, "--against", str(tmp_path / "cut.npz"), "--real", "9")
     assert cli.main(["stats", made, str(tmp_path / "out.npy")]) == 2
     assert "statistics are an .npz file" in capsys.readouterr().err
 

@@ -68,6 +68,7 @@ def run(args: argparse.Namespace) -> int:
     kind = sides.kind_of(args.source)
     if kind == "statistics":
         raise UserError(f"{args.source} holds statistics: name them by --against, after the images to compare")
+    check_options(args, kind, sides.kind_of(args.against) if args.against else "")
     accelerator, team = start(args.device)
     run_dir = run_folder(args.source) if kind == "run" else None
     records = []
@@ -85,6 +86,18 @@ def run(args: argparse.Namespace) -> int:
         report.show(records, run_dir)
     accelerator.end_training()
     return 0
+
+
+def check_options(args: argparse.Namespace, kind: str, against: str) -> None:
+    """Raises `UserError` for an option that would change nothing."""
+    for option, given, matters, where in (
+        ("--checkpoint", args.checkpoint != "latest", kind == "run", f"{args.source}, which is no run"),
+        ("--seed", args.seed is not None, kind == "run", f"{args.source}, which is no run"),
+        ("--real", args.real is not None, against != "statistics", f"{args.against}, which is of as many images as it is"),
+        ("--window", args.window, "folder" in (kind, against), "shards, whose images went through theirs, and statistics"),
+    ):
+        if given and not matters:
+            raise UserError(f"{option} means nothing for {where}: leave it out")
 
 
 def start(device: str) -> tuple[Accelerator, Team]:

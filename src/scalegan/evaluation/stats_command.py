@@ -30,6 +30,8 @@ def run(args: argparse.Namespace) -> int:
     kind = sides.kind_of(args.source)
     if kind == "statistics":
         raise UserError(f"{args.source} holds statistics already: give images")
+    if args.window and kind != "folder":
+        raise UserError("--window means nothing for shards, whose images went through theirs: leave it out")
     accelerator, team = command.start(args.device)
     own = command.own_extractor(args, accelerator.device)
     config = command.overridden(sides.config_of(args.source) if kind == "run" else EvaluationConfig(), args)
