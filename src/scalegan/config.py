@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from scalegan.errors import UserError
+from scalegan.evaluation.names import chosen
 
 
 def require(condition: bool, message: str) -> None:
@@ -44,6 +45,8 @@ class DataConfig:
     """Folder that keeps shards fetched from remote storage."""
     cache_gb: float = 50.0
     """Most disk space that cached shards may take, in GB."""
+    held_out: str = ""
+    """Folder of shards that are never trained on, such as the test split; empty is none."""
 
     def __post_init__(self) -> None:
         require(self.streams >= 1, f"data.streams is {self.streams}: give at least 1")
@@ -300,14 +303,21 @@ class EvaluationConfig:
     """Real images that are compared; 0 is all of them."""
     batch: int = 64
     """Images of one pass through the extractor; always full, as features depend on it in the last bits."""
-    ssim: bool = True
-    """Report the largest SSIM of 8 samples against their nearest real images, with its controls."""
+    metrics: str = "ssim"
+    """What is measured beside the Frechet distance and its floor: any of ssim, ms_ssim, interval, infinity, kid, kid_subsets,
+    prdc, per_class, inception_score and memorisation, with commas between (docs/evaluation.md); empty is nothing."""
 
     def __post_init__(self) -> None:
         require(self.every >= 0, f"evaluation.every is {self.every}: give 0 or more images")
         require(self.samples >= 2, f"evaluation.samples is {self.samples}: give at least 2")
         require(self.real >= 0, f"evaluation.real is {self.real}: give 0 or more")
         require(self.batch >= 1, f"evaluation.batch is {self.batch}: give at least 1")
+        chosen(self.metrics)
+
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        """The names in `metrics`."""
+        return chosen(self.metrics)
 
 
 @dataclass(frozen=True)
