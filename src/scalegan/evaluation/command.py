@@ -31,6 +31,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", help="file with the extractor's weights")
     parser.add_argument("--samples", type=int, metavar="N", help="generated images")
     parser.add_argument("--real", type=int, metavar="N", help="real images; 0 is all of them")
+    parser.add_argument(
+        "--metrics", metavar="A,B", help="what to measure beside the Frechet distance: kid,prdc,memorisation,..."
+    )
+    parser.add_argument("--held-out", metavar="SHARDS", help="images never trained on, for the metric memorisation")
     parser.add_argument("--seed", type=int, help="of the generated images")
     parser.add_argument("--batch", type=int, metavar="N", help="images of one pass")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto takes a GPU if there is one")
@@ -55,6 +59,7 @@ def run(args: argparse.Namespace) -> int:
         made, held = ("x".join(map(str, s)) for s in (loaded.shape, shape))
         raise UserError(f"the generator makes {made} images and {index.root} holds {held}: give shards of its own size")
     seed = loaded.config.train.seed if args.seed is None else args.seed
+    data = replace(loaded.config.data, path=index.root, held_out=args.held_out or loaded.config.data.held_out)
     with progress_bar(accelerator.is_main_process and sys.stderr.isatty()) as progress:
         record = evaluate(
             lambda first, count: loaded.sample_range(first, count, seed),
@@ -67,7 +72,9 @@ def run(args: argparse.Namespace) -> int:
             processes=accelerator.num_processes,
             device=accelerator.device,
             cache=run_dir / "cache",
-            data=replace(loaded.config.data, path=index.root),
+            data=data,
+            labels=(lambda first, count: loaded.labels_of(first, count, seed)) if loaded.config.model.conditional else None,
+            pictures=run_dir / "evaluations",
             progress=progress,
         )
     if accelerator.is_main_process:
@@ -109,7 +116,7 @@ def reference(found: Checkpoint, against: str) -> Index:
 
 def overridden(config: EvaluationConfig, args: argparse.Namespace) -> EvaluationConfig:
     """The run's own settings but for the options given; its weights go with its extractor."""
-    given = {name: getattr(args, name) for name in ("extractor", "weights", "samples", "real", "batch")}
+    given = {name: getattr(args, name) for name in ("extractor", "weights", "samples", "real", "batch", "metrics")}
     if given["extractor"] not in (None, config.extractor) and given["weights"] is None:
         given["weights"] = ""
     return replace(config, **{name: value for name, value in given.items() if value is not None})
@@ -139,6 +146,7 @@ def report(record: dict[str, Any], run_dir: Path, copy: Path | None) -> None:
     from rich.table import Column, Table
 
     from scalegan.evaluation.features import metric_name
+    from scalegan.evaluation.table import rows
     from scalegan.files import write_atomically
 
     metric = metric_name(record["extractor"])
@@ -151,10 +159,8 @@ def report(record: dict[str, Any], run_dir: Path, copy: Path | None) -> None:
     table = Table("measure", Column("value", justify="right"), Column("beside", justify="right"), "which is that of")
     halves = " and ".join(map(str, record["floor_counts"]))
     table.add_row(metric, f"{record[metric]:.2f}", f"{record[metric + '_floor']:.2f}", f"real against real, {halves} images")
-    if "ssim_max" in record:
-        table.add_row("ssim_max", f"{record['ssim_max']:.3f}", f"{record['ssim_mean_image']:.3f}", "the mean training image")
-    if "diversity" in record:
-        table.add_row("diversity", f"{record['diversity']:.1f}", f"{record['diversity_real']:.1f}", "real images")
+    for row in rows(record):
+        table.add_row(*row)
     console = Console()
     console.print(f"{record['checkpoint']} ({record['images_seen']} images seen)", soft_wrap=True)
     console.print(table)

@@ -14,6 +14,8 @@ NEIGHBOURS = 5
 """k of precision, recall, density and coverage."""
 SUBSET = 1000
 """Images on each side of one subset of the Kernel distance's older form."""
+INCEPTION_SPLITS = 10
+"""Parts of the samples that the Inception Score is taken of."""
 CELL_MINIMUM = 20
 """Images of each side that a cell of C_T needs."""
 
@@ -37,7 +39,7 @@ METRICS = {
     "kid_subsets": Metric(SUBSET, SUBSET),
     "prdc": Metric(NEIGHBOURS + 1, NEIGHBOURS + 1),
     "per_class": Metric(),
-    "inception_score": Metric(generated=20, features=False),
+    "inception_score": Metric(generated=2 * INCEPTION_SPLITS, features=False),
     "memorisation": Metric(generated=CELL_MINIMUM),
 }
 """By the name that `evaluation.metrics` knows. The Frechet distance is not among them, as it is always taken."""
