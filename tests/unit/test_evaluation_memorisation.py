@@ -55,7 +55,7 @@ def test_copies_of_a_few_training_images_are_found(share, noise):
     shown = [distance for _, _, distance in found["closest"]]
     assert sum(distance < 0.05 for distance in shown) == min(8, round(share * len(NEW)))
     assert found["near_copies"] >= share * 0.99
-    assert found["near_copies"] - clean["near_copies"] == pytest.approx(share, abs=0.02)
+    assert found["near_copies"] == pytest.approx(share + (1 - share) * float(clean["near_copies"]), abs=0.02)
     assert clean["authenticity"] - found["authenticity"] > 0.3 * share
     assert found["c_t"] < clean["c_t"]
     assert found["c_t"] < -2 or share < 0.2

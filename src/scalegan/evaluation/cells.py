@@ -63,7 +63,7 @@ def rank_test(first: Tensor, second: Tensor) -> Tensor:
     """z-value of Mann and Whitney's U: how much more often than half the time a number of `first` [n] is larger than one of
     `second` [m]. Equal ones count half."""
     n, m = len(first), len(second)
-    ordered = second.sort().values
+    first, ordered = first.contiguous(), second.sort().values
     below = torch.searchsorted(ordered, first) + torch.searchsorted(ordered, first, right=True)
     u = below.double().sum() / 2
     z: Tensor = (u - n * m / 2) / (n * m * (n + m + 1) / 12) ** 0.5

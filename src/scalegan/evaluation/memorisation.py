@@ -28,8 +28,11 @@ MIFID_EPSILON = 1e-14
 
 class Memorisation(FeatureMetric):
     """Authenticity (Alaa et al. 2022), C_T (Meehan et al. 2020), near copies by cosine, distances to the nearest images, and
-    the closest pairs.
+    the closest pairs; docs/evaluation.md has the meaning of each.
 
+    `update(features, side, indices)` with side "real" (training), "held_out" or "fake"; `compute()` -> figures, float64
+    scalars, and "closest": [(generated, training, distance), ...] by index. Raises `UserError` for fewer than 20 generated
+    or held-out images.
     """
 
     sides = ("real", "held_out", "fake")
