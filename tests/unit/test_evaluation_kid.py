@@ -90,8 +90,8 @@ def test_subsets_are_those_of_torch_fidelity():
     real, fake = points(30, 5, 1), points(26, 5, 2, shift=0.3)
     draws, values = np.random.RandomState(2020), []
     for _ in range(4):
-        chosen = draws.choice(30, 12, replace=False), draws.choice(26, 12, replace=False)
-        values.append(brute(real[chosen[0]], fake[chosen[1]]))
+        of_fake, of_real = draws.choice(26, 12, replace=False), draws.choice(30, 12, replace=False)
+        values.append(brute(real[of_real], fake[of_fake]))
     found = measured(real, fake, SubsetKernelDistance(subset_size=12, subsets=4))
     assert found == pytest.approx({"kid_subsets": np.mean(values), "kid_subsets_sd": np.std(values)}, rel=1e-10)
 

@@ -78,7 +78,7 @@ def jackknife_variance(side: Side, values: Tensor) -> Tensor:
 class SubsetKernelDistance(FeatureMetric):
     """torch-fidelity's form: mean and standard deviation over 100 subsets of 1,000 images on each side.
 
-    The subsets are drawn as torch-fidelity draws them, from the images in the order of their indices. They overlap, so their
+    The subsets are drawn as torch-fidelity does with generated images as its first input, by the order of their indices. They overlap, so their
     spread is no error of the mean. Raises `UserError` for fewer than `subset_size` images of a side.
     """
 
@@ -91,19 +91,19 @@ class SubsetKernelDistance(FeatureMetric):
         self.need(real, "real", self.subset_size)
         self.need(fake, "generated", self.subset_size)
         values = torch.zeros(self.subsets, dtype=torch.float64)
-        for number, chosen in enumerate(self.draws(real.total, fake.total)):
-            x, y = (side.rows(torch.from_numpy(places)) for side, places in zip((real, fake), chosen, strict=True))
+        for number, chosen in enumerate(self.draws(fake.total, real.total)):
+            x, y = (side.rows(torch.from_numpy(places)) for side, places in zip((fake, real), chosen, strict=True))
             if number % real.team.processes == real.team.rank:
                 values[number] = subset_value(x, y)
         values = real.team.add_up(values)[0]
         return {"kid_subsets": values.mean(), "kid_subsets_sd": values.std(correction=0)}
 
-    def draws(self, real: int, fake: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    def draws(self, fake: int, real: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
         generator = np.random.RandomState(SUBSET_SEED)
         for _ in range(self.subsets):
             yield (
-                generator.choice(real, self.subset_size, replace=False),
                 generator.choice(fake, self.subset_size, replace=False),
+                generator.choice(real, self.subset_size, replace=False),
             )
 
 
