@@ -60,7 +60,7 @@ def measure(visiting: int) -> dict:
             part, indices = rows[first : first + count], torch.arange(first, first + count)
             for metric in metrics:
                 if side in metric.sides:
-                    metric.keep(side, part, indices, indices % 2)
+                    metric.feed(side, part, indices, indices % 2)
             if side == "fake":
                 score.update(part.softmax(1), indices)
     found = {}

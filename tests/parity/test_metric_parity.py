@@ -1,7 +1,7 @@
 """Values are those of prdc, torch-fidelity, pytorch-fid and clean-fid on the same features.
 
-The others run in an environment of their own (`make test-parity`), as torch-fidelity beside torchmetrics breaks the import of the
-latter where torchvision does not fit. They are needed here: without them these tests fail.
+The others run in an environment of their own (`make test-parity`), as torch-fidelity beside torchmetrics breaks the import
+of the latter where torchvision does not fit. They are needed here: without them these tests fail.
 """
 
 import json

@@ -43,7 +43,7 @@ def test_the_score_of_features_goes_through_the_last_layer():
     weight, bias = torch.randn(5, 8), torch.randn(5)
     features = torch.randn(30, 8)
     made = ClassScore(weight, bias)
-    made.keep("fake", features, torch.arange(30))
+    made.feed("fake", features, torch.arange(30), None)
     plain = InceptionScore(5)
     plain.update((features @ weight.T + bias).double().softmax(1), torch.arange(30))
     for name, value in made.compute().items():

@@ -8,7 +8,7 @@ from scalegan.evaluation.names import METRICS, check_counts, distances, key
 
 
 def test_names_come_with_commas():
-    assert EvaluationConfig(metrics="kid, prdc,ssim").wanted == ("kid", "prdc", "ssim")
+    assert EvaluationConfig(metrics="kid, prdc,ssim,kid").wanted == ("kid", "prdc", "ssim")
     assert EvaluationConfig(metrics="").wanted == ()
     assert EvaluationConfig(metrics=",".join(METRICS)).wanted == tuple(METRICS)
 
@@ -41,6 +41,7 @@ def test_too_few_images_are_told_with_the_number_needed(name, generated, real, m
 def test_only_figures_of_inception_have_the_names_of_inception():
     names = ("fid", "fid_floor", "kid_se", "mifid", "inception_score_sd", "precision", "memorisation_distance")
     assert [key(name, "inception") for name in names] == list(names)
+    assert key("fid_se", "my.module:Small") == "fd_small_se"
     assert [key(name, "lite0") for name in names] == [
         "fd_lite0", "fd_lite0_floor", "kd_lite0_se", "mifd_lite0", "class_score_lite0_sd", "precision", "memorisation_distance",
     ]  # fmt: skip

@@ -78,8 +78,8 @@ def jackknife_variance(side: Side, values: Tensor) -> Tensor:
 class SubsetKernelDistance(FeatureMetric):
     """torch-fidelity's form: mean and standard deviation over 100 subsets of 1,000 images on each side.
 
-    The subsets are drawn as torch-fidelity does with generated images as its first input, by the order of their indices. They overlap, so their
-    spread is no error of the mean. Raises `UserError` for fewer than `subset_size` images of a side.
+    The subsets are drawn as torch-fidelity does with generated images as its first input, by the order of their indices.
+    They overlap, so their spread is no error of the mean. Raises `UserError` for fewer than `subset_size` images of a side.
     """
 
     def __init__(self, subset_size: int = SUBSET, subsets: int = SUBSETS) -> None:

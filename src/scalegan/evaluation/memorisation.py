@@ -41,6 +41,9 @@ class Memorisation(FeatureMetric):
         """features [n, width] of one side; indices int64 [n]."""
         self.keep(side, features, indices)
 
+    def feed(self, side: str, features: Tensor, indices: Tensor, labels: Tensor | None) -> None:
+        self.update(features, side, indices)
+
     def compute(self) -> dict[str, Any]:
         real, held_out, fake = (self.side(name) for name in self.sides)
         self.need(real, "training", 2)

@@ -47,7 +47,7 @@ METRICS = {
 
 def chosen(names: str) -> tuple[str, ...]:
     """`kid,prdc` -> their names. Raises `UserError` for one that is unknown."""
-    wanted = tuple(name.strip() for name in names.split(",") if name.strip())
+    wanted = tuple(dict.fromkeys(name.strip() for name in names.split(",") if name.strip()))
     for name in wanted:
         if name not in METRICS:
             near = difflib.get_close_matches(name, METRICS, n=1)
@@ -86,7 +86,7 @@ def key(name: str, extractor: str) -> str:
         return name
     for ours, theirs in OTHERS.items():
         if name == ours or name.startswith(f"{ours}_"):
-            return f"{theirs}_{extractor}{name.removeprefix(ours)}"
+            return f"{theirs}_{extractor.rpartition(':')[2].lower()}{name.removeprefix(ours)}"
     return name
 
 

@@ -84,7 +84,11 @@ class FeatureMetric(Metric):
         """features [n, width] of real or of generated images; indices int64 [n]."""
         self.keep("real" if real else "fake", features, indices)
 
-    def keep(self, side: str, features: Tensor, indices: Tensor | None, labels: Tensor | None = None) -> None:
+    def feed(self, side: str, features: Tensor, indices: Tensor, labels: Tensor | None) -> None:
+        """`update` in a form that all metrics of the package share: `side` is one of `sides`."""
+        self.update(features, real=side == "real", indices=indices)
+
+    def keep(self, side: str, features: Tensor, indices: Tensor | None) -> None:
         if indices is None:
             indices = torch.full((len(features),), -1, dtype=torch.int64)
         getattr(self, f"{side}_features").append(features)

@@ -30,12 +30,13 @@ class PerClassDistance(FeatureMetric):
         self, features: Tensor, labels: Tensor, real: bool, indices: Tensor | None = None
     ) -> None:
         """features [n, width] and labels int64 [n] of real or of generated images; indices int64 [n]."""
-        self.keep("real" if real else "fake", features, indices, labels)
-
-    def keep(self, side: str, features: Tensor, indices: Tensor | None, labels: Tensor | None = None) -> None:
-        assert labels is not None
-        super().keep(side, features, indices)
+        side = "real" if real else "fake"
+        self.keep(side, features, indices)
         getattr(self, f"{side}_labels").append(labels.to(features.device))
+
+    def feed(self, side: str, features: Tensor, indices: Tensor, labels: Tensor | None) -> None:
+        assert labels is not None  # `per_class` is refused without them
+        self.update(features, labels, real=side == "real", indices=indices)
 
     def labels(self, name: str, side: Side) -> Tensor:
         kept = getattr(self, f"{name}_labels")

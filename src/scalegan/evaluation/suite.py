@@ -38,7 +38,7 @@ class ClassScore(InceptionScore):
         self.weight = weight.double()
         self.bias = torch.zeros(len(weight), dtype=torch.float64) if bias is None else bias.double()
 
-    def keep(self, side: str, features: Tensor, indices: Tensor, labels: Tensor | None = None) -> None:
+    def feed(self, side: str, features: Tensor, indices: Tensor, labels: Tensor | None) -> None:
         logits = features.double() @ self.weight.T.to(features.device) + self.bias.to(features.device)
         self.update(logits.softmax(1), indices)
 
@@ -84,7 +84,7 @@ class Suite:
         numbers = None if labels is None else torch.from_numpy(labels)
         for metric in self.metrics:
             if side in metric.sides:
-                metric.keep(side, features, indices, numbers)
+                metric.feed(side, features, indices, numbers)
 
     def record(self, distance: FrechetDistance, team: Team) -> dict[str, Any]:
         """Collective: the figures of all metrics. `distance` has the states of all processes."""
