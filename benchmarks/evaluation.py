@@ -14,10 +14,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import common
 import numpy as np
 import torch
 from torch import Tensor
+
+import common
 
 TARGET = 20.0
 

@@ -47,8 +47,7 @@ class Side:
     def visits(self, extra: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Every image of every process, a block at a time: features [b, width], indices [b] and `extra`, a number of each."""
         extra = torch.zeros(len(self.features)) if extra is None else extra
-        columns = torch.stack([self.indices.double(), extra.to(self.indices.device, torch.float64)], 1)
-        for block in self.team.visits(torch.cat([self.features.double(), columns], 1)):
+        for block in self.team.visits(self.features, self.indices[:, None], extra[:, None]):
             yield block[:, :-2], block[:, -2].long(), block[:, -1]
 
     def rows(self, wanted: Tensor) -> Tensor:

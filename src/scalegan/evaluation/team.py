@@ -106,19 +106,20 @@ class Team:
         whole[first : first + len(values)] = values
         return self.add_up(whole)[0]
 
-    def visits(self, rows: Tensor) -> Iterator[Tensor]:
-        """Blocks of the rows [n, w] of every process in turn, float64 [at most 1024, w], to be seen by all at the same time.
+    def visits(self, *parts: Tensor) -> Iterator[Tensor]:
+        """Blocks of the rows of every process in turn, to be seen by all at the same time: float64 [at most 1024, w].
 
-        A process may have no rows; `w` must be the same everywhere.
+        A row is made of the `parts` [n, ...], side by side. A process may have none; `w` must be the same everywhere.
         """
-        for source, count in enumerate(self.by_process(len(rows))[0]):
+        width, device = sum(part.shape[1] for part in parts), parts[0].device
+        for source, count in enumerate(self.by_process(len(parts[0]))[0]):
             for first in range(0, count, VISITING):
-                if self.processes == 1:
-                    yield rows[first : first + VISITING].double()
-                    continue
-                shape = min(VISITING, count - first), rows.shape[1]
-                block = torch.empty(shape, dtype=torch.float64, device=_carrier())
+                size = min(VISITING, count - first)
                 if self.rank == source:
-                    block.copy_(rows[first : first + VISITING])
-                dist.broadcast(block, source)
-                yield block.to(rows.device)
+                    block = torch.cat([part[first : first + size].to(device, torch.float64) for part in parts], 1)
+                else:
+                    block = torch.empty(size, width, dtype=torch.float64, device=device)
+                if self.processes > 1:
+                    block = block.to(_carrier())
+                    dist.broadcast(block, source)
+                yield block.to(device)
