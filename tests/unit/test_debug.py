@@ -272,3 +272,9 @@ def test_a_full_disk_is_told(trial, monkeypatch):
     monkeypatch.setattr(checkpoint, "save_file", full)
     with pytest.raises(Fault, match="not saved"):
         trial.checkpoint()
+
+
+def test_metrics_that_want_more_images_than_a_trial_has_are_left_out(config, tmp_path):
+    asked = replace(config, evaluation=replace(config.evaluation, metrics="kid,infinity,kid_subsets,memorisation,ssim"))
+    cut = cut_config(asked, read_index(config.data.path), tmp_path)
+    assert cut.evaluation.wanted == ("kid", "ssim")
