@@ -1,6 +1,7 @@
 # make quickstart    install, then brain slices from data to picture in one go
 # make test          what CI runs: lint, types, units and one of each kind of slow test
 # make test-slurm    jobs on a real two-node Slurm (root on Debian; apt install slurm-wlm munge)
+# make test-parity  values against torch-fidelity, pytorch-fid, clean-fid and prdc, in an environment of their own
 # make test-all      every test that this machine can run
 # make install       .venv with the package, its tools and its quickstart data
 # make wheelhouse    every wheel that an install needs, for a machine without network
@@ -24,7 +25,7 @@ ASKED_TORCH := $(if $(filter file,$(origin TORCH)),,$(TORCH))
 MNI = $$($(BIN)/python -c "from importlib.util import find_spec; print(find_spec('nilearn').submodule_search_locations[0])")/datasets/data/mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz
 MNI_LICENCE := Copyright (C) 1993-2009 Louis Collins, McConnell Brain Imaging Centre, Montreal Neurological Institute, McGill University
 
-.PHONY: help venv install wheelhouse quickstart lint test test-slurm test-all clean
+.PHONY: help venv install wheelhouse quickstart lint test test-parity test-slurm test-all clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
@@ -71,15 +72,27 @@ lint: install
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/python -m pytest -m "not slow and not gpu and not slurm" $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest -m "not slow and not gpu and not slurm and not parity" $(PYTEST_FLAGS)
+
+# The other programs see the packages of $(VENV) and bring their own beside them, where nothing of ours can import them.
+PEERS := prdc torch-fidelity pytorch-fid clean-fid "scipy<1.18" scikit-learn joblib threadpoolctl narwhals
+# torchvision 0.28 goes with torch 2.13, and so on.
+TORCHVISION = torchvision==0.$$($(BIN)/python -c 'import importlib.metadata as m; print(int(m.version("torch").split(".")[1]) + 15)').*
+test-parity: install
+	@test -e .venv-parity/.installed || { \
+		rm -rf .venv-parity && $(PYTHON) -m venv .venv-parity && \
+		.venv-parity/bin/python -m pip install --quiet --no-deps $(PIP_FLAGS) $(PEERS) "$(TORCHVISION)" && \
+		realpath $(VENV)/lib/python*/site-packages > "$$(echo .venv-parity/lib/python*/site-packages)/peers.pth" && \
+		touch .venv-parity/.installed; }
+	$(BIN)/python -m pytest -m parity $(PYTEST_FLAGS) tests/parity
 
 # Two jobs on a real two-node Slurm; skipped with its reason where there is none. All of them are in `make test-all`.
 test-slurm: install
 	$(BIN)/python -m pytest -m "slurm and not slow" -rs $(PYTEST_FLAGS) tests/slurm
 
-test-all: lint
+test-all: lint test-parity
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info
+	rm -rf $(VENV) .venv-parity build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from scalegan.augment_config import AugmentConfig
 from scalegan.errors import UserError, require
+from scalegan.evaluation.names import chosen
 from scalegan.model_config import STYLED, ModelConfig
 
 
@@ -266,8 +267,9 @@ class EvaluationConfig:
     """Real images that are compared; 0 is all of them."""
     batch: int = 64
     """Images of one pass through the extractor; always full, as features depend on it in the last bits."""
-    ssim: bool = True
-    """Report the largest SSIM of 8 samples against their nearest real images, with its controls."""
+    metrics: str = "ssim"
+    """What is measured beside the Frechet distance and its floor: any of ssim, ms_ssim, interval, infinity, kid, kid_subsets,
+    prdc, per_class, inception_score and memorisation, with commas between (docs/evaluation.md); empty is nothing."""
 
     def __post_init__(self) -> None:
         require(self.every >= 0, f"evaluation.every is {self.every}: give 0 or more images")
@@ -279,6 +281,12 @@ class EvaluationConfig:
             f"evaluation.resize {self.resize} is one of extractor inception, and evaluation.extractor is {self.extractor}: "
             "leave it out, or set --evaluation.extractor inception",
         )
+        chosen(self.metrics)
+
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        """The names in `metrics`."""
+        return chosen(self.metrics)
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from scalegan.data.loader import Batch, batches
 from scalegan.data.order import make_order
 from scalegan.distributed import control_group, from_main, make_accelerator, settle_precision
 from scalegan.evaluation.features import Extractor, load_extractor
+from scalegan.evaluation.names import METRICS
 from scalegan.evaluation.team import Team
 from scalegan.statistics import Statistics
 from scalegan.status import human_time
@@ -247,8 +248,10 @@ def data(config: Config, index: Index) -> str:
 
 
 def evaluation_seconds(config: Config, index: Index, evaluations: int, measured: Measured) -> float:
-    """On one process; the real images are looked at once."""
+    """On one process; the real images are looked at once, or each time where a metric needs their features at hand."""
     real = config.evaluation.real or index.samples
+    if any(METRICS[name].features for name in config.evaluation.wanted):
+        real *= evaluations
     return real * measured.features + evaluations * config.evaluation.samples * (measured.drawing + measured.features)
 
 

@@ -152,6 +152,10 @@ class Outputs:
         counts = self.index.class_counts if self.config.model.conditional else ()
         return sampling.images_of(ema, self.config.model.z_dim, counts, self.config.train.seed, first, count, labels)
 
+    def drawn_labels(self, first: int, count: int) -> NDArray[np.int64]:
+        """The classes of those images, [count]."""
+        return sampling.drawn_labels(self.config.train.seed, first, count, self.index.class_counts)
+
     def evaluate(self, ema: nn.Module, images_seen: int) -> dict[str, Any]:
         from scalegan.evaluation.evaluator import evaluate
 
@@ -168,9 +172,13 @@ class Outputs:
             device=self.accelerator.device,
             cache=self.run_dir / "cache",
             data=self.by_offset,
+            labels=self.drawn_labels if self.config.model.conditional else None,
+            pictures=self.run_dir / "evaluations",
         )
         if self.main:
             self.tracker.record(images_seen, record)
+            if "closest_picture" in record:
+                self.tracker.images(images_seen, self.run_dir / "evaluations" / record["closest_picture"], "closest")
             self.status.record(images_seen, record)
         self.left_out(start)
         return record

@@ -23,6 +23,7 @@ from scalegan.config import DataConfig
 from scalegan.data.index import Index, read_index
 from scalegan.data.stream import StreamReader
 from scalegan.errors import UserError
+from scalegan.evaluation.names import distances
 from scalegan.figures import captioned, fit, grid, save_gif, save_picture, side_by_side, tiles
 from scalegan.files import write_atomically
 from scalegan.tracking import read_lines
@@ -182,11 +183,8 @@ def draw_accuracy(history: History) -> Path | None:
 def draw_quality(history: History) -> Path | None:
     """Each measure beside what it has to be compared with."""
     lines = history.evaluations
-    names = sorted({key for line in lines for key in line if key == "fid" or key.startswith("fd_")})
-    distances = [name for name in names if not name.endswith("_floor")]
-    panels = [
-        (name, f"{name}_floor", "real images against real images", "Fréchet distance, lower is better") for name in distances
-    ]
+    found = distances(key for line in lines for key in line)
+    panels = [(name, f"{name}_floor", "real images against real images", "Fréchet distance, lower is better") for name in found]
     panels += [
         ("ssim_max", "ssim_mean_image", "mean training image", "largest SSIM to a real image"),
         ("diversity", "diversity_real", "real images", "diversity of the samples"),
@@ -201,7 +199,7 @@ def draw_quality(history: History) -> Path | None:
             axes.plot(*series(lines, control), color=GREY, linestyle="--", linewidth=1.2, label=words, marker=_marker(kimg))
             axes.set(title=_title(name, what, kimg, values), ylabel=name)
             axes.legend()
-            if name in distances:
+            if name in found:
                 axes.set_ylim(bottom=0)
     return history.run_dir / "figures" / "quality.png"
 

@@ -14,6 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from scalegan.evaluation.names import distances
+
 if TYPE_CHECKING:
     from rich.progress import Progress
 
@@ -56,8 +58,7 @@ def tick_line(images_seen: int, metrics: Mapping[str, float], timing: Mapping[st
 def record_line(images_seen: int, record: Mapping[str, Any]) -> str:
     """The line of one evaluation: each figure beside what it has to be compared with."""
     parts = [f"kimg {images_seen / 1000:.1f}"]
-    distances = (name for name in sorted(record) if name == "fid" or (name.startswith("fd_") and not name.endswith("_floor")))
-    parts += [f"{name} {_beside(record, name, f'{name}_floor', 'floor', '.4g')}" for name in distances]
+    parts += [f"{name} {_beside(record, name, f'{name}_floor', 'floor', '.4g')}" for name in distances(record)]
     if "ssim_max" in record:
         parts.append(f"SSIM {_beside(record, 'ssim_max', 'ssim_mean_image', 'mean image', '.3f')}")
     if "diversity" in record:

@@ -28,6 +28,8 @@ from scalegan.trainer import Trainer
 
 STEPS = 8
 """Steps of the whole runs that are compared; one of them is stopped half-way."""
+TRIED = ("ssim", "ms_ssim", "kid", "prdc", "inception_score")
+"""Metrics that as few images do for."""
 IMAGES = 64
 """Real images that are enough to try everything: the first shards that hold as many are used."""
 RESIDENT_GB = 0.05
@@ -117,6 +119,7 @@ def cut_config(config: Config, index: Index, run: Path) -> Config:
             samples=min(evaluation.samples, 32),
             real=min(evaluation.real or index.samples, index.samples, IMAGES),
             batch=min(evaluation.batch, 16),
+            metrics=",".join(name for name in evaluation.wanted if name in TRIED),
         ),
     )
 

@@ -36,7 +36,7 @@ def evaluation(shards: Path, *caches: Path) -> list[dict]:
         evaluate(
             lambda first, count: images[first : first + count],
             read_index(shards),
-            EvaluationConfig(samples=GENERATED, batch=BATCH),
+            EvaluationConfig(samples=GENERATED, batch=BATCH, metrics="ssim,ms_ssim,kid,prdc"),
             seed=0,
             images_seen=0,
             ema=True,
@@ -94,7 +94,11 @@ def test_the_value_is_the_same_on_1_to_4_processes(data, tmp_path, worlds):
         records += ended[0].value
     for record in records:
         assert (record["generated"], record["real"], record["floor_counts"]) == (GENERATED, REAL, [18, 19])
-        for name in ("fd_lite0", "fd_lite0_floor", "ssim_max", "ssim_mean_image", "diversity", "diversity_real"):
+        for name in (
+            "fd_lite0", "fd_lite0_floor", "ssim_max", "ssim_mean_image", "diversity",
+            "diversity_real", "ms_ssim_max", "ms_ssim_pairs_real", "kd_lite0", "kd_lite0_se", "precision", "recall", "density",
+            "coverage",
+        ):  # fmt: skip
             assert record[name] == pytest.approx(records[0][name], rel=1e-9), (name, record["processes"])
 
 

@@ -84,7 +84,7 @@ def test_features_on_the_gpu_give_the_cpus_distance(shards, tmp_path):
         record = evaluate(
             lambda first, count: images[first : first + count],
             index,
-            EvaluationConfig(samples=64, ssim=False),
+            EvaluationConfig(samples=64, metrics=""),
             seed=0,
             images_seen=0,
             ema=True,

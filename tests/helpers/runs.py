@@ -28,7 +28,7 @@ SMALL = {
     "evaluation.samples": 32,
     "evaluation.real": 32,
     "evaluation.batch": 32,
-    "evaluation.ssim": "false",
+    "evaluation.metrics": "",
 }
 # Everything that has a state: averages, moments, augmentation, a penalty every other step, rounds, labels.
 FULL = {

@@ -20,7 +20,7 @@ from scalegan.data.loader import Batch
 from scalegan.steps import DataFacts, Game
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-SCRIPTS = ("throughput", "processes", "quality", "startup", "reliability", "scale")
+SCRIPTS = ("throughput", "processes", "quality", "startup", "reliability", "scale", "evaluation")
 
 
 @pytest.fixture

@@ -279,3 +279,9 @@ def test_a_frozen_stage_is_tried_too(config, index, tmp_path):
     cut = cut_config(full, index, tmp_path)
     cut.check(1)
     assert cut.optim.freeze_critic == 1
+
+
+def test_metrics_that_want_more_images_than_a_trial_has_are_left_out(config, tmp_path):
+    asked = replace(config, evaluation=replace(config.evaluation, metrics="kid,infinity,kid_subsets,memorisation,ssim"))
+    cut = cut_config(asked, read_index(config.data.path), tmp_path)
+    assert cut.evaluation.wanted == ("kid", "ssim")

@@ -146,6 +146,18 @@ def test_a_checkpoint_has_the_size_that_was_told(config, tmp_path):
     assert measured.steps % 3 == 0, "as many steps with the penalty as a run has"
 
 
+def test_real_images_are_counted_once_unless_a_metric_wants_their_features(tmp_path):
+    index = make_shards(tmp_path / "shards", samples=48)
+    measured = dry_run.Measured(features=1.0)
+
+    def seconds(metrics):
+        config = make_config(Path(index.root), tmp_path / "run", evaluation={"metrics": metrics, "samples": 10})
+        return dry_run.evaluation_seconds(config, index, 3, measured)
+
+    assert seconds("ssim,interval") == 48 + 3 * 10
+    assert seconds("ssim,kid") == 3 * (48 + 10)
+
+
 @pytest.mark.parametrize("done", [0, 160])
 @pytest.mark.parametrize("every", [0, 1, 7, 8, 9, 16, 30, 100, 640, 641, 10_000])
 def test_how_often_something_comes_is_what_the_clock_does(every, done):

@@ -98,7 +98,7 @@ def test_the_record_says_what_was_compared(index, tmp_path):
 
 
 def test_every_image_is_made_once_in_aligned_blocks(index, tmp_path):
-    _, asked = run(index, tmp_path, pictures(20, 1, index), ssim=False)
+    _, asked = run(index, tmp_path, pictures(20, 1, index), metrics="")
     assert asked == [(0, 8), (8, 8), (16, 4)]
     blocks = [block for rank in range(3) for block in Team(rank, 3).blocks(20, 8)]
     assert sorted(blocks) == asked
@@ -151,7 +151,7 @@ def test_a_part_of_the_real_images_is_compared_when_asked(index, tmp_path):
 
 
 def test_ssim_is_left_out_when_not_wanted_and_where_images_are_too_small(index, tmp_path):
-    record, _ = run(index, tmp_path, pictures(20, 1, index), ssim=False)
+    record, _ = run(index, tmp_path, pictures(20, 1, index), metrics="")
     assert not {"ssim_max", "ssim_mean_image", "diversity", "diversity_real"} & record.keys()
     small = make_shards(tmp_path / "small", count=8, height=4, width=40, channels=1)
     record, _ = run(small, tmp_path, pictures(8, 0, small))

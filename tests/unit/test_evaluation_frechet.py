@@ -5,7 +5,7 @@ import pytest
 import torch
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from scalegan.evaluation.frechet import FrechetDistance, frechet_distance, root
+from scalegan.evaluation.frechet import FrechetDistance, frechet_distance, pivoted_cholesky, root
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +51,7 @@ def test_gaussians_with_diagonal_covariances_have_the_distance_of_the_textbook()
     assert distance.item() == pytest.approx(expected.item(), rel=1e-12)
 
 
-@pytest.mark.parametrize(("n", "m"), [(40, 30), (40, 300), (300, 400), (2, 2)], ids=str)
+@pytest.mark.parametrize(("n", "m"), [(20, 30), (40, 30), (20, 300), (40, 300), (300, 400), (2, 2)], ids=str)
 def test_fewer_images_than_features_are_as_exact_as_many(n, m):
     real, fake = features(n, 64, seed=1), features(m, 64, seed=2, shift=0.02)
     assert measured(real, fake).compute().item() == pytest.approx(exact(real, fake), rel=1e-9)
@@ -81,3 +81,12 @@ def test_a_root_has_no_more_columns_than_the_points_have_directions():
     assert factor.shape == (64, 9)
     assert torch.allclose(factor @ factor.T, covariance, atol=1e-14)
     assert root(torch.zeros(4, 4, dtype=torch.float64), 9).abs().max() == 0
+
+
+@pytest.mark.parametrize(("distinct", "repeats"), [(12, 1), (4, 3)])
+def test_a_pivoted_factor_ends_where_the_points_have_no_more_directions(distinct, repeats):
+    covariance = features(distinct, 64, seed=1).double().repeat(repeats, 1).T.cov()
+    factor = pivoted_cholesky(covariance, distinct * repeats - 1)
+    assert factor.shape == (64, distinct - 1)
+    assert torch.allclose(factor @ factor.T, covariance, rtol=0, atol=1e-14)
+    assert pivoted_cholesky(torch.zeros(64, 64, dtype=torch.float64), 9).abs().max() == 0

@@ -3,8 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from torchmetrics.functional.image import structural_similarity_index_measure
+from torchmetrics.functional.image import (
+    multiscale_structural_similarity_index_measure,
+    structural_similarity_index_measure,
+)
 
+from scalegan.evaluation.ms_ssim import WEIGHTS, ms_ssim, pair_similarity, scales
 from scalegan.evaluation.ssim import NEIGHBOURS, best_matches, diversity, measurable, nearest, ssim, thumbnails
 
 
@@ -90,3 +94,27 @@ def test_diversity_is_the_mean_difference_in_grey_levels():
     black, grey, white = (torch.full((1, 32, 32), level, dtype=torch.uint8) for level in (0, 100, 250))
     assert diversity(torch.cat([grey, grey])) == 0
     assert diversity(torch.cat([black, grey, white])) == pytest.approx((100 + 250 + 150) / 3)
+
+
+@pytest.mark.parametrize("size", [(48, 64), (100, 104)], ids=str)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_similarity_at_several_scales_is_that_of_torchmetrics(channels, size):
+    a, b = images(3, channels, *size), images(3, channels, *size, seed=1)
+    b[1] = a[1] + 1
+    weights = np.array(WEIGHTS[: scales(*size)])
+    betas = tuple(weights * sum(WEIGHTS) / weights.sum())
+    expected = multiscale_structural_similarity_index_measure(
+        a.double(), b.double(), data_range=255.0, betas=betas, normalize="relu", reduction="none"
+    )
+    assert ms_ssim(a, b) == pytest.approx(expected.numpy(), abs=5e-5)
+
+
+def test_small_images_have_fewer_scales():
+    assert [scales(side, 400) for side in (10, 11, 22, 28, 64, 100, 176, 500)] == [0, 1, 2, 2, 3, 4, 5, 5]
+    assert ms_ssim(images(2, 1, 28, 28), images(2, 1, 28, 28)) == pytest.approx([1, 1], abs=1e-5)
+
+
+def test_pairs_are_half_the_set_apart():
+    a = images(3)
+    assert pair_similarity(torch.cat([a, a])) == pytest.approx(1, abs=1e-5)
+    assert pair_similarity(images(6)) < 0.9

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from scalegan.evaluation.real import Progress
     from scalegan.evaluation.team import Team
 
-OVERRIDES = ("extractor", "weights", "resize", "samples", "real", "batch")
+OVERRIDES = ("extractor", "weights", "resize", "samples", "real", "batch", "metrics")
 """Options that are fields of `EvaluationConfig`."""
 
 
@@ -40,6 +40,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="images to compare with, a run for those it was trained on, or statistics (those RUN was trained on)",
     )  # fmt: skip
     parser.add_argument("--samples", type=int, metavar="N", help="generated images (of FOLDER or SHARDS: all)")
+    parser.add_argument(
+        "--metrics", metavar="A,B", help="what to measure beside the Frechet distance: kid,prdc,memorisation,..."
+    )
+    parser.add_argument("--held-out", default="", metavar="SHARDS", help="images never trained on, for the metric memorisation")
     add_extractor_arguments(parser)
     parser.add_argument("--seed", type=int, help="of the generated images")
     parser.add_argument("--generator", default="", metavar="NAME", help="class of the run's generator, if it is your own")
@@ -94,6 +98,8 @@ def check_options(args: argparse.Namespace, kind: str, against: str) -> None:
         ("--checkpoint", args.checkpoint != "latest", kind == "run", f"{args.source}, which is no run"),
         ("--seed", args.seed is not None, kind == "run", f"{args.source}, which is no run"),
         ("--real", args.real is not None, against != "statistics", f"{args.against}, which is of as many images as it is"),
+        ("--metrics", args.metrics, against != "statistics", f"{args.against}, which has no images to look at"),
+        ("--held-out", args.held_out, against != "statistics", f"{args.against}, which has no images to look at"),
         ("--window", args.window, "folder" in (kind, against), "shards, whose images went through theirs, and statistics"),
     ):
         if given and not matters:
@@ -127,7 +133,10 @@ def of_run(
     for checkpoint in found:
         loaded = load_generator(checkpoint.path, device, network)
         config = overridden(loaded.config.evaluation, args)
-        comparison = sides.Comparison(against, config, extractor, team, device, run_dir / "cache", loaded.config.data)
+        data = replace(loaded.config.data, held_out=args.held_out or loaded.config.data.held_out)
+        comparison = sides.Comparison(
+            against, config, extractor, team, device, run_dir / "cache", data, run_dir / "evaluations"
+        )
         seed = loaded.config.train.seed if args.seed is None else args.seed
         yield comparison.measure(sides.made_by(loaded, seed, checkpoint.state.get("ema_std")), progress)
 
@@ -150,7 +159,7 @@ def of_images(
     config = overridden(EvaluationConfig(samples=max(2, index.samples)), args)
     made = sides.found_in(index, config.samples, stack)
     cache = user_cache() / "scalegan" / "statistics"
-    comparison = sides.Comparison(against, config, extractor, team, device, cache, DataConfig())
+    comparison = sides.Comparison(against, config, extractor, team, device, cache, DataConfig(held_out=args.held_out), None)
     yield comparison.measure(made, progress)
 
 

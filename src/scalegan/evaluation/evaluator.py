@@ -3,30 +3,40 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from scalegan.config import DataConfig, EvaluationConfig
-from scalegan.data.index import Index
-from scalegan.evaluation.features import Extractor, load_extractor, metric_name
+from scalegan.data.index import Index, locate, read_index, read_offsets
+from scalegan.errors import UserError
+from scalegan.evaluation.features import Extractor, load_extractor
 from scalegan.evaluation.folder import open_images
 from scalegan.evaluation.frechet import FrechetDistance
-from scalegan.evaluation.real import Progress, RealImages, real_statistics
+from scalegan.evaluation.ms_ssim import ms_ssim, pair_similarity, scales
+from scalegan.evaluation.names import CELL_MINIMUM, check_counts, key
+from scalegan.evaluation.real import Keep, Progress, RealImages, real_statistics
 from scalegan.evaluation.real_cache import RealStatistics
 from scalegan.evaluation.ssim import best_matches, diversity, thumbnails
+from scalegan.evaluation.suite import Suite
 from scalegan.evaluation.team import Team
+from scalegan.figures import save_png
 
 SampleFn = Callable[[int, int], Tensor]
 """(first, count) -> uint8 [count, C, H, W]: the generated images of those global indices."""
+LabelFn = Callable[[int, int], NDArray[np.int64]]
+"""(first, count) -> int64 [count]: the classes of the generated images of those global indices."""
 
 SSIM_IMAGES = 8
 DIVERSITY_IMAGES = 64
+SIMILARITIES = {"ssim", "ms_ssim"}
 
 
 def evaluate(
@@ -43,33 +53,112 @@ def evaluate(
     cache: Path,
     data: DataConfig | None = None,
     extractor: Extractor | None = None,
+    labels: LabelFn | None = None,
+    pictures: Path | None = None,
     progress: Progress = lambda what, done, count: None,
 ) -> dict[str, Any]:
     """The record of one evaluation: what was measured and what was compared; the same on every process.
 
     Collective: every process calls it with the same arguments but `rank`. `generator` is called for disjoint parts of 0 to
-    `config.samples`. No random number generator is touched. `data` says how the images of `index` are read; by default
-    from `index.root`, and an unreadable one is an error. `extractor` stands in for the one that `config` names. Raises
-    `UserError`, on all processes.
+    `config.samples`, `labels` for the classes of the same images. No random number generator is touched. `data` says how the
+    images of `index` are read, by default from `index.root` and an unreadable one is an error, and which images are held
+    out. `extractor` stands in for the one that `config` names. `pictures` is a folder for the pairs of samples and training
+    images that are nearest to each other. Raises `UserError`, on all processes.
     """
     began = time.perf_counter()
-    team = Team(rank, processes)
+    team, data = Team(rank, processes), data or DataConfig(path=index.root)
     extractor = extractor or load_extractor(config, device, team)
-    with closing(open_images(index, data or DataConfig(path=index.root), device)) as reader:
+    with closing(open_images(index, data, device)) as reader:
         images = RealImages(index, config.real, reader)
-        real = real_statistics(images, extractor, config.batch, team, cache, progress)
-        distance = compare(generator, real, images.count, config, extractor, team, progress)
+        classes = check(config, index, images, extractor.width, data, labels)
+        suite = Suite(config, extractor, index.classes)
+        keep = real_keeper(suite, classes) if "real" in suite.sides else None
+        real = real_statistics(images, extractor, config.batch, team, cache, progress, keep)
+        held_out = add_held_out(suite, index, data, extractor, config.batch, team, progress)
+        distance = compare(generator, real, images.count, config, extractor, team, progress, suite, labels)
+        figures = suite.record(distance, team)
         record: dict[str, Any] = {}
         if real is not None:
-            metric = metric_name(extractor.name)
-            record = {metric: float(distance.compute()), f"{metric}_floor": real.floor}
-            if config.ssim:
-                record |= similarity(generator(0, min(DIVERSITY_IMAGES, config.samples)), real, images)
+            value = float(distance.compute())
+            record = named({"fid": value, "fid_floor": real.floor} | with_mifid(figures, value), extractor.name)
+            if SIMILARITIES & set(config.wanted):
+                record |= similarity(generator(0, min(DIVERSITY_IMAGES, config.samples)), real, images, config.wanted)
             record |= {"images_seen": images_seen, "seed": seed, "ema": ema}
-            record |= provenance(index, config, extractor, real, processes)
+            record |= held_out | provenance(index, config, extractor, real, processes)
+            if "closest" in record:
+                record |= show_closest(record.pop("closest"), generator, images, images_seen, pictures)
             record["seconds"] = round(time.perf_counter() - began, 2)
     shared: dict[str, Any] = team.from_first(record)
     return shared
+
+
+def check(
+    config: EvaluationConfig, index: Index, images: RealImages, width: int, data: DataConfig, labels: LabelFn | None
+) -> NDArray[np.int64] | None:
+    """The labels of the real images where they are needed. Raises `UserError` for what a metric lacks, before any work."""
+    check_counts(config.wanted, config.samples, images.count, width)
+    if "memorisation" in config.wanted and not data.held_out:
+        raise UserError(
+            "metric memorisation needs images that were never trained on: name their shards by data.held_out "
+            "(`scalegan evaluate`: --held-out)"
+        )
+    if "per_class" not in config.wanted:
+        return None
+    if labels is None or not index.labelled:
+        raise UserError(
+            "metric per_class needs a generator that is told the class (model.conditional): take it out of evaluation.metrics"
+        )
+    real = labels_of(index, images.samples)
+    for number, name in enumerate(index.classes):
+        counts = int((real == number).sum()), int((labels(0, config.samples) == number).sum())
+        if min(counts) < 2:
+            raise UserError(
+                f"metric per_class needs 2 real and 2 generated images of each class; of {name} there are {counts[0]} and "
+                f"{counts[1]}: raise evaluation.samples, or take per_class out of evaluation.metrics"
+            )
+    return real
+
+
+def labels_of(index: Index, samples: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Labels [n] of sample numbers [n]."""
+    shards, rows = locate(index, samples)
+    labels = np.empty(len(samples), np.int64)
+    for shard in np.unique(shards):
+        here = shards == shard
+        labels[here] = read_offsets(index, int(shard))[rows[here], 2]
+    return labels
+
+
+def real_keeper(suite: Suite, labels: NDArray[np.int64] | None) -> Keep:
+    def keep(features: Tensor, first: int) -> None:
+        suite.add("real", features, first, None if labels is None else labels[first : first + len(features)])
+
+    return keep
+
+
+def add_held_out(
+    suite: Suite, index: Index, data: DataConfig, extractor: Extractor, batch: int, team: Team, progress: Progress
+) -> dict[str, Any]:
+    """The features of the held-out images, where a metric wants them; what the record says of those images."""
+    if "held_out" not in suite.sides:
+        return {}
+    held_out, error = read_index(data.held_out), None
+    ours, theirs = ((i.channels, i.height, i.width) for i in (index, held_out))
+    if ours != theirs:
+        raise UserError(
+            f"data.held_out {held_out.root} holds images of {theirs} and {index.root} of {ours}: give the same size"
+        )
+    if held_out.samples < CELL_MINIMUM:
+        raise UserError(f"metric memorisation needs {CELL_MINIMUM} held-out images; {held_out.root} holds {held_out.samples}")
+    with closing(open_images(held_out, replace(data, path=held_out.root), extractor.device)) as reader:
+        try:
+            for first, count in team.blocks(held_out.samples, batch):
+                progress("held-out images", first, held_out.samples)
+                suite.add("held_out", extractor(reader.read(np.arange(first, first + count)).images), first)
+        except UserError as met:
+            error = met
+        team.agree(error)
+    return {"held_out": held_out.samples, "held_out_sha256": held_out.sha256}
 
 
 def compare(
@@ -80,8 +169,11 @@ def compare(
     extractor: Extractor,
     team: Team,
     progress: Progress,
+    suite: Suite,
+    labels: LabelFn | None,
 ) -> FrechetDistance:
-    """Generated images against the real statistics, which process 0 brings: the metric with the states of all processes."""
+    """Generated images against the real statistics, which process 0 brings: the metric with the states of all processes.
+    `suite` gets the features too."""
     distance = FrechetDistance(extractor.width).to(extractor.device)
     if real is not None:
         distance.real_features_sum += torch.from_numpy(real.features_sum).to(extractor.device)
@@ -89,22 +181,58 @@ def compare(
         distance.real_features_num_samples += real.images
     for first, count in team.blocks(config.samples, config.batch):
         progress("generated images", first, config.samples)
-        distance.update(extractor(generator(first, count)), real=False)
+        features = extractor(generator(first, count))
+        distance.update(features, real=False)
+        suite.add("fake", features, first, None if labels is None else labels(first, count))
     distance.sync(dist_sync_fn=distance.dist_sync_fn)
     counts = int(distance.fake_features_num_samples), int(distance.real_features_num_samples)
     assert counts == (config.samples, real_count), f"{counts} images were counted, not {config.samples} and {real_count}"
     return distance
 
 
-def similarity(samples: Tensor, real: RealStatistics, images: RealImages) -> dict[str, Any]:
-    """Largest SSIM of a few samples, uint8 [n, C, H, W], and what it has to be seen beside."""
+def with_mifid(figures: dict[str, Any], distance: float) -> dict[str, Any]:
+    factor = figures.pop("mifid_factor", None)
+    return figures if factor is None else figures | {"mifid": distance * factor}
+
+
+def named(figures: dict[str, Any], extractor: str) -> dict[str, Any]:
+    return {key(name, extractor): value for name, value in figures.items()}
+
+
+def similarity(samples: Tensor, real: RealStatistics, images: RealImages, wanted: Sequence[str]) -> dict[str, Any]:
+    """Largest SSIM of a few samples, uint8 [n, C, H, W], how varied they are, and what either has to be seen beside."""
     thumbs = torch.from_numpy(real.thumbnails)
     spread = np.linspace(0, len(thumbs) - 1, min(DIVERSITY_IMAGES, len(thumbs))).astype(np.int64)
     values: dict[str, Any] = {}
-    if images.has_ssim:
-        best = best_matches(samples[:SSIM_IMAGES], thumbs, images.read_shown)
-        values = {"ssim_max": float(best.max()), "ssim_mean_image": real.ssim_mean_image}
-    return values | {"diversity": diversity(thumbnails(samples)), "diversity_real": diversity(thumbs[spread])}
+    if "ssim" in wanted:
+        if images.has_ssim:
+            best = best_matches(samples[:SSIM_IMAGES], thumbs, images.read_shown)
+            values |= {"ssim_max": float(best.max()), "ssim_mean_image": real.ssim_mean_image}
+        values |= {"diversity": diversity(thumbnails(samples)), "diversity_real": diversity(thumbs[spread])}
+    if "ms_ssim" in wanted and scales(*samples.shape[2:]):
+        best = best_matches(samples[:SSIM_IMAGES], thumbs, images.read_shown, ms_ssim)
+        values["ms_ssim_max"] = float(best.max())
+        values["ms_ssim_pairs"] = pair_similarity(samples)
+        values["ms_ssim_pairs_real"] = pair_similarity(images.read_shown(spread))
+    return values
+
+
+def show_closest(
+    pairs: list[tuple[int, int, float]], generator: SampleFn, images: RealImages, images_seen: int, folder: Path | None
+) -> dict[str, Any]:
+    """The pairs (generated, place of the real image, distance) as the record has them, and as a picture: samples above the
+    training images that they are nearest to."""
+    found: dict[str, Any] = {
+        "closest": [
+            {"generated": made, "real": int(images.samples[place]), "distance": distance} for made, place, distance in pairs
+        ]
+    }
+    if folder is not None:
+        samples = torch.cat([generator(made, 1).cpu() for made, _, _ in pairs])
+        real = torch.cat([images.read(place, 1).cpu() for _, place, _ in pairs])
+        found["closest_picture"] = f"{images_seen:09d}-closest.png"
+        save_png(folder / found["closest_picture"], torch.cat([samples, real]).numpy(), len(pairs))
+    return found
 
 
 def provenance(

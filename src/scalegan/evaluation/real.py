@@ -28,6 +28,7 @@ FEWEST = 4
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being looked at, images done and images in all."""
+Keep = Callable[[Tensor, int], None]
 
 
 class Reads(Protocol):
@@ -70,21 +71,32 @@ class RealImages:
 
 
 def real_statistics(
-    images: RealImages, extractor: Extractor, batch: int, team: Team, cache: Path, progress: Progress
+    images: RealImages,
+    extractor: Extractor,
+    batch: int,
+    team: Team,
+    cache: Path,
+    progress: Progress,
+    keep: Keep | None = None,
 ) -> RealStatistics | None:
-    """From the file, else measured by all processes and then saved. Complete on process 0, None on the others."""
+    """From the file, else measured by all processes and then saved. Complete on process 0, None on the others.
+
+    `keep` is given the features of this process' images and the place of the first of them; they are then always measured.
+    """
     reference = Reference(images.index.sha256, extractor.name, extractor.weights_sha256, extractor.network.resize, images.count)
     path = reference.file(cache)
     known = real_cache.load(path) if team.first else None
-    if team.from_first(known is not None):
+    if team.from_first(known is not None) and keep is None:
         return known
-    measured = measure(images, extractor, batch, team, progress)
-    if measured is not None:
+    measured = measure(images, extractor, batch, team, progress, keep)
+    if known is None and measured is not None:
         real_cache.save(path, measured)
-    return measured
+    return known or measured
 
 
-def measure(images: RealImages, extractor: Extractor, batch: int, team: Team, progress: Progress) -> RealStatistics | None:
+def measure(
+    images: RealImages, extractor: Extractor, batch: int, team: Team, progress: Progress, keep: Keep | None = None
+) -> RealStatistics | None:
     index = images.index
     halves = FrechetDistance(extractor.width).to(extractor.device)
     thumbs = torch.zeros(len(images.shown), THUMBNAIL, THUMBNAIL, dtype=torch.uint8)
@@ -98,6 +110,8 @@ def measure(images: RealImages, extractor: Extractor, batch: int, team: Team, pr
             own = images.in_first_half[first : first + size].to(features.device)
             halves.update(features[own], real=True)
             halves.update(features[~own], real=False)
+            if keep is not None:
+                keep(features, first)
             low, high = np.searchsorted(images.shown, (first, first + size))
             thumbs[low:high] = thumbnails(pixels[torch.from_numpy(images.shown[low:high] - first)]).cpu()
             total += pixels.long().sum(0).cpu()

@@ -10,13 +10,9 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from scalegan.evaluation.features import metric_name
+from scalegan.evaluation.table import rows
 from scalegan.files import write_atomically
 
-BESIDE = {
-    "ssim_max": ("ssim_mean_image", "the mean training image", 3),
-    "diversity": ("diversity_real", "real images", 1),
-}
-"""Measure: the one to hold it against, what that is of, and digits after the point."""
 WIDTH = 30
 """Of the longest bar of a curve."""
 
@@ -79,10 +75,8 @@ def values(record: dict[str, Any]) -> Table:
         )
     else:
         table.add_row(metric, f"{record[metric]:.2f}", "", "")
-    for name, (other, of, digits) in BESIDE.items():
-        if name in record:
-            beside = (f"{record[other]:.{digits}f}", of) if other in record else ("", "")
-            table.add_row(name, f"{record[name]:.{digits}f}", *beside)
+    for row in rows(record):
+        table.add_row(*row)
     return table
 
 

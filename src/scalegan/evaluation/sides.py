@@ -19,7 +19,7 @@ from scalegan.data.index import INDEX_NAME, Index, is_remote, read_index
 from scalegan.data.order import COMPARED, draw, permute
 from scalegan.errors import UserError
 from scalegan.evaluation import folder, statistics_file
-from scalegan.evaluation.evaluator import evaluate
+from scalegan.evaluation.evaluator import LabelFn, evaluate
 from scalegan.evaluation.features import Extractor, load_extractor
 from scalegan.evaluation.folder import ImageFolder, open_images
 from scalegan.evaluation.real import Progress
@@ -62,6 +62,8 @@ class Made:
     """(channels, height, width)"""
     facts: dict[str, Any]
     """Of the record: where the images come from."""
+    labels: LabelFn | None = None
+    """(first, count) -> int64 [count], of a generator that is told the class."""
 
 
 def made_by(loaded: LoadedGenerator, seed: int, ema_std: float | None = None) -> Made:
@@ -74,7 +76,13 @@ def made_by(loaded: LoadedGenerator, seed: int, ema_std: float | None = None) ->
     facts = {"images_seen": loaded.images_seen, "seed": seed, "ema": True, "checkpoint": str(loaded.path)}
     if ema_std is not None:
         facts["ema_std"] = ema_std
-    return Made(lambda first, count: loaded.sample_range(first, count, seed), loaded.shape, facts)
+    told = loaded.config.model.conditional
+    return Made(
+        lambda first, count: loaded.sample_range(first, count, seed),
+        loaded.shape,
+        facts,
+        (lambda first, count: loaded.labels_of(first, count, seed)) if told else None,
+    )
 
 
 def found_in(index: Index, wanted: int, stack: ExitStack) -> Made:
@@ -146,6 +154,9 @@ class Comparison:
     device: torch.device
     cache: Path
     data: DataConfig
+    """How images are read, and which ones are held out."""
+    pictures: Path | None
+    """Folder for the pairs of samples and training images that are nearest to each other."""
 
     def measure(self, made: Made, progress: Progress) -> dict[str, Any]:
         """The record; on all processes. Raises `UserError`."""
@@ -172,6 +183,8 @@ class Comparison:
             cache=self.cache,
             data=replace(self.data, path=against.root),
             extractor=self.extractor,
+            labels=made.labels,
+            pictures=self.pictures,
             progress=progress,
         )
         kept = {name: value for name, value in record.items() if name not in OF_A_RUN}

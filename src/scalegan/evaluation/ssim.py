@@ -29,13 +29,17 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
     Gaussian window of 11x11 with sigma 1.5 and data range 255, as in the paper; at the edge the image is mirrored, as
     torchmetrics does it.
     """
+    luminance, contrast = similarity_maps(a.float(), b.float())
+    return (luminance * contrast).flatten(1).mean(1)
+
+
+def similarity_maps(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """float32 [n, C, H, W] twice -> likeness of the means, and of contrast and structure, around each pixel, [n, C, H, W]."""
     edge = [WINDOW // 2] * 4
-    x, y = F.pad(a.float(), edge, mode="reflect"), F.pad(b.float(), edge, mode="reflect")
-    means = smoothed(torch.stack([x, y, x * x, y * y, x * y]))
-    mx, my, mxx, myy, mxy = means.flatten(2).unbind()
+    x, y = F.pad(a, edge, mode="reflect"), F.pad(b, edge, mode="reflect")
+    mx, my, mxx, myy, mxy = smoothed(torch.stack([x, y, x * x, y * y, x * y])).unbind()
     vx, vy, cov = mxx - mx * mx, myy - my * my, mxy - mx * my
-    index = (2 * mx * my + C1) * (2 * cov + C2) / ((mx * mx + my * my + C1) * (vx + vy + C2))
-    return index.mean(1)
+    return (2 * mx * my + C1) / (mx * mx + my * my + C1), (2 * cov + C2) / (vx + vy + C2)
 
 
 def smoothed(maps: Tensor) -> Tensor:
@@ -76,15 +80,20 @@ def nearest(thumbs: Tensor, real: Tensor) -> Tensor:
     return distances(thumbs, real).topk(min(NEIGHBOURS, len(real)), largest=False).indices
 
 
-def best_matches(images: Tensor, real_thumbs: Tensor, read: Callable[[NDArray[np.int64]], Tensor]) -> Tensor:
-    """uint8 [n, C, H, W] -> the largest SSIM of each to its nearest real images, float32 [n].
+def best_matches(
+    images: Tensor,
+    real_thumbs: Tensor,
+    read: Callable[[NDArray[np.int64]], Tensor],
+    measure: Callable[[Tensor, Tensor], Tensor] = ssim,
+) -> Tensor:
+    """uint8 [n, C, H, W] -> the largest SSIM, or other `measure`, of each to its nearest real images, float32 [n].
 
     `read` gives the real images at places of `real_thumbs`, uint8 [k, C, H, W].
     """
     best = []
     for image, places in zip(images, nearest(thumbnails(images), real_thumbs), strict=True):
         real = read(places.numpy())
-        best.append(ssim(image.expand_as(real), real).max())
+        best.append(measure(image.expand_as(real), real).max())
     return torch.stack(best)
 
 

@@ -1,6 +1,7 @@
 """The processes that evaluate together: who does which images, and the few facts that all of them must share.
 
-Facts travel as sums of tensors and as JSON, so nothing received is ever unpickled.
+Facts travel as sums of tensors and as JSON, so nothing received is ever unpickled. Features stay where they were made: they
+visit the other processes a block at a time, so that no process ever holds more than its own and one block.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -15,6 +17,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from scalegan.errors import UserError
+
+VISITING = 1024
+"""Rows of one block that visits all processes."""
 
 
 def add_up(tensor: Tensor, group: Any = None) -> Tensor:
@@ -35,6 +40,11 @@ def _carrier() -> torch.device:
 class Team:
     rank: int = 0
     processes: int = 1
+
+    @classmethod
+    def of_world(cls) -> Team:
+        """All processes of the default group."""
+        return cls(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else cls()
 
     @property
     def first(self) -> bool:
@@ -72,3 +82,44 @@ class Team:
         if met.any():
             source = int(met.argmax())
             raise UserError(self._from(source, str(error)))
+
+    def add_up(self, *tensors: Tensor) -> list[Tensor]:
+        """The sums over all processes of tensors, in one reduction: float64, in the tensors' shapes and on their devices."""
+        if self.processes == 1:
+            return [tensor.double() for tensor in tensors]
+        packed = add_up(torch.cat([tensor.double().flatten() for tensor in tensors]))
+        ends = list(accumulate(tensor.numel() for tensor in tensors))
+        return [packed[end - tensor.numel() : end].reshape(tensor.shape) for end, tensor in zip(ends, tensors, strict=True)]
+
+    def by_process(self, *values: int) -> list[list[int]]:
+        """Numbers of each process, each as a list by process."""
+        table = torch.zeros(len(values), self.processes, dtype=torch.int64)
+        table[:, self.rank] = torch.tensor(values)
+        whole: list[list[int]] = (table if self.processes == 1 else add_up(table)).tolist()
+        return whole
+
+    def together(self, values: Tensor) -> Tensor:
+        """Scalars or short rows [n, ...] of all processes, in order of the processes: float64. Not meant for features."""
+        [counts] = self.by_process(len(values))
+        whole = values.new_zeros(sum(counts), *values.shape[1:], dtype=torch.float64)
+        first = sum(counts[: self.rank])
+        whole[first : first + len(values)] = values
+        return self.add_up(whole)[0]
+
+    def visits(self, *parts: Tensor) -> Iterator[Tensor]:
+        """Blocks of the rows of every process in turn, to be seen by all at the same time: float64 [at most 1024, w].
+
+        A row is made of the `parts` [n, ...], side by side. A process may have none; `w` must be the same everywhere.
+        """
+        width, device = sum(part.shape[1] for part in parts), parts[0].device
+        for source, count in enumerate(self.by_process(len(parts[0]))[0]):
+            for first in range(0, count, VISITING):
+                size = min(VISITING, count - first)
+                if self.rank == source:
+                    block = torch.cat([part[first : first + size].to(device, torch.float64) for part in parts], 1)
+                else:
+                    block = torch.empty(size, width, dtype=torch.float64, device=device)
+                if self.processes > 1:
+                    block = block.to(_carrier())
+                    dist.broadcast(block, source)
+                yield block.to(device)

@@ -1,0 +1,106 @@
+"""Each metric gives the same on 1 to 4 processes, with uneven shares and a process without images, and gathers no features."""
+
+import numpy as np
+import pytest
+import torch
+
+from helpers.worlds import run_world
+from scalegan.errors import UserError
+
+pytestmark = pytest.mark.distributed
+
+WIDTH, BATCH = 6, 16
+COUNTS = {"real": 53, "held_out": 37, "fake": 47}
+"""Of four processes the last has no fake and no held-out image, nor has any the same share of all."""
+
+
+def features(side: str) -> torch.Tensor:
+    draw = np.random.default_rng(list(COUNTS).index(side))
+    return torch.from_numpy((draw.normal(size=(COUNTS[side], WIDTH)) + 0.1).astype(np.float32))
+
+
+def measure(visiting: int) -> dict:
+    """All figures, and the largest tensor that any process was sent."""
+    import torch.distributed as dist
+    from test_evaluation import join
+
+    from scalegan.evaluation import pairs, team
+    from scalegan.evaluation.frechet_spread import FrechetSpread
+    from scalegan.evaluation.inception_score import InceptionScore
+    from scalegan.evaluation.kid import KernelDistance, SubsetKernelDistance
+    from scalegan.evaluation.memorisation import Memorisation, MemorisationInformedDistance
+    from scalegan.evaluation.per_class import PerClassDistance
+    from scalegan.evaluation.prdc import PrecisionRecall
+
+    rank, processes = join()
+    team.VISITING = pairs.OWN = visiting
+    sent = [0]
+    broadcast = dist.broadcast
+
+    def watched(tensor, source):
+        sent.append(tensor.numel())
+        broadcast(tensor, source)
+
+    def refused(*_, **__):
+        raise AssertionError("features are gathered")
+
+    dist.broadcast, dist.all_gather = watched, refused
+    score = InceptionScore(WIDTH, splits=3)
+    metrics = [
+        KernelDistance(), SubsetKernelDistance(20, 7), PrecisionRecall(3), PerClassDistance(("even", "odd")), Memorisation(),
+        MemorisationInformedDistance(), FrechetSpread(WIDTH),
+    ]  # fmt: skip
+    spread = metrics[-1]
+    if rank == 0:
+        real = features("real").double()
+        spread.update_sums(torch.tensor(len(real)), real.sum(0), real.T @ real)
+    for side in COUNTS:
+        rows = features(side)
+        for first, count in team.Team(rank, processes).blocks(len(rows), BATCH):
+            part, indices = rows[first : first + count], torch.arange(first, first + count)
+            for metric in metrics:
+                if side in metric.sides:
+                    metric.feed(side, part, indices, indices % 2)
+            if side == "fake":
+                score.update(part.softmax(1), indices)
+    found = {}
+    for metric in [*metrics, score]:
+        found |= metric.compute()
+    return {"largest": max(sent)} | {n: float(v) if isinstance(v, torch.Tensor) else v for n, v in found.items()}
+
+
+def padded() -> None:
+    """As a loader that fills its last batch up leaves the images: one of them twice."""
+    from test_evaluation import join
+
+    from scalegan.evaluation.kid import KernelDistance
+
+    rank, _ = join()
+    metric = KernelDistance()
+    for side in (True, False):
+        metric.update(features("real")[:5], side, torch.arange(5) if rank == 0 else torch.tensor([5, 6, 7, 8, 0]))
+    metric.compute()
+
+
+@pytest.mark.parametrize("worlds", [(4,), pytest.param((2, 3), marks=pytest.mark.slow)])
+def test_every_metric_is_the_same_on_1_to_4_processes(tmp_path, worlds):
+    alone = run_world(tmp_path, 1, measure, 1024)[0].value
+    for processes in worlds:
+        ended = run_world(tmp_path, processes, measure, 10)
+        assert [e.exitcode for e in ended] == [0] * processes, ended
+        for other in ended[1:]:
+            assert other.value == ended[0].value  # to the bit, on every process
+        found = ended[0].value
+        assert found.pop("largest") <= 10 * (WIDTH + 2)  # one block, however many processes there are
+        assert {"kid_se", "coverage", "c_t", "fid_infinity", "inception_score", "fid_per_class"} <= found.keys()
+        for name, value in found.items():
+            if name == "closest":
+                assert [pair[:2] for pair in value] == [pair[:2] for pair in alone[name]]
+            else:
+                assert value == pytest.approx(alone[name], rel=1e-9), (name, processes)
+
+
+def test_an_image_that_comes_twice_is_refused_on_all_processes(tmp_path):
+    for process in run_world(tmp_path, 2, padded):
+        assert isinstance(process.value, UserError), process
+        assert "the 10 real images are not each there once" in str(process.value)

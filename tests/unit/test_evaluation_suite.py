@@ -1,0 +1,130 @@
+"""Every metric that is asked for stands in the record of one evaluation, from one pass over the images of each side."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_evaluation_evaluator import COUNT, CPU, FACTS, Areas, pictures, small_extractor  # noqa: F401 (an automatic fixture)
+
+from helpers.shards import make_shards
+from scalegan.config import DataConfig, EvaluationConfig
+from scalegan.data.index import Index
+from scalegan.errors import UserError
+from scalegan.evaluation import evaluator, suite
+from scalegan.evaluation.evaluator import evaluate, labels_of
+from scalegan.evaluation.features import Extractor
+from scalegan.evaluation.suite import ClassScore
+from scalegan.evaluation.table import LINES, rows
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory) -> Index:
+    return make_shards(tmp_path_factory.mktemp("data") / "shards", count=COUNT, height=24, width=16)
+
+
+@pytest.fixture(scope="module")
+def held_out(tmp_path_factory) -> Index:
+    return make_shards(tmp_path_factory.mktemp("data") / "held_out", count=30, height=24, width=16, seed=7)
+
+
+def run(index: Index, folder: Path, metrics: str, count: int = 40, held_out: str = "", made=None, **options):
+    images = pictures(count, 1, index) if made is None else made
+    config = EvaluationConfig(samples=len(images), batch=8, metrics=metrics)
+    data = DataConfig(path=index.root, held_out=held_out)
+    return evaluate(
+        lambda first, count: images[first : first + count], index, config, cache=folder, data=data, **FACTS, **options
+    )
+
+
+def labels(first: int, count: int) -> np.ndarray:
+    return np.arange(first, first + count) % 2
+
+
+def test_all_metrics_stand_in_one_record(index, held_out, tmp_path, monkeypatch):
+    head = ClassScore(torch.randn(5, 48, generator=torch.Generator().manual_seed(0)), None)
+    monkeypatch.setattr(suite, "class_score", lambda config, extractor: head)
+    passes = []
+    made = Extractor("areas", Areas(), "no weights", CPU, 8)
+    monkeypatch.setattr(evaluator, "load_extractor", lambda *_: Counting(made, passes))
+    names = "ssim,ms_ssim,interval,infinity,kid,prdc,per_class,inception_score,memorisation"
+    record = run(index, tmp_path, names, 200, held_out.root, labels=labels)
+    assert sum(passes) == COUNT + 30 + 200  # each image once, whatever is measured
+    said = {"held_out": 30, "held_out_sha256": held_out.sha256, "real": COUNT, "generated": 200}
+    assert record.items() >= said.items()
+    assert json.loads(json.dumps(record, allow_nan=False)) == record
+    printed = {name for name, *_ in rows(record)}
+    assert len(printed) == len(LINES) - 1  # all but kid_subsets
+    assert {"fd_areas_se", "kd_areas", "class_score_areas", "mifd_areas", "precision", "c_t"} <= printed
+    assert record["fd_areas_low"] < record["fd_areas"] < record["fd_areas_high"]
+    assert set(record["fd_areas_per_class"]) == {"disc", "square"}
+    assert 0 < record["precision"] <= 1 and 0 < record["authenticity"] <= 1  # noqa: PT018
+
+
+class Counting:
+    """An extractor that counts the images it is given."""
+
+    def __init__(self, extractor: Extractor, passes: list[int]) -> None:
+        self.extractor, self.passes = extractor, passes
+
+    def __getattr__(self, name):
+        return getattr(self.extractor, name)
+
+    def __call__(self, images):
+        self.passes.append(len(images))
+        return self.extractor(images)
+
+
+def test_copies_of_training_images_are_named_and_shown(index, held_out, tmp_path):
+    made = pictures(40, 1, index)
+    made[[5, 17]] = pictures(COUNT, 0, index)[[33, 8]]
+    record = run(index, tmp_path, "memorisation", held_out=held_out.root, made=made, pictures=tmp_path / "pictures")
+    first, second = record["closest"][:2]
+    assert {(p["generated"], p["real"], p["distance"]) for p in (first, second)} == {(5, 33, 0.0), (17, 8, 0.0)}
+    assert record["near_copies"] >= 2 / 40
+    with Image.open(tmp_path / "pictures" / record["closest_picture"]) as picture:
+        pixels = np.asarray(picture)
+    assert pixels.shape == (24 * 2 + 2, 8 * 16 + 7 * 2, 3)
+    assert np.array_equal(pixels[:24, :34], pixels[26:, :34])  # both copies, and the originals under them
+
+
+def test_real_images_are_looked_at_again_where_their_features_are_wanted(index, tmp_path):
+    first = run(index, tmp_path, "kid,prdc")
+    again = run(index, tmp_path, "kid,prdc")
+    assert again | {"seconds": 0} == first | {"seconds": 0}
+    assert len(list(tmp_path.iterdir())) == 1
+    plain = run(index, tmp_path, "")
+    assert plain["fd_areas"] == first["fd_areas"]
+    assert not {"kd_areas", "precision", "ssim_max"} & plain.keys()
+
+
+def test_labels_of_samples_come_from_the_index(index):
+    from helpers.shards import make_images
+
+    expected = make_images(COUNT, 24, 16, 3)[1]
+    assert labels_of(index, np.array([3, 44, 0])).tolist() == expected[[3, 44, 0]].tolist()
+
+
+def test_what_a_metric_lacks_is_told_before_any_work(index, held_out, tmp_path):
+    few = make_shards(tmp_path / "few", count=19, height=24, width=16)
+    wide = make_shards(tmp_path / "wide", count=30, height=24, width=18)
+    for message, arguments in (
+        (
+            "memorisation needs images that were never trained on: name their shards by data.held_out",
+            {"metrics": "memorisation"},
+        ),
+        ("memorisation needs 20 held-out images; .* holds 19", {"metrics": "memorisation", "held_out": few.root}),
+        ("give the same size", {"metrics": "memorisation", "held_out": wide.root}),
+        ("per_class needs a generator that is told the class", {"metrics": "per_class"}),
+        (
+            "of square there are .* and 0: raise evaluation.samples",
+            {"metrics": "per_class", "labels": lambda f, n: np.zeros(n)},
+        ),
+        ("needs 1000 generated images and evaluation.samples is 40", {"metrics": "kid_subsets"}),
+        ("infinity needs 192 generated images", {"metrics": "infinity"}),
+        ("inception_score needs class probabilities, which extractor areas has not", {"metrics": "inception_score"}),
+    ):
+        with pytest.raises(UserError, match=message):
+            run(index, tmp_path / "cache", **arguments)
