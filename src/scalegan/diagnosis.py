@@ -118,6 +118,8 @@ def diverged(record: Record) -> Verdict | None:
     if last["skipped_steps"] >= SKIPPED * steps:
         evidence.append(f"gradients were not finite {last['skipped_steps']:.0f} times in {steps} steps")
     real, fake = last["logits/real"], last["logits/fake"]
+    if last.get("logits/generated", 0.0) is None:
+        evidence.append("generated images are not finite")
     if real is None or fake is None or abs(real - fake) > LOGIT:
         evidence.append(f"mean logits are {figure(real)} for real images and {figure(fake)} for fakes")
     if not evidence:
@@ -134,7 +136,7 @@ def diverged(record: Record) -> Verdict | None:
 def overfitting(record: Record) -> Verdict | None:
     """Needs held-out images, and a critic that does tell training images from fakes."""
     lines = record.recent
-    if not all("overfit_gap" in line for line in lines):
+    if any(line.get("overfit_gap") is None for line in lines):
         return None
     if low(lines, "overfit_gap") < OVERFIT or low(lines, "accuracy/train") < TOLD:
         return None
@@ -232,7 +234,7 @@ def healthy(record: Record) -> Verdict | None:
         f"nearest training image {grid['nearest_train']:.3g} grey levels away; of training images the nearest other one "
         f"{grid['nearest_train_real']:.3g}",
     ]
-    if "overfit_gap" in last:
+    if last.get("overfit_gap") is not None:
         evidence.append(f"overfit gap {spread(lines, 'overfit_gap')}")
     return Verdict(HEALTHY, "Nothing speaks for collapse, overfitting or divergence.", tuple(evidence))
 
@@ -258,7 +260,8 @@ def losses_between(record: Record, low_share: float, high_share: float) -> bool:
     """Whether the critic's loss lies there in all recent lines, as a share of a guess's; never where a guess has none."""
     if record.config.loss.name not in GUESSING:
         return False
-    return all(low_share <= line["loss/D"] / guess(record) <= high_share for line in record.recent)
+    losses = finite(record.recent, "loss/D")
+    return len(losses) == len(record.recent) and all(low_share <= loss / guess(record) <= high_share for loss in losses)
 
 
 def guess(record: Record) -> float:
@@ -292,12 +295,17 @@ def accuracy(line: dict[str, Any]) -> str:
     return f"{text}; mean sign of real logits {line['sign/real']:.2f}" if "sign/real" in line else text
 
 
+def finite(lines: Lines, name: str) -> list[float]:
+    """Those there are: a step that was skipped leaves a line without a mean, and `data.held_out` may be new to a run."""
+    return [float(line[name]) for line in lines if line.get(name) is not None]
+
+
 def low(lines: Lines, name: str) -> float:
-    return min(float(line[name]) for line in lines)
+    return min(finite(lines, name))
 
 
 def spread(lines: Lines, name: str) -> str:
-    values = [float(line[name]) for line in lines]
+    values = finite(lines, name)
     return f"{min(values):.3g} to {max(values):.3g}"
 
 

@@ -104,6 +104,18 @@ def test_what_is_not_finite_or_out_of_range_is_a_divergence_at_once(changes):
     assert "--optim.lr_g 5e-05 --optim.lr_d 5e-05" in verdict.remedy
 
 
+def test_one_line_without_a_mean_is_none():
+    """As a single skipped step leaves it."""
+    rows = [row | held_out(2.0, 1.5, -1.0) for row in lines()]
+    rows[-2] |= {"loss/D": None, "logits/real": None, "overfit_gap": None, "skipped_steps": 1.0}
+    assert name(record(rows)) == "healthy"
+    assert name(record([row | {"loss/D": None} if row is rows[-2] else row | {"loss/D": 0.01} for row in rows])) == "healthy"
+
+
+def test_generated_images_that_are_not_finite_are_a_divergence():
+    assert name(record([*lines(7), line(8) | {"logits/generated": None, "overfit_gap": None}])) == "diverged"
+
+
 def test_logits_that_drift_together_are_none():
     assert name(record(lines(logits_real=2e6, logits_fake=2e6 - 1))) == "healthy"
 
