@@ -87,8 +87,8 @@ def cut_config(config: Config, index: Index, run: Path) -> Config:
             group_width=min(model.group_width, 16),
             class_start=min(model.class_start, batch),
             class_ramp=min(model.class_ramp, 4 * batch),
-            norm_group=fitted(config.model.norm_group, together),
-            std_group=fitted(config.model.std_group, together),
+            norm_group=fitted(model.norm_group, together),
+            std_group=fitted(model.std_group, together) if model.critic == "stylegan2" else model.std_group,
         ),
         # So that steps with and without a penalty come.
         loss=replace(config.loss, penalty_every=min(config.loss.penalty_every, 2), path_every=min(config.loss.path_every, 2)),

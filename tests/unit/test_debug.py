@@ -14,6 +14,7 @@ from scalegan.config import Config
 from scalegan.data.index import Index, read_index
 from scalegan.debug import debug, try_all
 from scalegan.errors import UserError
+from scalegan.model_config import ModelConfig
 from scalegan.random import normal
 from scalegan.trial import IMAGES, Fault, Part, Trial, cut_config, cut_index
 
@@ -176,6 +177,13 @@ def test_rounds_and_streams_still_divide_the_batch(config, index, tmp_path):
     cut = cut_config(odd, index, tmp_path)
     cut.check(1)
     assert (cut.train.batch, cut.train.accumulate, cut.data.streams) == (12, 2, 3)
+
+
+def test_groups_of_images_still_fit(config, index, tmp_path):
+    model = ModelConfig(family="stylegan2", std_group=16)
+    cut = cut_config(replace(config, model=model, train=replace(config.train, batch=32)), index, tmp_path)
+    cut.check(1)
+    assert cut.model.std_group == cut.train.batch // cut.train.accumulate == 8
 
 
 # --- what each part would notice

@@ -368,7 +368,7 @@ def test_in_bfloat16_images_logits_and_penalty_are_near_those_of_float32(head):
         (scores.logits.mean() + scores.steepness.mean() + fakes.steepness.mean()).backward()
         found.append((fakes.images, fakes.steepness, scores.logits, scores.steepness))
     for exact, rounded in zip(*found, strict=True):
-        assert (exact - rounded).abs().max() < 0.05 * exact.abs().max()
+        assert (exact - rounded).abs().max() < 0.1 * exact.abs().max()
     assert all(p.grad.isfinite().all() for network in (maker, critic) for p in network.parameters() if p.grad is not None)
 
 
