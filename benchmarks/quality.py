@@ -93,7 +93,8 @@ RECIPES: dict[str, tuple[str, ...]] = {
     ),
     "stylegan2": (
         *OTHER_FAMILY, "--model.family=stylegan2", "--model.norm_group=0", "--model.max_width=128",
-        "--model.critic_max_width=128", "--model.map_layers=2", "--model.std_group=4", "--model.mixing=0", "--optim.betas_g=[0.0,0.99]",
+        "--model.critic_max_width=128", "--model.map_layers=2", "--model.std_group=4", "--model.mixing=0",
+        "--optim.betas_g=[0.0,0.99]",
     ),
     "r3gan": R3GAN,
 }  # fmt: skip
