@@ -27,12 +27,13 @@ from scalegan.data.index import Index, is_remote, read_index
 from scalegan.data.loader import Batch, batches
 from scalegan.data.order import make_order
 from scalegan.distributed import control_group, from_main, make_accelerator, settle_precision
+from scalegan.draws import DataFacts
 from scalegan.evaluation.features import Extractor, load_extractor
 from scalegan.evaluation.names import METRICS
 from scalegan.evaluation.team import Team
 from scalegan.statistics import Statistics
 from scalegan.status import human_time
-from scalegan.steps import DataFacts, Game
+from scalegan.steps import Game
 from scalegan.train import check_data
 from scalegan.trainer import memory_mb
 

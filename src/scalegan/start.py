@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from scalegan import checkpoint, run, settings
 from scalegan.config import Config
 from scalegan.data.index import Index
+from scalegan.draws import DataFacts
 from scalegan.errors import UserError
 from scalegan.model_config import ModelConfig
 from scalegan.sampling import find_checkpoint
-from scalegan.steps import DataFacts, Game, build_networks
+from scalegan.steps import Game, build_networks
 
 SOURCES = {"generator": "ema", "critic": "critic"}
 """The part of a checkpoint that each network is taken from. The raw generator is a step of its optimizer away from the

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 
-from scalegan import augment, losses, own, power, random, schedules
+from scalegan import losses, own, power, schedules
 from scalegan.adaptive import Adaptive
 from scalegan.config import Config
 from scalegan.critic import Critic, Scores
 from scalegan.data.loader import Batch
+from scalegan.draws import DataFacts, Draws
 from scalegan.ema import make_ema, update_ema
 from scalegan.errors import require
 from scalegan.models import build_discriminator, build_generator, place
@@ -27,78 +25,6 @@ from scalegan.models.stages import freeze
 from scalegan.paths import Maker
 from scalegan.pixels import normalise
 from scalegan.statistics import Values
-
-
-@dataclass(frozen=True)
-class DataFacts:
-    """What the networks have to know of the data."""
-
-    shape: tuple[int, int, int]
-    """(channels, height, width) of one image."""
-    class_counts: tuple[int, ...]
-    """Images of each class; empty where there are no labels."""
-
-
-@dataclass(frozen=True)
-class Draws:
-    """The random inputs of this process's slice of one step, keyed by global image index (see `random`)."""
-
-    config: Config
-    facts: DataFacts
-    device: torch.device
-    count: int
-    """Images of one round on this process."""
-    offset: int
-    """Place of this process's first image in the global batch."""
-
-    def latents(self, purpose: str, first: int) -> Tensor:
-        z = random.normal(self.config.train.seed, f"latents/{purpose}", first, self.count, self.config.model.z_dim)
-        return self._send(z)
-
-    def labels(self, purpose: str, first: int) -> Tensor:
-        """Labels of generated images follow the data's histogram."""
-        if not self.config.model.conditional:
-            return torch.full((self.count,), -1, dtype=torch.int64, device=self.device)
-        weights = np.asarray(self.facts.class_counts)
-        return self._send(random.choice(self.config.train.seed, f"labels/{purpose}", first, self.count, weights))
-
-    def views(self, purpose: str, first: int, p: Tensor | float) -> Tensor | None:
-        """What `augment` draws the view of each image by, where each augmentation is done with probability `p`."""
-        if not self.config.augment.active:
-            return None
-
-        def rows(stream: str, width: int) -> np.ndarray:
-            return random.uniform(self.config.train.seed, f"{stream}/{purpose}", first, self.count, width)
-
-        drawn = np.concatenate([rows(stream, width) for stream, _, width in augment.STREAMS], axis=1)
-        gates = np.concatenate([rows(stream, width) for _, stream, width in augment.STREAMS], axis=1)
-        numbers = [drawn, augment.gates(gates, self.config.augment), np.broadcast_to(augment.NOTHING, drawn.shape)]
-        return augment.gated(self._send(np.stack(numbers)), p)
-
-    def mixture(self, first: int) -> Tensor:
-        """Share [count, 1, 1, 1] of the real image in the mixed one that the gradient penalty looks at."""
-        return self._send(
-            random.uniform(self.config.train.seed, "mixture", first, self.count, 1).astype(np.float32)[:, :, None, None]
-        )
-
-    def offsets(self, purpose: str, first: int) -> Tensor | None:
-        """The step [count, C, H, W] along which a slope is taken by a difference, + or - in each pixel alike."""
-        if self.config.loss.penalty_form == "exact":
-            return None
-        pixels = math.prod(self.facts.shape)
-        words = random.bits(self.config.train.seed, f"direction/{purpose}", first, self.count, -(-pixels // 64))
-        signs = np.unpackbits(np.ascontiguousarray(words).view(np.uint8), axis=1, count=pixels)
-        step = self.config.loss.penalty_step
-        return (self._send(signs).view(-1, *self.facts.shape).float() * 2 - 1) * step
-
-    def first(self, images_seen: int, round_: int) -> int:
-        return images_seen + self.offset + round_ * self.count
-
-    def _send(self, values: np.ndarray) -> Tensor:
-        tensor = torch.from_numpy(values)
-        if self.device.type == "cuda":
-            return tensor.pin_memory().to(self.device, non_blocking=True)
-        return tensor
 
 
 def joined(first: Tensor | None, second: Tensor | None) -> Tensor | None:

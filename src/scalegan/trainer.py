@@ -21,12 +21,13 @@ from scalegan.config import Config
 from scalegan.data.index import Index, is_remote
 from scalegan.data.loader import Batch, batches
 from scalegan.distributed import from_all, from_main
+from scalegan.draws import DataFacts
 from scalegan.errors import UserError
 from scalegan.outputs import Outputs
 from scalegan.probe import Probe
 from scalegan.signals import StopNotice
 from scalegan.statistics import Statistics
-from scalegan.steps import DataFacts, Game
+from scalegan.steps import Game
 from scalegan.watchdog import Watchdog
 
 

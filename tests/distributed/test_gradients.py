@@ -53,6 +53,7 @@ def gradients(configs, double):
     from scalegan.data.index import read_index
     from scalegan.data.loader import batches
     from scalegan.distributed import make_accelerator
+    from scalegan.draws import DataFacts
 
     taken = {}
     plain_step = steps.Game._step
@@ -71,7 +72,7 @@ def gradients(configs, double):
     for name, config in configs.items():
         index = read_index(config.data.path)
         accelerator = accelerator or make_accelerator(config.train)
-        game = steps.Game(config, accelerator, steps.DataFacts((index.channels, index.height, index.width), index.class_counts))
+        game = steps.Game(config, accelerator, DataFacts((index.channels, index.height, index.width), index.class_counts))
         if config.train.accumulate > 1:  # see CASES
             game.bare_generator.eval()
         game.prime()

@@ -16,8 +16,9 @@ from scalegan import random, settings
 from scalegan.augment import NOTHING, WIDTH, Numbers, augment, gated, gates
 from scalegan.augment_config import OFF, PIPES, STRENGTHS, AugmentConfig
 from scalegan.config import BurnInConfig, Config, LossConfig
+from scalegan.draws import DataFacts
 from scalegan.errors import UserError
-from scalegan.steps import DataFacts, Draws
+from scalegan.steps import Draws
 from scalegan.train import check_data
 
 ON = AugmentConfig(

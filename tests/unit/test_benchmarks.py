@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from scalegan import settings
 from scalegan.data.loader import Batch
-from scalegan.steps import DataFacts, Game
+from scalegan.draws import DataFacts
+from scalegan.steps import Game
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SCRIPTS = ("throughput", "processes", "quality", "startup", "reliability", "scale", "evaluation")

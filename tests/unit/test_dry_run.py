@@ -14,9 +14,10 @@ from scalegan import checkpoint, cli, dry_run, run, settings
 from scalegan.config import Config
 from scalegan.data.index import read_index
 from scalegan.distributed import make_accelerator
+from scalegan.draws import DataFacts
 from scalegan.errors import UserError
 from scalegan.models import build_generator
-from scalegan.steps import DataFacts, Game
+from scalegan.steps import Game
 from scalegan.trainer import Clock, Trainer
 
 

@@ -14,9 +14,10 @@ from helpers.runs import FULL, configured, metrics, tensors
 from helpers.shards import make_shards
 from scalegan.data.held_out import read_held_out
 from scalegan.data.index import read_index
+from scalegan.draws import DataFacts
 from scalegan.errors import UserError
 from scalegan.probe import MOST, Probe, chosen, in_evaluation, overfit_gap
-from scalegan.steps import DataFacts, Game
+from scalegan.steps import Game
 
 MEASURED = {"logits/train", "logits/held_out", "logits/generated", "accuracy/train", "accuracy/held_out", "overfit_gap"}
 

@@ -10,12 +10,13 @@ from torch.nn.functional import relu, softplus
 
 from scalegan import settings
 from scalegan.data.loader import Batch
+from scalegan.draws import DataFacts
 from scalegan.errors import UserError
 from scalegan.models.conditions import set_strength
 from scalegan.models.noise import noise_keys, normal_noise
 from scalegan.paths import DIRECTIONS
 from scalegan.pixels import normalise
-from scalegan.steps import DataFacts, Game
+from scalegan.steps import Game
 
 SHAPE, CLASSES, BATCH = (3, 16, 20), (5, 3, 8), 8
 SMALL = {
