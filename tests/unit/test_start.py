@@ -128,7 +128,7 @@ def test_other_networks_are_refused_with_the_difference(config, index, model, sa
 
 
 def test_a_critic_of_another_family_does_not_matter_where_it_is_not_taken(config, index):
-    other = replace(config, model=replace(config.model, critic_family="r3gan"))
+    other = replace(config, model=replace(config.model, critic_family="r3gan", critic_norm="auto", group_width=4))
     with pytest.raises(UserError, match="has the critic dcgan, which is r3gan here"):
         start.find(other, index)
     assert start.find(replace(other, init_networks="generator", init_partial=True), index)
