@@ -16,6 +16,7 @@ from scalegan.models.conditions import set_strength
 from scalegan.models.noise import noise_keys, normal_noise
 from scalegan.paths import DIRECTIONS
 from scalegan.pixels import normalise
+from scalegan.statistics import Statistics
 from scalegan.steps import Game
 
 SHAPE, CLASSES, BATCH = (3, 16, 20), (5, 3, 8), 8
@@ -313,3 +314,15 @@ def test_rounds_make_no_difference_to_path_lengths() -> None:
         found.append((game.maker.typical.clone(), [p.grad for p in game.bare_generator.parameters()]))
     torch.testing.assert_close(found[0][0], found[1][0])
     assert_same(found[1][1], found[0][1])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("options", [
+    {"model__class_head": "classifier", "loss__r1_gamma": 1.0, "loss__r2_gamma": 1.0, "loss__gp_weight": 1.0},
+    {"model__critic_family": "fastgan", "model__critic_norm": "spectral", "model__init": "dcgan", "loss__name": "relativistic"},
+    STYLEGAN2,
+], ids=["classifier, penalties", "reconstruction", "path lengths"])  # fmt: skip
+def test_what_the_steps_report_stands_in_the_metrics(options: dict[str, Any]) -> None:
+    game, real = make_game(**options), real_batch()
+    reported = {name for step in (game.discriminator_step, game.generator_step) for name in step([real], 0).means()}
+    assert len(reported) > 8
+    assert reported <= set(Statistics.NAMES)
