@@ -61,4 +61,4 @@ def test_a_stopped_run_goes_on_with_its_p_and_its_signs(shards, tmp_path, proces
     assert ours.keys() == theirs.keys()
     assert [name for name in ours if ours[name] != theirs[name]] == []
     assert tensors(tmp_path / "run", "augment")["p"] > 0
-    assert all(-1 <= line["augment/sign"] <= 1 for line in metrics(tmp_path / "run"))
+    assert all(-1 <= line["sign/real"] <= 1 for line in metrics(tmp_path / "run"))
