@@ -31,9 +31,7 @@ REQUEUE = "requeue"
 """File in the run folder that asks the batch script to queue the job again."""
 
 MOST_COMPARED = 50_000
-"""Training images that samples are compared with."""
-MOST_COMPARED_REMOTE = 4_096
-"""The same where each has to come over a network first."""
+"""Training images that samples are compared with at most."""
 
 
 class Outputs:
@@ -84,6 +82,8 @@ class Outputs:
             self.say("bfloat16 is emulated on this device, and slow: --train.precision fp32 will be faster")
         if not (self.run_dir / "samples" / "real.png").exists():
             self.real_grid()
+        if is_remote(self.index.root):
+            _ = self.likeness  # now, while the shards that it looks into are those that are fetched first
         self.began = self.read_at = time.perf_counter()
 
     def real_grid(self) -> None:
@@ -101,8 +101,9 @@ class Outputs:
 
     @cached_property
     def likeness(self) -> Likeness:
-        """On process 0: all training images, as far as they are near and not too many."""
-        most = MOST_COMPARED_REMOTE if is_remote(self.index.root) else MOST_COMPARED
+        """On process 0: all training images, if they are not too many; in the `blocks` order those of one window, which are
+        near, so that the figures are the same wherever the shards lie."""
+        most = self.config.data.window if self.config.data.order == "blocks" else MOST_COMPARED
         with closing(open_reader(self.index, self.by_offset, torch.device("cpu"))) as reader:
             return Likeness(self.first_images(most), lambda numbers: reader.read(numbers).images)
 
