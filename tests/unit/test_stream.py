@@ -95,7 +95,7 @@ JPEG_KINDS: list[dict[str, object]] = [
 ]
 
 
-@pytest.mark.parametrize("options", JPEG_KINDS, ids=str)
+@pytest.mark.parametrize("options", JPEG_KINDS, ids=lambda options: "-".join(options) or "plain")
 @pytest.mark.parametrize("channels", [1, 3])
 def test_the_short_way_into_a_jpeg_gives_the_same_pixels(options: dict[str, object], channels: int) -> None:
     smooth = np.asarray(Image.fromarray(picture(3, channels).squeeze()).resize((75, 43)))
