@@ -15,6 +15,8 @@ VENV ?= .venv
 TORCH ?= torch
 PIP_FLAGS ?=
 PYTEST_FLAGS ?=
+# Two files of tests at a time, the long ones first.
+IN_PARALLEL ?= -n 2 --dist loadfile --no-loadscope-reorder
 
 EXTRAS := quickstart,dev
 BIN := $(VENV)/bin
@@ -72,7 +74,8 @@ lint: install
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/python -m pytest -m "not slow and not gpu and not slurm and not parity" $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest -m "not slow and not gpu and not slurm and not parity" $(IN_PARALLEL) $(PYTEST_FLAGS) \
+		tests/faults tests/distributed tests/unit
 
 # The other programs see the packages of $(VENV) and bring their own beside them, where nothing of ours can import them.
 PEERS := prdc torch-fidelity pytorch-fid clean-fid "scipy<1.18" scikit-learn joblib threadpoolctl narwhals

@@ -48,7 +48,7 @@ def test_p_is_the_same_on_all_processes_and_for_any_number_of_them(shards, tmp_p
     assert [line["augment/p"] for line in metrics(tmp_path / "2")] == [line["augment/p"] for line in metrics(tmp_path / "1")]
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_stopped_run_goes_on_with_its_p_and_its_signs(shards, tmp_path, processes):
     reference = configured(shards, tmp_path / "reference", IMAGES, **CHANGES)
     command = configured(shards, tmp_path / "run", IMAGES, **CHANGES)

@@ -15,7 +15,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", ["batch norm", *(pytest.param(c, marks=pytest.mark.slow) for c in list(CASES)[1:])])
 def test_scores_do_not_depend_on_the_number_of_processes(shards, tmp_path, case):
     make_shards(tmp_path / "held_out", 70, seed=1)
     lines = []

@@ -28,6 +28,7 @@ CASES = {
     "no batch norm": FULL | {"train.accumulate": 1, "optim.warmup": 0},
 }
 PLAIN = "no batch norm"
+TRIED = [pytest.param(case, marks=pytest.mark.slow) if case == "stylegan2" else case for case in CASES]
 
 
 def without_batch_norm():
@@ -106,7 +107,7 @@ def runs(shards, tmp_path_factory):
 
 
 @pytest.mark.parametrize("processes", COUNTS)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", TRIED)
 def test_every_global_batch_has_the_same_inputs(runs, case, processes):
     _, expected = runs(case, 1)
     _, inputs = runs(case, processes)
@@ -123,7 +124,7 @@ def test_every_global_batch_has_the_same_inputs(runs, case, processes):
 
 
 @pytest.mark.parametrize("processes", COUNTS)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", TRIED)
 def test_losses_are_equal(runs, case, processes):
     """Those that metrics.jsonl shows, and where they are kept those of every step."""
     tolerance = 1e-5 if case == PLAIN else 1e-3
@@ -147,7 +148,7 @@ def test_networks_without_batch_norm_end_alike(runs, processes, network):
 
 
 @pytest.mark.parametrize("processes", COUNTS)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", TRIED)
 @pytest.mark.parametrize("network", ["generator", "critic", "ema"])
 def test_in_float64_networks_end_the_same(runs, processes, case, network):
     """What is left of a difference is rounding, with batch norm and all."""
