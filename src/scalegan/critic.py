@@ -84,4 +84,4 @@ class Critic(nn.Module):
 
 def an_image(logits: Tensor) -> Tensor:
     """[N] or [N, K] -> [N]: the mean logit of each image."""
-    return logits.view(len(logits), -1).mean(1)
+    return logits.reshape(len(logits), -1).mean(1)

@@ -243,11 +243,5 @@ def provenance(
         "real": real.images,
         "floor_counts": list(real.halves),
         "index_sha256": index.sha256,
-        "extractor": extractor.name,
-        "weights_sha256": extractor.weights_sha256,
-        "resize": extractor.network.resize,
-        "dtype": "float32 features, float64 statistics",
-        "device": extractor.device.type,
-        "torch": torch.__version__,
-        "processes": processes,
+        **extractor.provenance(processes),
     }

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,6 +40,18 @@ class Extractor:
     @property
     def width(self) -> int:
         return self.network.num_features
+
+    def provenance(self, processes: int) -> dict[str, Any]:
+        """What a record says of how features were made and compared."""
+        return {
+            "extractor": self.name,
+            "weights_sha256": self.weights_sha256,
+            "resize": self.network.resize,
+            "dtype": "float32 features, float64 statistics",
+            "device": self.device.type,
+            "torch": torch.__version__,
+            "processes": processes,
+        }
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:

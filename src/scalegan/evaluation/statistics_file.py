@@ -162,13 +162,7 @@ def compare(
             "real": statistics.count,
             "statistics_sha256": statistics.sha256,
             "statistics": statistics.provenance,
-            "extractor": extractor.name,
-            "weights_sha256": extractor.weights_sha256,
-            "resize": extractor.network.resize,
-            "dtype": "float32 features, float64 statistics",
-            "device": extractor.device.type,
-            "torch": torch.__version__,
-            "processes": team.processes,
+            **extractor.provenance(team.processes),
             "seconds": round(time.perf_counter() - began, 2),
         }
     shared: dict[str, Any] = team.from_first(record)
