@@ -46,6 +46,16 @@ def test_every_scale_gives_as_many_logits_for_any_size(shape):
     assert logits.shape == (2, 4 * 16 if max(shape) < 225 else 4 * 5 * 5)
 
 
+@pytest.mark.parametrize(("size", "side", "logits"), [(96, 96, 4), (128, 128, 4), (160, 160, 16), (32, 48, 4)])
+def test_the_backbone_sees_images_of_the_size_asked_for(size, side, logits):
+    critic = make(replace(SMALL, backbone_size=size), shape=(3, 48, 40))
+    seen = []
+    critic.backbone.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].shape))
+    scores = critic(views(3, 48, 40), LABELS).logits
+    assert seen == [(2, 3, side, max(size, 40))]
+    assert scores.shape == (2, logits)
+
+
 def test_it_sees_what_the_extractor_sees():
     """The backbone gets the pixels of an image, mirrored; and its maps have the channels that the mixing counts on."""
     critic = make(shape=(3, 224, 224))
@@ -139,6 +149,8 @@ def test_steepness_and_its_gradient_equal_autograds():
     ("options", "told"),
     [
         (["--model.family=projected"], "model.family"),
+        (["--model.backbone_size=96"], "model.backbone_size is a setting of model.family projected"),
+        (["--model.critic_family=projected", "--model.backbone_size=16"], "give a side of at least 32 pixels"),
         (["--model.critic_family=projected", "--model.critic_norm=none"], "a critic projected always normalises its weights"),
     ],
 )

@@ -41,7 +41,7 @@ class Backbone(nn.Module):
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
         """Mirrored pixels [N, 3, H, W] from 0 to 255 -> the map of each stage, 1/2 to 1/32 of the size, rounded up."""
-        x = self.stem(((pixels - 127) / 128).contiguous(memory_format=torch.channels_last)).clamp_(0, 6)
+        x = F.relu6(self.stem(((pixels - 127) / 128).contiguous(memory_format=torch.channels_last)), inplace=True)
         maps = []
         for stage in self.stages:
             x = stage(x)
@@ -66,7 +66,7 @@ class Lite0(FeatureNetwork):
         """uint8 [N, 3, H, W] -> float32 [N, 1280]."""
         x = images.flip(2, 3).float()
         x = F.interpolate(x, (SIDE, SIDE), mode="bilinear", align_corners=False, antialias=True)
-        features: Tensor = self.head(self.backbone(x)[-1]).clamp_(0, 6)
+        features = F.relu6(self.head(self.backbone(x)[-1]), inplace=True)
         return features.mean((2, 3))
 
 
@@ -100,8 +100,8 @@ class Block(nn.Module):
         self.project = mirrored(state, f"{name}._project_conv", f"{name}._bn2")
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x if self.expand is None else self.expand(x).clamp_(0, 6)
-        y: Tensor = self.project(self.depthwise(wide).clamp_(0, 6))
+        wide = x if self.expand is None else F.relu6(self.expand(x), inplace=True)
+        y: Tensor = self.project(F.relu6(self.depthwise(wide), inplace=True))
         return x + y if x.shape == y.shape else y
 
 

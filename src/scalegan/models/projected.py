@@ -1,8 +1,8 @@
 """The critic of Projected GAN (Sauer et al. 2021, "Projected GANs converge faster"): it sees images through the features of
 a network that was trained on ImageNet, EfficientNet-Lite0, mixed at random over channels and scales.
 
-Backbone and mixing are held, and gradients flow through them to the images. A side under 224 pixels is stretched to 224, as
-the paper has it; larger ones stay as they are. Each head begins with a 3 x 3 convolution of its map, where the paper doubles
+Backbone and mixing are held, and gradients flow through them to the images. A side under `backbone_size` pixels is stretched
+to that, by default the 224 that the backbone has learnt on, as the paper has it; larger ones stay as they are. Each head begins with a 3 x 3 convolution of its map, where the paper doubles
 the maps and halves them once more. Features are those of the extractor lite0: its Frechet distance flatters this critic.
 """
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scalegan.evaluation.lite0 import SIDE, Backbone
+from scalegan.evaluation.lite0 import Backbone
 from scalegan.evaluation.weights import LITE0_SHA256, lite0_path, read_checked
 from scalegan.model_config import ModelConfig
 from scalegan.models.conditions import ClassHead, Judgement
@@ -32,6 +32,7 @@ from scalegan.models.resize import Resize, linear
 STAGES = {1: 24, 2: 40, 4: 112, 6: 320}
 """Stages of the backbone whose maps are looked at, of 1/4, 1/8, 1/16 and 1/32 of the size, and their channels."""
 PATCH = 4
+"""Side of what a logit sees of the coarsest map, where that is as large."""
 
 
 class Mixing(nn.Module):
@@ -67,7 +68,7 @@ class Discriminator(nn.Module):
     def __init__(self, config: ModelConfig, shape: tuple[int, int, int], classes: int) -> None:
         super().__init__()
         _, height, width = shape
-        enlarged = (max(SIDE, height), max(SIDE, width))
+        enlarged = (max(config.backbone_size, height), max(config.backbone_size, width))
         self.enlarge = Resize((height, width), enlarged, linear)
         self.backbone = Backbone(read_checked(lite0_path(""), LITE0_SHA256)).to(torch.get_default_dtype())
         widths = [min(config.critic_max_width, config.critic_width * 2**i) for i in range(len(STAGES))]
@@ -76,7 +77,8 @@ class Discriminator(nn.Module):
         self.couples_samples = config.norm_of_critic == "batch"
         norm, bias = critic_normalisation(config), not self.couples_samples
         self.heads = nn.ModuleList(descent(widths[i:], norm, bias=bias) for i in range(len(STAGES)))
-        self.patches = nn.ModuleList(nn.Conv2d(widths[-1], 1, PATCH, bias=bias) for _ in STAGES)
+        patch = (min(PATCH, sizes[-1][0]), min(PATCH, sizes[-1][1]))
+        self.patches = nn.ModuleList(nn.Conv2d(widths[-1], 1, patch, bias=bias) for _ in STAGES)
         self.head = ClassHead(config, len(STAGES) * widths[-1], classes) if config.conditional else None
         self.apply(start_dcgan)
         if self.head is not None:
