@@ -2,8 +2,9 @@
 a network that was trained on ImageNet, EfficientNet-Lite0, mixed at random over channels and scales.
 
 Backbone and mixing are held, and gradients flow through them to the images. A side under `backbone_size` pixels is stretched
-to that, by default the 224 that the backbone has learnt on, as the paper has it; larger ones stay as they are. Each head begins with a 3 x 3 convolution of its map, where the paper doubles
-the maps and halves them once more. Features are those of the extractor lite0: its Frechet distance flatters this critic.
+to that, by default the 224 that the backbone has learnt on, as the paper has it; larger ones stay as they are. Each head begins
+with a 3 x 3 convolution of its map, where the paper doubles the maps and halves them once more. Features are those of the
+extractor lite0: its Frechet distance flatters this critic.
 """
 
 from __future__ import annotations
