@@ -20,6 +20,7 @@ from scalegan import config as config_module
 from scalegan.augment_config import PIPES, AugmentConfig
 from scalegan.config import Config
 from scalegan.errors import UserError
+from scalegan.evaluation_config import EvaluationConfig
 from scalegan.model_config import ModelConfig
 from scalegan.run import flatten
 
@@ -38,7 +39,7 @@ SECTIONS = {
     "burn_in": config_module.BurnInConfig,
     "train": config_module.TrainConfig,
     "log": config_module.LogConfig,
-    "evaluation": config_module.EvaluationConfig,
+    "evaluation": EvaluationConfig,
 }
 
 

@@ -7,10 +7,10 @@ import torch
 
 from helpers.shards import make_images, make_shards, png
 from helpers.worlds import run_world
-from scalegan.config import EvaluationConfig
 from scalegan.data.index import read_index
 from scalegan.data.writer import Sample, write_shards
 from scalegan.errors import UserError
+from scalegan.evaluation_config import EvaluationConfig
 
 pytestmark = pytest.mark.distributed
 

@@ -74,7 +74,7 @@ def test_batches_arrive_on_the_gpu_as_they_are(shards):
 
 
 def test_features_on_the_gpu_give_the_cpus_distance(shards, tmp_path):
-    from scalegan.config import EvaluationConfig
+    from scalegan.evaluation_config import EvaluationConfig
 
     index = read_index(str(shards))
     noise = np.random.default_rng(0).integers(0, 256, (64, index.channels, index.height, index.width), dtype=np.uint8)

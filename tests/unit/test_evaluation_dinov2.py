@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from helpers.fid_weights import picture
-from scalegan.config import EvaluationConfig
 from scalegan.errors import UserError
 from scalegan.evaluation.dinov2 import GRID, MEAN, STD, DinoV2, from_state, positions
 from scalegan.evaluation.features import load_extractor
 from scalegan.evaluation.team import Team
+from scalegan.evaluation_config import EvaluationConfig
 
 CPU = torch.device("cpu")
 

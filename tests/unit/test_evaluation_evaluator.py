@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from helpers.shards import make_images, make_shards, png
-from scalegan.config import DataConfig, EvaluationConfig
+from scalegan.config import DataConfig
 from scalegan.data.index import Index
 from scalegan.data.writer import Sample, write_shards
 from scalegan.errors import UserError
@@ -18,6 +18,7 @@ from scalegan.evaluation.evaluator import evaluate
 from scalegan.evaluation.features import Extractor
 from scalegan.evaluation.real import RealImages
 from scalegan.evaluation.team import Team
+from scalegan.evaluation_config import EvaluationConfig
 
 CPU = torch.device("cpu")
 COUNT = 45

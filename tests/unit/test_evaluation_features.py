@@ -11,7 +11,6 @@ from PIL import Image
 from torch import Tensor
 
 from helpers.fid_weights import made_up_weights, picture
-from scalegan.config import EvaluationConfig
 from scalegan.errors import UserError
 from scalegan.evaluation import weights
 from scalegan.evaluation.features import Extractor, load_extractor, metric_name, plain_float32
@@ -20,6 +19,7 @@ from scalegan.evaluation.lite0 import Lite0
 from scalegan.evaluation.network import quantised
 from scalegan.evaluation.resize import RESIZES, tf1, tf1_matrix
 from scalegan.evaluation.team import Team
+from scalegan.evaluation_config import EvaluationConfig
 
 CPU = torch.device("cpu")
 DATA = Path(os.environ.get("SCALEGAN_DATA", Path(__file__).parents[2].parent / "shared" / "data"))

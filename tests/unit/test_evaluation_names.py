@@ -2,9 +2,9 @@
 
 import pytest
 
-from scalegan.config import EvaluationConfig
 from scalegan.errors import UserError
 from scalegan.evaluation.names import METRICS, check_counts, distances, key
+from scalegan.evaluation_config import EvaluationConfig
 
 
 def test_names_come_with_commas():

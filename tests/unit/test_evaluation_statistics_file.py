@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from scalegan.config import EvaluationConfig
 from scalegan.errors import UserError
 from scalegan.evaluation import statistics_file
 from scalegan.evaluation.features import Extractor
 from scalegan.evaluation.real_cache import RealStatistics
 from scalegan.evaluation.team import Team
+from scalegan.evaluation_config import EvaluationConfig
 
 CPU = torch.device("cpu")
 WIDTH = 12

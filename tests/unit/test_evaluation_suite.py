@@ -10,7 +10,7 @@ from PIL import Image
 from test_evaluation_evaluator import COUNT, CPU, FACTS, Areas, pictures, small_extractor  # noqa: F401 (an automatic fixture)
 
 from helpers.shards import make_shards
-from scalegan.config import DataConfig, EvaluationConfig
+from scalegan.config import DataConfig
 from scalegan.data.index import Index
 from scalegan.errors import UserError
 from scalegan.evaluation import evaluator, suite
@@ -18,6 +18,7 @@ from scalegan.evaluation.evaluator import evaluate, labels_of
 from scalegan.evaluation.features import Extractor
 from scalegan.evaluation.suite import ClassScore
 from scalegan.evaluation.table import LINES, rows
+from scalegan.evaluation_config import EvaluationConfig
 
 
 @pytest.fixture(scope="module")

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from helpers.fid_weights import picture
-from scalegan.config import EvaluationConfig
 from scalegan.errors import UserError
 from scalegan.evaluation.features import find_weights, load_extractor
 from scalegan.evaluation.team import Team
 from scalegan.evaluation.user_extractor import load_user_extractor
+from scalegan.evaluation_config import EvaluationConfig
 
 CPU = torch.device("cpu")
 SOURCE = """

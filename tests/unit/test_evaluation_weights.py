@@ -11,10 +11,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from scalegan.config import EvaluationConfig
 from scalegan.errors import UserError
 from scalegan.evaluation import weights
 from scalegan.evaluation.features import find_weights
+from scalegan.evaluation_config import EvaluationConfig
 
 INCEPTION = EvaluationConfig(extractor="inception")
 

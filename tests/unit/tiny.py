@@ -10,9 +10,10 @@ import torch
 from PIL import Image
 
 from scalegan import checkpoint
-from scalegan.config import Config, DataConfig, EvaluationConfig, LogConfig, TrainConfig
+from scalegan.config import Config, DataConfig, LogConfig, TrainConfig
 from scalegan.data.index import Index
 from scalegan.data.writer import Sample, write_shards
+from scalegan.evaluation_config import EvaluationConfig
 from scalegan.model_config import ModelConfig
 from scalegan.models import build_generator
 

@@ -13,8 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
-from scalegan.config import DataConfig, EvaluationConfig, TrainConfig
+from scalegan.config import DataConfig, TrainConfig
 from scalegan.errors import UserError
+from scalegan.evaluation_config import EvaluationConfig
 
 if TYPE_CHECKING:
     import torch

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from scalegan.config import DataConfig, EvaluationConfig
+from scalegan.config import DataConfig
 from scalegan.data.index import Index, locate, read_index, read_offsets
 from scalegan.errors import UserError
 from scalegan.evaluation.features import Extractor, load_extractor
@@ -27,6 +27,7 @@ from scalegan.evaluation.real_cache import RealStatistics
 from scalegan.evaluation.ssim import best_matches, diversity, thumbnails
 from scalegan.evaluation.suite import Suite
 from scalegan.evaluation.team import Team
+from scalegan.evaluation_config import EvaluationConfig
 from scalegan.figures import save_png
 
 SampleFn = Callable[[int, int], Tensor]

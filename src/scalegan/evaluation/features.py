@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scalegan.config import EvaluationConfig
 from scalegan.errors import UserError
 from scalegan.evaluation import dinov2, weights
 from scalegan.evaluation.inception import Inception
 from scalegan.evaluation.lite0 import Lite0
 from scalegan.evaluation.network import FeatureNetwork, quantised
 from scalegan.evaluation.team import Team
+from scalegan.evaluation_config import EvaluationConfig
 
 
 def metric_name(extractor: str) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from scalegan import checkpoint, settings
 from scalegan.checkpoint import Checkpoint
-from scalegan.config import DataConfig, EvaluationConfig
+from scalegan.config import DataConfig
 from scalegan.data.index import INDEX_NAME, Index, is_remote, read_index
 from scalegan.data.order import COMPARED, draw, permute
 from scalegan.errors import UserError
@@ -25,6 +25,7 @@ from scalegan.evaluation.folder import ImageFolder, open_images
 from scalegan.evaluation.real import Progress
 from scalegan.evaluation.statistics_file import Statistics
 from scalegan.evaluation.team import Team
+from scalegan.evaluation_config import EvaluationConfig
 from scalegan.run import IDENTITY
 from scalegan.sampling import LoadedGenerator, find_checkpoint
 

@@ -22,13 +22,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import scalegan
-from scalegan.config import EvaluationConfig
 from scalegan.errors import UserError
 from scalegan.evaluation.features import Extractor, metric_name
 from scalegan.evaluation.frechet import FrechetDistance, frechet_distance
 from scalegan.evaluation.real import Progress
 from scalegan.evaluation.real_cache import RealStatistics, checksum
 from scalegan.evaluation.team import Team
+from scalegan.evaluation_config import EvaluationConfig
 from scalegan.files import write_atomically
 
 FORMAT = 1

@@ -7,9 +7,10 @@ import sys
 from contextlib import closing
 from pathlib import Path
 
-from scalegan.config import DataConfig, EvaluationConfig
+from scalegan.config import DataConfig
 from scalegan.errors import UserError
 from scalegan.evaluation import command
+from scalegan.evaluation_config import EvaluationConfig
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

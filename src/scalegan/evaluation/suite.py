@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics import Metric
 
-from scalegan.config import EvaluationConfig
 from scalegan.errors import UserError
 from scalegan.evaluation.features import Extractor, find_weights
 from scalegan.evaluation.frechet import FrechetDistance
@@ -23,6 +22,7 @@ from scalegan.evaluation.per_class import PerClassDistance
 from scalegan.evaluation.prdc import PrecisionRecall
 from scalegan.evaluation.team import Team
 from scalegan.evaluation.weights import read_checked
+from scalegan.evaluation_config import EvaluationConfig
 
 HEADS = {"inception": ("fc.weight", None), "lite0": ("_fc.weight", "_fc.bias")}
 """The last layer of each classifier in its weights; Inception's scores are by custom taken without its bias."""
