@@ -32,8 +32,8 @@ import yaml
 import common
 
 FIGURES = common.OUT / "quality.jsonl"
-WARM_UP = 16
-"""Steps that tell nothing of the speed; then also those from one line of the log to the next in the dry phase."""
+WARM_UP = 128
+"""Images that tell nothing of the speed, two steps at least."""
 SPARE = 0.03
 """Share of the time that is kept for sample grids, checkpoints, and a machine that slows down."""
 
@@ -47,8 +47,8 @@ class Task:
     generated: int
     real: int
     """0 is all of the training set."""
-    dry_steps: int
-    """Steps that tell the speed, some ten seconds of them."""
+    dry_images: int
+    """Images that tell the speed, some ten seconds of them."""
     goal: float | None = None
     """fd_lite0 that the best recipe is to reach; None: at most 0.25 of DCGAN's and 0.7 of the small recipe's."""
     options: tuple[str, ...] = ()
@@ -60,15 +60,15 @@ class Task:
 
 CONDITIONAL = ("--model.conditional=true",)
 TASKS = {
-    "kiwi64": Task("kiwi_small", 5, generated=512, real=0, dry_steps=48, goal=30, held_out="kiwi64-test"),
-    "kiwi100": Task("kiwi_small", 5, generated=512, real=0, dry_steps=32),
+    "kiwi64": Task("kiwi_small", 5, generated=512, real=0, dry_images=512, goal=30, held_out="kiwi64-test"),
+    "kiwi100": Task("kiwi_small", 5, generated=512, real=0, dry_images=512),
     "fruits12": Task(
-        "kiwi_small", 10, generated=2000, real=2000, dry_steps=48, options=CONDITIONAL, held_out="fruits12-test",
+        "kiwi_small", 10, generated=2000, real=2000, dry_images=512, options=CONDITIONAL, held_out="fruits12-test",
         classifier=True,
     ),
-    "brain": Task("brain_small", 10, generated=2000, real=2000, dry_steps=32, held_out="brain-test"),
+    "brain": Task("brain_small", 10, generated=2000, real=2000, dry_images=512, held_out="brain-test"),
     "fashion": Task(
-        "fashion_small", 5, generated=2000, real=2000, dry_steps=256, options=CONDITIONAL, held_out="fashion-test",
+        "fashion_small", 5, generated=2000, real=2000, dry_images=8192, options=CONDITIONAL, held_out="fashion-test",
         classifier=True,
     ),
 }  # fmt: skip
@@ -189,7 +189,7 @@ def measure(name: str, recipe: str, seed: int, minutes: float, threads: int, opt
     ]  # fmt: skip
     config = settings.parse(asked).config
     batch = config.train.batch
-    rate, start_up = try_out(name, asked, batch, task.dry_steps, threads)
+    rate, start_up = try_out(name, asked, batch, task.dry_images, threads)
     images = max(1, int((60 * minutes - start_up) * rate * (1 - SPARE) / batch)) * batch
 
     run_dir = fresh(common.OUT / "runs" / f"{name}-{recipe}-seed{seed}")
@@ -235,15 +235,16 @@ def evaluated(run_dir: Path, threads: int, *options: str) -> dict[str, Any]:
     return values
 
 
-def try_out(name: str, options: list[str], batch: int, steps: int, threads: int) -> tuple[float, float]:
+def try_out(name: str, options: list[str], batch: int, timed: int, threads: int) -> tuple[float, float]:
     """Images per second of a short training, and the seconds from the start of a process to its first step."""
     run_dir = fresh(common.OUT / "runs" / f"{name}-try")
-    images = (WARM_UP + steps) * batch
-    short = [f"--run={run_dir}", f"--train.images={images}", f"--log.every={WARM_UP * batch}", f"--log.checkpoint={images}"]
+    warm_up = max(2 * batch, WARM_UP)
+    images = warm_up * (1 + max(1, timed // warm_up))
+    short = [f"--run={run_dir}", f"--train.images={images}", f"--log.every={warm_up}", f"--log.checkpoint={images}"]
     short += [f"--log.samples={images}", "--evaluation.samples=64", "--evaluation.real=64"]
     began = time.time()
     common.run([*common.scalegan("train"), *options, *short], threads)
-    rate, start_up = common.speed(common.timing(run_dir, images), WARM_UP * batch), started(run_dir) - began
+    rate, start_up = common.speed(common.timing(run_dir, images), warm_up), started(run_dir) - began
     shutil.rmtree(run_dir)
     return rate, start_up
 
