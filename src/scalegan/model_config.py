@@ -138,6 +138,15 @@ class ModelConfig:
         return AUTO["critic_norm"].get(self.critic, "none") if self.critic_norm == "auto" else self.critic_norm
 
     @property
+    def critic_group(self) -> int:
+        """Consecutive images that layers of the critic compare with each other; 0 is the whole batch, or all that there are."""
+        if self.discriminator:
+            return 0
+        if self.norm_of_critic == "batch":
+            return self.norm_group
+        return self.std_group if self.critic == "stylegan2" else 1
+
+    @property
     def class_norms(self) -> bool:
         """Whether the generator is told the class in its batch norms."""
         via = AUTO["class_via"].get(self.family, "concat") if self.class_via == "auto" else self.class_via

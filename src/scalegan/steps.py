@@ -65,9 +65,12 @@ class Game:
             # In place, and before DDP: it then sees ordinary modules, whose gradients it reduces as they come.
             generator.compile(dynamic=False)
             critic.compile(dynamic=False)
-        self.couples_samples: bool = critic.discriminator.couples_samples  # type: ignore[assignment]
+        couples_samples: bool = critic.discriminator.couples_samples  # type: ignore[assignment]
+        group = config.model.critic_group
+        self.scored_apart = couples_samples and (not group or self.draws.count % group > 0)
+        """Whether real images and fakes in one batch would meet inside the critic."""
         require(
-            not self.couples_samples or config.loss.penalty_form == "exact",
+            not couples_samples or config.loss.penalty_form == "exact",
             "loss.penalty_form difference moves all images of a batch at once, and this critic compares them (batch norm or "
             "minibatch standard deviation): set --loss.penalty_form exact",
         )
@@ -194,14 +197,14 @@ class Game:
     ) -> tuple[Scores, Scores, dict[str, Tensor]]:
         """Scores of the real images and of the fakes, and the penalties by name.
 
-        In one forward where no layer couples samples and both sides want the same outputs.
+        In one forward where that keeps the two sides apart and both want the same outputs.
         """
         config, images = self.config.loss, normalise(real.images)
         views, fake_views = (self.draws.views(side, first, self.probability(now)) for side in ("real", "fake"))
         steep_real, steep_fake = penalised and config.r1_gamma > 0, penalised and config.r2_gamma > 0
         offsets = self.draws.offsets("real", first) if steep_real else None
         fake_offsets = self.draws.offsets("fake", first) if steep_fake else None
-        if self.couples_samples or steep_real != steep_fake:
+        if self.scored_apart or steep_real != steep_fake:
             ours = self.critic(images, real.labels, views, steep_real, offsets)
             theirs = self.critic(fakes, fake_labels, fake_views, steep_fake, fake_offsets)
         else:

@@ -144,6 +144,18 @@ def test_gradients_are_those_of_the_textbook(name: str, penalty: str) -> None:
     assert_same([p.grad for p in game.bare_generator.parameters()], expected)  # type: ignore[misc]
 
 
+@pytest.mark.parametrize("norm_group", [0, BATCH, BATCH // 2])
+def test_both_sides_are_scored_in_one_pass_where_groups_keep_them_apart(norm_group: int) -> None:
+    game, whole = (make_game(model__critic_norm="batch", model__norm_group=group) for group in (norm_group, 0))
+    seen: list[int] = []
+    game.bare_critic.discriminator.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+    values, expected = (g.discriminator_step([real_batch()], 0).means() for g in (game, whole))
+    assert seen == ([2 * BATCH] if norm_group else [BATCH, BATCH])
+    for name in ("loss/D", "logits/real", "logits/fake", "grad_norm/D"):
+        close = torch.isclose(values[name], expected[name], rtol=1e-5, atol=1e-6)
+        assert bool(close) is (norm_group != BATCH // 2), name  # half of the batch has other means
+
+
 def test_penalties_come_every_so_many_steps() -> None:
     game, real = make_game(loss__r1_gamma=1.0, loss__gp_weight=1.0, loss__penalty_every=3), real_batch()
     found = [{"r1", "gp"} & game.discriminator_step([real], BATCH * step).means().keys() for step in range(7)]
