@@ -81,16 +81,17 @@ def evaluate(
         distance = compare(generator, real, images.count, config, extractor, team, progress, suite, labels)
         figures = suite.record(distance, team)
         record: dict[str, Any] = {}
-        if real is not None:
-            value = float(distance.compute())
-            record = named({"fid": value, "fid_floor": real.floor} | with_mifid(figures, value), extractor.name)
-            if SIMILARITIES & set(config.wanted):
-                record |= similarity(generator(0, min(DIVERSITY_IMAGES, config.samples)), real, images, config.wanted)
-            record |= {"images_seen": images_seen, "seed": seed, "ema": ema}
-            record |= provenance(index, held_out, config, extractor, real, processes)
-            if "closest" in record:
-                record |= show_closest(record.pop("closest"), generator, images, images_seen, pictures)
-            record["seconds"] = round(time.perf_counter() - began, 2)
+        with team.as_one():
+            if real is not None:
+                value = float(distance.compute())
+                record = named({"fid": value, "fid_floor": real.floor} | with_mifid(figures, value), extractor.name)
+                if SIMILARITIES & set(config.wanted):
+                    record |= similarity(generator(0, min(DIVERSITY_IMAGES, config.samples)), real, images, config.wanted)
+                record |= {"images_seen": images_seen, "seed": seed, "ema": ema}
+                record |= provenance(index, held_out, config, extractor, real, processes)
+                if "closest" in record:
+                    record |= show_closest(record.pop("closest"), generator, images, images_seen, pictures)
+                record["seconds"] = round(time.perf_counter() - began, 2)
     shared: dict[str, Any] = team.from_first(record)
     return shared
 
@@ -170,17 +171,13 @@ def add_held_out(
     suite: Suite, held_out: Index, data: DataConfig, extractor: Extractor, batch: int, team: Team, progress: Progress
 ) -> None:
     """The features of the held-out images, and their labels where they are of the classes that are compared."""
-    error = None
-    with closing(open_images(held_out, replace(data, path=held_out.root), extractor.device)) as reader:
-        try:
-            for first, count in team.blocks(held_out.samples, batch):
-                progress("held-out images", first, held_out.samples)
-                read = reader.read(np.arange(first, first + count))
-                labels = read.labels.cpu().numpy() if held_out.classes == suite.classes else None
-                suite.add("held_out", extractor(read.images), first, labels)
-        except UserError as met:
-            error = met
-        team.agree(error)
+    reader = open_images(held_out, replace(data, path=held_out.root), extractor.device)
+    with closing(reader), team.as_one():
+        for first, count in team.blocks(held_out.samples, batch):
+            progress("held-out images", first, held_out.samples)
+            read = reader.read(np.arange(first, first + count))
+            labels = read.labels.cpu().numpy() if held_out.classes == suite.classes else None
+            suite.add("held_out", extractor(read.images), first, labels)
 
 
 def compare(
@@ -201,11 +198,12 @@ def compare(
         distance.real_features_sum += torch.from_numpy(real.features_sum).to(extractor.device)
         distance.real_features_cov_sum += torch.from_numpy(real.features_squares).to(extractor.device)
         distance.real_features_num_samples += real.images
-    for first, count in team.blocks(config.samples, config.batch):
-        progress("generated images", first, config.samples)
-        features = extractor(generator(first, count))
-        distance.update(features, real=False)
-        suite.add("fake", features, first, None if labels is None else labels(first, count))
+    with team.as_one():
+        for first, count in team.blocks(config.samples, config.batch):
+            progress("generated images", first, config.samples)
+            features = extractor(generator(first, count))
+            distance.update(features, real=False)
+            suite.add("fake", features, first, None if labels is None else labels(first, count))
     distance.sync(dist_sync_fn=distance.dist_sync_fn)
     counts = int(distance.fake_features_num_samples), int(distance.real_features_num_samples)
     assert counts == (config.samples, real_count), f"{counts} images were counted, not {config.samples} and {real_count}"

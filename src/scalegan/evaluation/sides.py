@@ -114,13 +114,10 @@ def images_of(given: str, kind: Kind, window: str, team: Team) -> Index:
         return trained_on(find_checkpoint(Path(given)))
     if kind == "shards":
         return read_index(given)
-    error, facts = None, {}
-    try:
+    facts: dict[str, Any] = {}
+    with team.as_one():
         if team.first:
             facts = folder.to_json(folder.read_folder(Path(given), window))
-    except UserError as met:
-        error = met
-    team.agree(error)
     return folder.from_json(team.from_first(facts))
 
 
