@@ -27,7 +27,7 @@ class EvaluationConfig:
     """Images of one pass through the extractor; always full, as features depend on it in the last bits."""
     metrics: str = "ssim"
     """What is measured beside the Frechet distance and its floor: any of ssim, ms_ssim, interval, infinity, kid, kid_subsets,
-    prdc, per_class, inception_score and memorisation, with commas between (docs/evaluation.md); empty is nothing."""
+    prdc, per_class, accuracy, inception_score and memorisation, with commas between (docs/evaluation.md); empty is nothing."""
 
     def __post_init__(self) -> None:
         require(self.every >= 0, f"evaluation.every is {self.every}: give 0 or more images")

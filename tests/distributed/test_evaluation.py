@@ -1,9 +1,12 @@
 """An evaluation gives the same on any number of processes, and what one process meets, all of them raise."""
 
+import io
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from helpers.shards import make_images, make_shards, png
 from helpers.worlds import run_world
@@ -56,20 +59,27 @@ def missing_weights(shards: Path, cache: Path) -> None:
     load_extractor(EvaluationConfig(extractor="inception", weights=str(cache / "no.pth")), torch.device("cpu"), Team(*join()))
 
 
-def folders(made: Path, real: Path, cache: Path) -> dict:
-    """The record of a folder of images against another."""
+def compared(made: Path, against: Path, cache: Path, failing: str = "") -> dict:
+    """The record of images that lie somewhere against others; `failing` is what process 0 does alone and cannot do today."""
     from contextlib import ExitStack
 
     from scalegan.config import DataConfig
-    from scalegan.evaluation import sides
+    from scalegan.evaluation import evaluator, real, sides
     from scalegan.evaluation.team import Team
 
+    def fail(*_):
+        raise UserError("the disk is gone: mount it again")
+
+    for module in (evaluator, real):
+        if hasattr(module, failing):
+            setattr(module, failing, fail)
     team = Team(*join())
-    index, against = (sides.images_of(str(folder), "folder", "", team) for folder in (made, real))
+    index = sides.images_of(str(made), sides.kind_of(str(made)), "", team)
+    reference = sides.reference(str(against), "", team)
     config = EvaluationConfig(samples=index.samples, batch=BATCH)
     with ExitStack() as stack:
         side = sides.found_in(index, config.samples, stack)
-        comparison = sides.Comparison(against, config, None, team, torch.device("cpu"), cache, DataConfig())
+        comparison = sides.Comparison(reference, config, None, team, torch.device("cpu"), cache, DataConfig(), None)
         return comparison.measure(side, lambda *_: None)
 
 
@@ -123,7 +133,7 @@ def fill(folder: Path, count: int, seed: int) -> Path:
 @pytest.mark.slow
 def test_two_folders_give_the_same_on_1_and_2_processes(tmp_path):
     made, real = fill(tmp_path / "made", GENERATED, 5), fill(tmp_path / "real", REAL, 0)
-    one, two = (run_world(tmp_path, n, folders, made, real, tmp_path / f"cache{n}") for n in (1, 2))
+    one, two = (run_world(tmp_path, n, compared, made, real, tmp_path / f"cache{n}") for n in (1, 2))
     assert two[0].value == two[1].value
     assert two[0].value["fd_lite0"] == pytest.approx(one[0].value["fd_lite0"], rel=1e-9)
     assert (two[0].value["generated"], two[0].value["real"]) == (GENERATED, REAL)
@@ -132,8 +142,40 @@ def test_two_folders_give_the_same_on_1_and_2_processes(tmp_path):
 def test_a_bad_folder_stops_all_of_them(tmp_path):
     made, real = fill(tmp_path / "made", 5, 5), fill(tmp_path / "real", 5, 0)
     (real / "03.png").write_bytes(b"no image")
-    ended = run_world(tmp_path, 2, folders, made, real, tmp_path / "cache")
+    ended = run_world(tmp_path, 2, compared, made, real, tmp_path / "cache")
     assert ["03.png is no readable image" in str(process.value) for process in ended] == [True, True]
+
+
+def jpeg(image: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "JPEG", quality=95)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["folder", "shards", "folder against statistics"])
+def test_a_broken_generated_image_stops_all_of_them(tmp_path, kind):
+    real, made = fill(tmp_path / "real", REAL, 0), tmp_path / "made"
+    contents = [jpeg(image) for image in make_images(GENERATED, 20, 28, 3, seed=5)[0]]
+    contents[20] = contents[20][:-200]  # its header is sound; process 1 is the one to read it
+    if kind == "shards":
+        write_shards([Sample(content, "jpg") for content in contents], made, height=20, width=28, channels=3)
+    else:
+        made.mkdir()
+        for number, content in enumerate(contents):
+            (made / f"{number:02d}.jpg").write_bytes(content)
+    if kind == "folder against statistics":
+        np.savez(tmp_path / "real.npz", mu=np.zeros(1280), sigma=np.eye(1280))
+        real = tmp_path / "real.npz"
+    for process in run_world(tmp_path, 2, compared, made, real, tmp_path / "cache"):
+        assert isinstance(process.value, UserError), process
+        assert "20.jpg" in str(process.value)
+
+
+@pytest.mark.parametrize("failing", ["similarity", "best_matches"])
+def test_what_process_0_alone_cannot_read_stops_all_of_them(tmp_path, failing):
+    made, real = fill(tmp_path / "made", 5, 5), fill(tmp_path / "real", 5, 0)
+    ended = run_world(tmp_path, 2, compared, made, real, tmp_path / "cache", failing)
+    assert ["the disk is gone" in str(process.value) for process in ended] == [True, True]
 
 
 def test_missing_weights_stop_all_of_them(data, tmp_path):

@@ -25,6 +25,7 @@ def measure(visiting: int) -> dict:
     from test_evaluation import join
 
     from scalegan.evaluation import pairs, team
+    from scalegan.evaluation.accuracy import ClassAccuracy
     from scalegan.evaluation.frechet_spread import FrechetSpread
     from scalegan.evaluation.inception_score import InceptionScore
     from scalegan.evaluation.kid import KernelDistance, SubsetKernelDistance
@@ -48,7 +49,7 @@ def measure(visiting: int) -> dict:
     score = InceptionScore(WIDTH, splits=3)
     metrics = [
         KernelDistance(), SubsetKernelDistance(20, 7), PrecisionRecall(3), PerClassDistance(("even", "odd")), Memorisation(),
-        MemorisationInformedDistance(), FrechetSpread(WIDTH),
+        MemorisationInformedDistance(), ClassAccuracy(("even", "odd")), FrechetSpread(WIDTH),
     ]  # fmt: skip
     spread = metrics[-1]
     if rank == 0:
@@ -93,6 +94,7 @@ def test_every_metric_is_the_same_on_1_to_4_processes(tmp_path, worlds):
         found = ended[0].value
         assert found.pop("largest") <= 10 * (WIDTH + 2)  # one block, however many processes there are
         assert {"kid_se", "coverage", "c_t", "fid_infinity", "inception_score", "fid_per_class"} <= found.keys()
+        assert {"accuracy", "accuracy_real_per_class", "accuracy_held_out"} <= found.keys()
         for name, value in found.items():
             if name == "closest":
                 assert [pair[:2] for pair in value] == [pair[:2] for pair in alone[name]]

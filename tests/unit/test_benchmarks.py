@@ -21,7 +21,7 @@ from scalegan.draws import DataFacts
 from scalegan.steps import Game
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-SCRIPTS = ("throughput", "processes", "quality", "startup", "reliability", "scale", "evaluation")
+SCRIPTS = ("throughput", "processes", "quality", "startup", "reliability", "scale", "evaluation", "real")
 
 
 @pytest.fixture
@@ -205,6 +205,20 @@ def test_every_recipe_fits_every_data_set(quality: Any, recipe: str) -> None:
     for task in quality.TASKS.values():
         preset = "dcgan" if recipe == "dcgan" else task.preset
         settings.parse([f"--config={preset}", *task.options, *quality.RECIPES[recipe]]).config.check(1)
+
+
+def test_a_row_of_the_table_of_real_images_has_a_cell_a_column(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    real = importlib.import_module("real")
+    found = dict.fromkeys(("fd_lite0", "fd_lite0_floor", "fd_lite0_low", "fd_lite0_high", "kd_lite0", "kd_lite0_se"), 1.25)
+    found |= dict.fromkeys(("precision", "recall", "density", "coverage", "accuracy", "accuracy_real", "seconds"), 0.5)
+    found |= {"generated": 156, "real": 466, "fd_lite0_per_class": {"a": 1.0, "b": 3.5}}
+    row = real.row({"name": "fruits12", "commit": "abc1234", "evaluation": found})
+    assert row.startswith("| fruits12 64x64 | 156 / 466 | 1.2 (1.2 to 1.2) | 1.2 | 1.2500 ± 1.2500 | 0.50 / 0.50 |")
+    assert "| 1.0, 2.2, 3.5 | 0.500 (0.500) |" in row
+    assert row.count("|") == len(real.COLUMNS) + 1
+    del found["fd_lite0_per_class"], found["accuracy"]
+    assert real.row({"name": "kiwi100", "commit": "abc1234", "evaluation": found}).count("|") == len(real.COLUMNS) + 1
 
 
 @pytest.fixture

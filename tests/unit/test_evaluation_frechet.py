@@ -5,6 +5,7 @@ import pytest
 import torch
 from torchmetrics.image.fid import FrechetInceptionDistance
 
+from scalegan.errors import UserError
 from scalegan.evaluation.frechet import FrechetDistance, frechet_distance, pivoted_cholesky, root
 
 
@@ -49,6 +50,33 @@ def test_gaussians_with_diagonal_covariances_have_the_distance_of_the_textbook()
     distance = frechet_distance(means, variances_a.diag(), 1000, means + 1, variances_b.diag(), 1000)
     expected = 6 + (variances_a.sqrt() - variances_b.sqrt()).square().sum()
     assert distance.item() == pytest.approx(expected.item(), rel=1e-12)
+
+
+def test_gaussians_with_commuting_covariances_have_the_distance_of_the_textbook():
+    generator = torch.Generator().manual_seed(0)
+    variances = torch.rand(2, 6, dtype=torch.float64, generator=generator) + 0.1
+    turn = torch.linalg.qr(torch.randn(6, 6, dtype=torch.float64, generator=generator)).Q
+    a, b = (turn @ v.diag() @ turn.T for v in variances)
+    distance = frechet_distance(torch.zeros(6).double(), a, 1000, torch.ones(6).double(), b, 1000)
+    expected = 6 + (variances[0].sqrt() - variances[1].sqrt()).square().sum()
+    assert distance.item() == pytest.approx(expected.item(), rel=1e-10)
+
+
+def test_covariances_over_n_as_stylegan_takes_them_make_their_part_smaller_by_n_minus_1_over_n():
+    real, fake = features(40, 24, seed=1), features(40, 24, seed=2, shift=0.02)
+    metric = measured(real, fake)
+    (mean_a, cov_a, n), (mean_b, cov_b, _) = metric.moments(real=True), metric.moments(real=False)
+    of_means = (mean_a - mean_b).square().sum()
+    theirs = frechet_distance(mean_a, real.double().T.cov(correction=0), n, mean_b, fake.double().T.cov(correction=0), n)
+    assert theirs.item() == pytest.approx(float(of_means + 39 / 40 * (metric.compute() - of_means)), rel=1e-10)
+    assert torch.allclose(cov_a, real.double().T.cov())
+    assert torch.allclose(cov_b, fake.double().T.cov())
+
+
+@pytest.mark.parametrize(("n", "m", "said"), [(1, 9, "2 real images and was given 1"), (9, 0, "2 fake images and was given 0")])
+def test_one_image_has_no_covariance(n, m, said):
+    with pytest.raises(UserError, match=said):
+        measured(features(n, 24, seed=1), features(m, 24, seed=2)).compute()
 
 
 @pytest.mark.parametrize(("n", "m"), [(20, 30), (40, 30), (20, 300), (40, 300), (300, 400), (2, 2)], ids=str)

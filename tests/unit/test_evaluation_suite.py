@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from test_evaluation_evaluator import COUNT, CPU, FACTS, Areas, pictures, small_extractor  # noqa: F401 (an automatic fixture)
+from tiny import make_shards as write_blobs
 
 from helpers.shards import make_shards
 from scalegan.config import DataConfig
@@ -50,7 +51,7 @@ def test_all_metrics_stand_in_one_record(index, held_out, tmp_path, monkeypatch)
     passes = []
     made = Extractor("areas", Areas(), "no weights", CPU, 8)
     monkeypatch.setattr(evaluator, "load_extractor", lambda *_: Counting(made, passes))
-    names = "ssim,ms_ssim,interval,infinity,kid,prdc,per_class,inception_score,memorisation"
+    names = "ssim,ms_ssim,interval,infinity,kid,prdc,per_class,accuracy,inception_score,memorisation"
     record = run(index, tmp_path, names, 200, held_out.root, labels=labels)
     assert sum(passes) == COUNT + 30 + 200  # each image once, whatever is measured
     said = {"held_out": 30, "held_out_sha256": held_out.sha256, "real": COUNT, "generated": 200}
@@ -60,7 +61,8 @@ def test_all_metrics_stand_in_one_record(index, held_out, tmp_path, monkeypatch)
     assert len(printed) == len(LINES) - 1  # all but kid_subsets
     assert {"fd_areas_se", "kd_areas", "class_score_areas", "mifd_areas", "precision", "c_t"} <= printed
     assert record["fd_areas_low"] < record["fd_areas"] < record["fd_areas_high"]
-    assert set(record["fd_areas_per_class"]) == {"disc", "square"}
+    for name in ("fd_areas_per_class", "accuracy_per_class", "accuracy_real_per_class", "accuracy_held_out_per_class"):
+        assert set(record[name]) == {"disc", "square"}
     assert 0 < record["precision"] <= 1 and 0 < record["authenticity"] <= 1  # noqa: PT018
 
 
@@ -108,9 +110,29 @@ def test_labels_of_samples_come_from_the_index(index):
     assert labels_of(index, np.array([3, 44, 0])).tolist() == expected[[3, 44, 0]].tolist()
 
 
+def test_mixed_precision_around_an_evaluation_changes_no_figure(index, tmp_path):
+    names = "interval,kid,prdc,accuracy"
+    plain = run(index, tmp_path / "plain", names, labels=labels)
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            assert run(index, tmp_path / "mixed", names, labels=labels) | {"seconds": 0} == plain | {"seconds": 0}
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def test_held_out_images_of_other_classes_are_no_control(index, tmp_path):
+    blobs = write_blobs(tmp_path / "blobs", samples=10, height=24, width=16, channels=3, classes=("a", "b"))
+    record = run(index, tmp_path, "accuracy", held_out=blobs.root, labels=labels)
+    assert record["held_out"] == 10
+    assert {"accuracy", "accuracy_real"} <= record.keys()
+    assert "accuracy_held_out" not in record
+
+
 def test_what_a_metric_lacks_is_told_before_any_work(index, held_out, tmp_path):
     few = make_shards(tmp_path / "few", count=19, height=24, width=16)
     wide = make_shards(tmp_path / "wide", count=30, height=24, width=18)
+    unlabelled = make_shards(tmp_path / "unlabelled", count=30, height=24, width=16, labelled=False)
     for message, arguments in (
         (
             "memorisation needs images that were never trained on: name their shards by data.held_out",
@@ -118,7 +140,8 @@ def test_what_a_metric_lacks_is_told_before_any_work(index, held_out, tmp_path):
         ),
         ("memorisation needs 20 held-out images; .* holds 19", {"metrics": "memorisation", "held_out": few.root}),
         ("give the same size", {"metrics": "memorisation", "held_out": wide.root}),
-        ("per_class needs a generator that is told the class", {"metrics": "per_class"}),
+        ("per_class needs generated images with labels: a generator that is told", {"metrics": "per_class"}),
+        ("accuracy needs generated images with labels", {"metrics": "kid,accuracy"}),
         (
             "of square there are .* and 0: raise evaluation.samples",
             {"metrics": "per_class", "labels": lambda f, n: np.zeros(n)},
@@ -129,3 +152,8 @@ def test_what_a_metric_lacks_is_told_before_any_work(index, held_out, tmp_path):
     ):
         with pytest.raises(UserError, match=message):
             run(index, tmp_path / "cache", **arguments)
+    with pytest.raises(UserError, match=r"accuracy needs real images with labels and .*unlabelled has none"):
+        run(unlabelled, tmp_path / "cache", "accuracy", labels=labels)
+    one = write_blobs(tmp_path / "one", samples=30, height=24, width=16, channels=3, classes=("a",))
+    with pytest.raises(UserError, match="accuracy needs 2 classes and there are 1"):
+        run(one, tmp_path / "cache", "accuracy", labels=lambda first, count: np.zeros(count, int))

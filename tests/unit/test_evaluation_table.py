@@ -2,11 +2,17 @@
 
 import json
 
+import numpy as np
+import pytest
 from test_evaluation_command import index, refused, run  # noqa: F401 (fixtures)
 from test_evaluation_evaluator import small_extractor  # noqa: F401 (an automatic fixture)
 from tiny import make_shards
 
+from helpers.shards import make_images, png
+from helpers.shards import make_shards as labelled_shards
 from scalegan import cli
+from scalegan.data.order import COMPARED, draw, permute
+from scalegan.data.writer import Sample, write_shards
 from scalegan.evaluation.table import rows
 
 
@@ -23,6 +29,45 @@ def test_metrics_and_held_out_images_are_named_on_the_command_line(run, tmp_path
         assert f" {name} " in printed
     assert f"{record['kd_areas']:.3g}" in printed
     assert (run / "evaluations" / record["closest_picture"]).is_file()
+
+
+def test_labelled_shards_are_compared_by_class(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    real = labelled_shards(tmp_path / "real", 60, 16, 12, seed=0)
+    made = labelled_shards(tmp_path / "made", 30, 16, 12, seed=1)
+    options = ["--against", real.root, "--metrics", "per_class,accuracy", "--json", str(tmp_path / "r.json")]
+    assert cli.main(["evaluate", made.root, *options]) == 0
+    record = json.loads((tmp_path / "r.json").read_text())
+    for name in ("fd_areas_per_class", "accuracy_per_class", "accuracy_real_per_class"):
+        assert set(record[name]) == {"disc", "square"}
+    assert " accuracy " in capsys.readouterr().out
+    assert cli.main(["evaluate", made.root, *options, "--samples", "20"]) == 0  # labels of the images that are chosen
+    part = json.loads((tmp_path / "r.json").read_text())
+    images, labels = make_images(30, 16, 12, 3, seed=1)
+    chosen = np.sort(permute(np.arange(20), 30, 30, draw(0, COMPARED)))
+    of_disc = images[chosen][labels[chosen] == 0]
+    alone = tmp_path / "alone"
+    write_shards([Sample(png(i), "png", -1) for i in of_disc], alone, height=16, width=12, channels=3)
+    discs = tmp_path / "discs"
+    images, labels = make_images(60, 16, 12, 3, seed=0)
+    write_shards([Sample(png(i), "png", -1) for i in images[labels == 0]], discs, height=16, width=12, channels=3)
+    assert cli.main(["evaluate", str(alone), "--against", str(discs), "--json", str(tmp_path / "r.json")]) == 0
+    expected = json.loads((tmp_path / "r.json").read_text())["fd_areas"]
+    assert part["fd_areas_per_class"]["disc"] == pytest.approx(expected, rel=1e-9)
+
+
+def test_shards_whose_labels_do_not_fit_are_told_apart(tmp_path, capsys):
+    real = make_shards(tmp_path / "real", classes=("a", "b"))
+    for classes, said in (
+        ((), "per_class needs generated images with labels: a generator that is told the class (model.conditional), or shards"),
+        (("a", "c"), f"needs generated images with the classes of {real.root}, and class b is in one of them alone"),
+        (("b", "a"), "and they are in another order"),
+    ):
+        made = make_shards(tmp_path / "-".join(("made", *classes)), classes=classes)
+        assert said in refused(capsys, made.root, "--against", real.root, "--metrics", "per_class")
+        if not classes:
+            said = "needs real images with labels and"
+            assert said in refused(capsys, real.root, "--against", made.root, "--metrics", "accuracy")
 
 
 def test_what_is_wrong_with_them_is_one_line(run, capsys):  # noqa: F811

@@ -44,7 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--metrics", metavar="A,B", help="what to measure beside the Frechet distance: kid,prdc,memorisation,..."
     )
-    parser.add_argument("--held-out", default="", metavar="SHARDS", help="images never trained on, for the metric memorisation")
+    parser.add_argument(
+        "--held-out", default="", metavar="SHARDS", help="images never trained on, for memorisation and accuracy"
+    )
     add_extractor_arguments(parser)
     parser.add_argument("--seed", type=int, help="of the generated images")
     parser.add_argument("--generator", default="", metavar="NAME", help="class of the run's generator, if it is your own")

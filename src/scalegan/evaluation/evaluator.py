@@ -21,7 +21,7 @@ from scalegan.evaluation.features import Extractor, load_extractor
 from scalegan.evaluation.folder import open_images
 from scalegan.evaluation.frechet import FrechetDistance
 from scalegan.evaluation.ms_ssim import ms_ssim, pair_similarity, scales
-from scalegan.evaluation.names import CELL_MINIMUM, check_counts, key
+from scalegan.evaluation.names import CELL_MINIMUM, METRICS, check_counts, key
 from scalegan.evaluation.real import Keep, Progress, RealImages, real_statistics
 from scalegan.evaluation.real_cache import RealStatistics
 from scalegan.evaluation.ssim import best_matches, diversity, thumbnails
@@ -72,23 +72,26 @@ def evaluate(
     with closing(open_images(index, data, device)) as reader:
         images = RealImages(index, config.real, reader)
         classes = check(config, index, images, extractor.width, data, labels)
+        held_out = held_out_images(config, index, data)
         suite = Suite(config, extractor, index.classes)
         keep = real_keeper(suite, classes) if "real" in suite.sides else None
         real = real_statistics(images, extractor, config.batch, team, cache, progress, keep)
-        held_out = add_held_out(suite, index, data, extractor, config.batch, team, progress)
+        if held_out is not None:
+            add_held_out(suite, held_out, data, extractor, config.batch, team, progress)
         distance = compare(generator, real, images.count, config, extractor, team, progress, suite, labels)
         figures = suite.record(distance, team)
         record: dict[str, Any] = {}
-        if real is not None:
-            value = float(distance.compute())
-            record = named({"fid": value, "fid_floor": real.floor} | with_mifid(figures, value), extractor.name)
-            if SIMILARITIES & set(config.wanted):
-                record |= similarity(generator(0, min(DIVERSITY_IMAGES, config.samples)), real, images, config.wanted)
-            record |= {"images_seen": images_seen, "seed": seed, "ema": ema}
-            record |= held_out | provenance(index, config, extractor, real, processes)
-            if "closest" in record:
-                record |= show_closest(record.pop("closest"), generator, images, images_seen, pictures)
-            record["seconds"] = round(time.perf_counter() - began, 2)
+        with team.as_one():
+            if real is not None:
+                value = float(distance.compute())
+                record = named({"fid": value, "fid_floor": real.floor} | with_mifid(figures, value), extractor.name)
+                if SIMILARITIES & set(config.wanted):
+                    record |= similarity(generator(0, min(DIVERSITY_IMAGES, config.samples)), real, images, config.wanted)
+                record |= {"images_seen": images_seen, "seed": seed, "ema": ema}
+                record |= provenance(index, held_out, config, extractor, real, processes)
+                if "closest" in record:
+                    record |= show_closest(record.pop("closest"), generator, images, images_seen, pictures)
+                record["seconds"] = round(time.perf_counter() - began, 2)
     shared: dict[str, Any] = team.from_first(record)
     return shared
 
@@ -103,19 +106,31 @@ def check(
             "metric memorisation needs images that were never trained on: name their shards by data.held_out "
             "(`scalegan evaluate`: --held-out)"
         )
-    if "per_class" not in config.wanted:
-        return None
-    if labels is None or not index.labelled:
+    by_class = [name for name in config.wanted if METRICS[name].classes]
+    return check_classes(by_class[0], config, index, images, labels) if by_class else None
+
+
+def check_classes(
+    metric: str, config: EvaluationConfig, index: Index, images: RealImages, labels: LabelFn | None
+) -> NDArray[np.int64]:
+    """The labels of the real images. Raises `UserError` for what a metric that goes by class lacks."""
+    if not index.labelled:
         raise UserError(
-            "metric per_class needs a generator that is told the class (model.conditional): take it out of evaluation.metrics"
+            f"metric {metric} needs real images with labels and {index.root} has none: write their shards with classes, or "
+            f"take {metric} out of evaluation.metrics"
         )
-    real = labels_of(index, images.samples)
+    if labels is None:
+        raise UserError(
+            f"metric {metric} needs generated images with labels: a generator that is told the class (model.conditional), or "
+            f"shards with the classes of {index.root}; or take {metric} out of evaluation.metrics"
+        )
+    real, made = labels_of(index, images.samples), labels(0, config.samples)
     for number, name in enumerate(index.classes):
-        counts = int((real == number).sum()), int((labels(0, config.samples) == number).sum())
+        counts = int((real == number).sum()), int((made == number).sum())
         if min(counts) < 2:
             raise UserError(
-                f"metric per_class needs 2 real and 2 generated images of each class; of {name} there are {counts[0]} and "
-                f"{counts[1]}: raise evaluation.samples, or take per_class out of evaluation.metrics"
+                f"metric {metric} needs 2 real and 2 generated images of each class; of {name} there are {counts[0]} and "
+                f"{counts[1]}: raise evaluation.samples, or take {metric} out of evaluation.metrics"
             )
     return real
 
@@ -137,29 +152,32 @@ def real_keeper(suite: Suite, labels: NDArray[np.int64] | None) -> Keep:
     return keep
 
 
-def add_held_out(
-    suite: Suite, index: Index, data: DataConfig, extractor: Extractor, batch: int, team: Team, progress: Progress
-) -> dict[str, Any]:
-    """The features of the held-out images, where a metric wants them; what the record says of those images."""
-    if "held_out" not in suite.sides:
-        return {}
-    held_out, error = read_index(data.held_out), None
+def held_out_images(config: EvaluationConfig, index: Index, data: DataConfig) -> Index | None:
+    """The held-out images, where there are any and a metric looks at them. Raises `UserError` for those it cannot use."""
+    if not data.held_out or not any(METRICS[name].held_out for name in config.wanted):
+        return None
+    held_out = read_index(data.held_out)
     ours, theirs = ((i.channels, i.height, i.width) for i in (index, held_out))
     if ours != theirs:
         raise UserError(
             f"data.held_out {held_out.root} holds images of {theirs} and {index.root} of {ours}: give the same size"
         )
-    if held_out.samples < CELL_MINIMUM:
+    if "memorisation" in config.wanted and held_out.samples < CELL_MINIMUM:
         raise UserError(f"metric memorisation needs {CELL_MINIMUM} held-out images; {held_out.root} holds {held_out.samples}")
-    with closing(open_images(held_out, replace(data, path=held_out.root), extractor.device)) as reader:
-        try:
-            for first, count in team.blocks(held_out.samples, batch):
-                progress("held-out images", first, held_out.samples)
-                suite.add("held_out", extractor(reader.read(np.arange(first, first + count)).images), first)
-        except UserError as met:
-            error = met
-        team.agree(error)
-    return {"held_out": held_out.samples, "held_out_sha256": held_out.sha256}
+    return held_out
+
+
+def add_held_out(
+    suite: Suite, held_out: Index, data: DataConfig, extractor: Extractor, batch: int, team: Team, progress: Progress
+) -> None:
+    """The features of the held-out images, and their labels where they are of the classes that are compared."""
+    reader = open_images(held_out, replace(data, path=held_out.root), extractor.device)
+    with closing(reader), team.as_one():
+        for first, count in team.blocks(held_out.samples, batch):
+            progress("held-out images", first, held_out.samples)
+            read = reader.read(np.arange(first, first + count))
+            labels = read.labels.cpu().numpy() if held_out.classes == suite.classes else None
+            suite.add("held_out", extractor(read.images), first, labels)
 
 
 def compare(
@@ -180,11 +198,12 @@ def compare(
         distance.real_features_sum += torch.from_numpy(real.features_sum).to(extractor.device)
         distance.real_features_cov_sum += torch.from_numpy(real.features_squares).to(extractor.device)
         distance.real_features_num_samples += real.images
-    for first, count in team.blocks(config.samples, config.batch):
-        progress("generated images", first, config.samples)
-        features = extractor(generator(first, count))
-        distance.update(features, real=False)
-        suite.add("fake", features, first, None if labels is None else labels(first, count))
+    with team.as_one():
+        for first, count in team.blocks(config.samples, config.batch):
+            progress("generated images", first, config.samples)
+            features = extractor(generator(first, count))
+            distance.update(features, real=False)
+            suite.add("fake", features, first, None if labels is None else labels(first, count))
     distance.sync(dist_sync_fn=distance.dist_sync_fn)
     counts = int(distance.fake_features_num_samples), int(distance.real_features_num_samples)
     assert counts == (config.samples, real_count), f"{counts} images were counted, not {config.samples} and {real_count}"
@@ -237,9 +256,15 @@ def show_closest(
 
 
 def provenance(
-    index: Index, config: EvaluationConfig, extractor: Extractor, real: RealStatistics, processes: int
+    index: Index,
+    held_out: Index | None,
+    config: EvaluationConfig,
+    extractor: Extractor,
+    real: RealStatistics,
+    processes: int,
 ) -> dict[str, Any]:
-    return {
+    kept_out = {} if held_out is None else {"held_out": held_out.samples, "held_out_sha256": held_out.sha256}
+    return kept_out | {
         "generated": config.samples,
         "real": real.images,
         "floor_counts": list(real.halves),

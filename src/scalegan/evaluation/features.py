@@ -118,13 +118,9 @@ def find_weights(config: EvaluationConfig) -> Path:
 
 def load_extractor(config: EvaluationConfig, device: torch.device, team: Team) -> Extractor:
     """The extractor on every process. Process 0 looks first, so that a download happens once. Raises `UserError` on all."""
-    error = None
-    try:
+    with team.as_one():
         if team.first:
             find_weights(config)
-    except UserError as met:
-        error = met
-    team.agree(error)
     network, sha256 = KINDS[config.extractor].build(find_weights(config), config)
     return on_device(config.extractor, network, sha256, device, config.batch)
 

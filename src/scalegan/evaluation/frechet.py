@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
+from scalegan.errors import UserError
 from scalegan.evaluation.team import add_up
 
 
@@ -48,10 +49,15 @@ class FrechetDistance(FrechetInceptionDistance):
         super().__init__(feature=Features(width), dist_sync_fn=summed, sync_on_compute=False)
 
     def moments(self, real: bool) -> tuple[Tensor, Tensor, int]:
-        """Mean [width], covariance [width, width], both float64 on the CPU, and count of one side."""
+        """Mean [width], covariance [width, width], both float64 on the CPU, and count of one side.
+
+        Raises `UserError` for fewer than two images, which have no covariance.
+        """
         side = "real" if real else "fake"
         total, squares = (getattr(self, f"{side}_features_{name}").double().cpu() for name in ("sum", "cov_sum"))
         count = int(getattr(self, f"{side}_features_num_samples"))
+        if count < 2:
+            raise UserError(f"FrechetDistance needs 2 {side} images and was given {count}: give it more")
         return *mean_and_covariance(total, squares, count), count
 
     def compute(self) -> Tensor:

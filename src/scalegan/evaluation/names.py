@@ -28,6 +28,10 @@ class Metric:
     real: int = 2
     features: bool = True
     """Needs the features themselves, so that the real images are looked at in every evaluation, not once a run."""
+    classes: bool = False
+    """Goes by class: needs 2 real and 2 generated images of each."""
+    held_out: bool = False
+    """Looks at the images of `data.held_out` too."""
 
 
 METRICS = {
@@ -38,9 +42,10 @@ METRICS = {
     "kid": Metric(3, 3),
     "kid_subsets": Metric(SUBSET, SUBSET),
     "prdc": Metric(NEIGHBOURS + 1, NEIGHBOURS + 1),
-    "per_class": Metric(),
+    "per_class": Metric(classes=True),
+    "accuracy": Metric(classes=True, held_out=True),
     "inception_score": Metric(generated=2 * INCEPTION_SPLITS, features=False),
-    "memorisation": Metric(generated=CELL_MINIMUM),
+    "memorisation": Metric(generated=CELL_MINIMUM, held_out=True),
 }
 """By the name that `evaluation.metrics` knows. The Frechet distance is not among them, as it is always taken."""
 

@@ -131,6 +131,25 @@ class FeatureMetric(Metric):
         """Collective: the figures by name."""
 
 
+class LabelledMetric(FeatureMetric):
+    """What the metrics that go by class have in common: images with a label each."""
+
+    def __init__(self, classes: tuple[str, ...]) -> None:
+        super().__init__()
+        self.classes = classes
+        for side in self.sides:
+            self.add_state(f"{side}_labels", [], dist_reduce_fx="cat")
+
+    def keep_labelled(self, side: str, features: Tensor, labels: Tensor, indices: Tensor | None) -> None:
+        self.keep(side, features, indices)
+        getattr(self, f"{side}_labels").append(labels.to(features.device))
+
+    def labels(self, name: str, side: Side) -> Tensor:
+        """int64 [n] of this process' images of `side`, whose name is `name`."""
+        kept = getattr(self, f"{name}_labels")
+        return dim_zero_cat(kept) if len(kept) else side.indices
+
+
 def squared_distances(x: Tensor, y: Tensor) -> Tensor:
     """float64 [n, width], [m, width] -> [n, m]; those of copies are 0."""
     a, b = x.square().sum(1)[:, None], y.square().sum(1)[None]

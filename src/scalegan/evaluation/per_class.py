@@ -6,41 +6,28 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics.utilities import dim_zero_cat
 
 from scalegan.errors import UserError
 from scalegan.evaluation.frechet import Gaussian
 from scalegan.evaluation.frechet_spread import packed_sums
-from scalegan.evaluation.pairs import FeatureMetric, Side
+from scalegan.evaluation.pairs import LabelledMetric
 
 
-class PerClassDistance(FeatureMetric):
+class PerClassDistance(LabelledMetric):
     """`update(features, labels, real=...)`, then `compute()` -> {"fid_per_class": {class: distance}, "fid_per_class_mean"}.
 
     The distances are shared out among the processes. Raises `UserError` for a class with fewer than two images of a side.
     """
 
-    def __init__(self, classes: tuple[str, ...]) -> None:
-        super().__init__()
-        self.classes = classes
-        for side in self.sides:
-            self.add_state(f"{side}_labels", [], dist_reduce_fx="cat")
-
     def update(  # type: ignore[override]
         self, features: Tensor, labels: Tensor, real: bool, indices: Tensor | None = None
     ) -> None:
         """features [n, width] and labels int64 [n] of real or of generated images; indices int64 [n]."""
-        side = "real" if real else "fake"
-        self.keep(side, features, indices)
-        getattr(self, f"{side}_labels").append(labels.to(features.device))
+        self.keep_labelled("real" if real else "fake", features, labels, indices)
 
     def feed(self, side: str, features: Tensor, indices: Tensor, labels: Tensor | None) -> None:
-        assert labels is not None  # `per_class` is refused without them
+        assert labels is not None  # `per_class` is refused without any
         self.update(features, labels, real=side == "real", indices=indices)
-
-    def labels(self, name: str, side: Side) -> Tensor:
-        kept = getattr(self, f"{name}_labels")
-        return dim_zero_cat(kept) if len(kept) else side.indices
 
     def compute(self) -> dict[str, Any]:
         real, fake = self.side("real"), self.side("fake")

@@ -101,8 +101,7 @@ def measure(
     halves = FrechetDistance(extractor.width).to(extractor.device)
     thumbs = torch.zeros(len(images.shown), THUMBNAIL, THUMBNAIL, dtype=torch.uint8)
     total = torch.zeros(index.channels, index.height, index.width, dtype=torch.int64)
-    error = None
-    try:
+    with team.as_one():
         for first, size in team.blocks(images.count, batch):
             progress("real images", first, images.count)
             pixels = images.read(first, size)
@@ -115,19 +114,17 @@ def measure(
             low, high = np.searchsorted(images.shown, (first, first + size))
             thumbs[low:high] = thumbnails(pixels[torch.from_numpy(images.shown[low:high] - first)]).cpu()
             total += pixels.long().sum(0).cpu()
-    except UserError as met:
-        error = met
-    team.agree(error)
     halves.sync(dist_sync_fn=halves.dist_sync_fn)
     thumbs, total = add_up(thumbs), add_up(total)
     counts = int(halves.real_features_num_samples), int(halves.fake_features_num_samples)
     assert sum(counts) == images.count, f"{sum(counts)} real images were counted, not {images.count}"
+    similarity = 0.0
+    with team.as_one():
+        if team.first and images.has_ssim:
+            mean = (total.double() / images.count).round().to(torch.uint8)
+            similarity = float(best_matches(mean[None], thumbs, images.read_shown))
     if not team.first:
         return None
-    similarity = 0.0
-    if images.has_ssim:
-        mean = (total.double() / images.count).round().to(torch.uint8)
-        similarity = float(best_matches(mean[None], thumbs, images.read_shown))
     sums = (halves.real_features_sum + halves.fake_features_sum).cpu().numpy()
     squares = (halves.real_features_cov_sum + halves.fake_features_cov_sum).cpu().numpy()
     floor = float(halves.compute())  # last: after it the metric has the states of this process alone again

@@ -19,9 +19,10 @@ from scalegan.data.index import INDEX_NAME, Index, is_remote, read_index
 from scalegan.data.order import COMPARED, draw, permute
 from scalegan.errors import UserError
 from scalegan.evaluation import folder, statistics_file
-from scalegan.evaluation.evaluator import LabelFn, evaluate
+from scalegan.evaluation.evaluator import LabelFn, evaluate, labels_of
 from scalegan.evaluation.features import Extractor, load_extractor
 from scalegan.evaluation.folder import ImageFolder, open_images
+from scalegan.evaluation.names import METRICS
 from scalegan.evaluation.real import Progress
 from scalegan.evaluation.statistics_file import Statistics
 from scalegan.evaluation.team import Team
@@ -64,7 +65,9 @@ class Made:
     facts: dict[str, Any]
     """Of the record: where the images come from."""
     labels: LabelFn | None = None
-    """(first, count) -> int64 [count], of a generator that is told the class."""
+    """(first, count) -> int64 [count], of a generator that is told the class and of labelled shards."""
+    classes: tuple[str, ...] = ()
+    """Names in the order of those labels."""
 
 
 def made_by(loaded: LoadedGenerator, seed: int, ema_std: float | None = None) -> Made:
@@ -83,6 +86,7 @@ def made_by(loaded: LoadedGenerator, seed: int, ema_std: float | None = None) ->
         loaded.shape,
         facts,
         (lambda first, count: loaded.labels_of(first, count, seed)) if told else None,
+        loaded.classes if told else (),
     )
 
 
@@ -95,7 +99,13 @@ def found_in(index: Index, wanted: int, stack: ExitStack) -> Made:
     stack.callback(reader.close)
     facts = {"images": index.root, "images_sha256": index.sha256}
     shape = index.channels, index.height, index.width
-    return Made(lambda first, count: reader.read(chosen[first : first + count]).images, shape, facts)
+    return Made(
+        lambda first, count: reader.read(chosen[first : first + count]).images,
+        shape,
+        facts,
+        (lambda first, count: labels_of(index, chosen[first : first + count])) if index.labelled else None,
+        index.classes,
+    )
 
 
 def images_of(given: str, kind: Kind, window: str, team: Team) -> Index:
@@ -104,13 +114,10 @@ def images_of(given: str, kind: Kind, window: str, team: Team) -> Index:
         return trained_on(find_checkpoint(Path(given)))
     if kind == "shards":
         return read_index(given)
-    error, facts = None, {}
-    try:
+    facts: dict[str, Any] = {}
+    with team.as_one():
         if team.first:
             facts = folder.to_json(folder.read_folder(Path(given), window))
-    except UserError as met:
-        error = met
-    team.agree(error)
     return folder.from_json(team.from_first(facts))
 
 
@@ -143,6 +150,19 @@ def in_colour(index: Index, beside: Index | Statistics) -> Index:
     return replace(index, channels=3) if grey else index
 
 
+def check_classes(made: Made, against: Index, config: EvaluationConfig) -> None:
+    """Raises `UserError` where both sides are labelled, a metric goes by class, and a label is not the same class in both."""
+    by_class = [name for name in config.wanted if METRICS[name].classes]
+    if not (by_class and made.classes and against.classes) or made.classes == against.classes:
+        return
+    alone = sorted(set(made.classes) ^ set(against.classes))
+    problem = f"class {alone[0]} is in one of them alone" if alone else "they are in another order"
+    raise UserError(
+        f"metric {by_class[0]} needs generated images with the classes of {against.root}, and {problem}: label both alike, or "
+        f"take {by_class[0]} out of evaluation.metrics"
+    )
+
+
 @dataclass(frozen=True)
 class Comparison:
     """What all checkpoints of a run are compared with, and how."""
@@ -171,6 +191,7 @@ class Comparison:
             own, held = ("x".join(map(str, s)) for s in (made.shape, shape))
             who = "the generator makes" if "checkpoint" in made.facts else f"{made.facts['images']} holds"
             raise UserError(f"{who} {own} images and {against.root} holds {held}: give images of one size")
+        check_classes(made, against, self.config)
         record = evaluate(
             made.sample,
             against,

@@ -147,9 +147,10 @@ def compare(
     began = time.perf_counter()
     statistics.check(extractor)
     made = FrechetDistance(extractor.width).to(extractor.device)
-    for first, count in team.blocks(config.samples, config.batch):
-        progress("generated images", first, config.samples)
-        made.update(extractor(sample(first, count)), real=False)
+    with team.as_one():
+        for first, count in team.blocks(config.samples, config.batch):
+            progress("generated images", first, config.samples)
+            made.update(extractor(sample(first, count)), real=False)
     made.sync(dist_sync_fn=made.dist_sync_fn)
     record: dict[str, Any] = {}
     if team.first:

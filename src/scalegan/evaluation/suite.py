@@ -12,6 +12,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from scalegan.errors import UserError
+from scalegan.evaluation.accuracy import ClassAccuracy
 from scalegan.evaluation.features import Extractor, find_weights
 from scalegan.evaluation.frechet import FrechetDistance
 from scalegan.evaluation.frechet_spread import FrechetSpread
@@ -58,11 +59,13 @@ class Suite:
     """Features of the sides "real" (training images), "held_out" and "fake" go in once; the figures of all metrics come out."""
 
     def __init__(self, config: EvaluationConfig, extractor: Extractor, classes: tuple[str, ...]) -> None:
+        self.classes = classes
         makers: dict[str, Callable[[], list[Metric]]] = {
             "kid": lambda: [KernelDistance()],
             "kid_subsets": lambda: [SubsetKernelDistance()],
             "prdc": lambda: [PrecisionRecall()],
             "per_class": lambda: [PerClassDistance(classes)],
+            "accuracy": lambda: [ClassAccuracy(classes)],
             "inception_score": lambda: [class_score(config, extractor)],
             "memorisation": lambda: [Memorisation(), MemorisationInformedDistance()],
         }
@@ -79,7 +82,7 @@ class Suite:
         return {side for metric in self.metrics for side in metric.sides}
 
     def add(self, side: str, features: Tensor, first: int, labels: NDArray[np.int64] | None = None) -> None:
-        """Features [n, width] of images first to first + n of a side."""
+        """Features [n, width] of images first to first + n of a side, and their labels [n]."""
         indices = torch.arange(first, first + len(features))
         numbers = None if labels is None else torch.from_numpy(labels)
         for metric in self.metrics:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -69,6 +70,16 @@ class Team:
         if self.rank == source:
             content = torch.frombuffer(bytearray(text), dtype=torch.uint8)
         return json.loads(add_up(content).numpy().tobytes())
+
+    @contextmanager
+    def as_one(self) -> Iterator[None]:
+        """Around what a process does by itself: a `UserError` of any process is raised on all of them at the end."""
+        error = None
+        try:
+            yield
+        except UserError as met:
+            error = met
+        self.agree(error)
 
     def agree(self, error: UserError | None) -> None:
         """Raise on every process what one of them met, so that none is left waiting for it."""
