@@ -236,7 +236,7 @@ class LogConfig:
     snapshots: int = 100_000
     """Images from one snapshot of the averages of `ema.power` to the next; all are kept."""
     keep: int = 2
-    """Newest checkpoints that are kept, beside the best by metric."""
+    """Newest checkpoints that are kept, beside the best (`evaluation.best`)."""
     grid: int = 64
     """Images on the sample grid, made from fixed latents."""
     wandb: Literal["auto", "online", "offline", "off"] = "auto"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from scalegan.errors import require
-from scalegan.evaluation.names import chosen
+from scalegan.evaluation.names import check_best, chosen, key
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,9 @@ class EvaluationConfig:
     metrics: str = "ssim"
     """What is measured beside the Frechet distance and its floor: any of ssim, ms_ssim, interval, infinity, kid, kid_subsets,
     prdc, per_class, accuracy, inception_score and memorisation, with commas between (docs/evaluation.md); empty is nothing."""
+    best: str = "fid"
+    """The figure that the best checkpoint goes by: fid, the Frechet distance of any extractor, or one that `metrics` gives,
+    such as kid, precision, recall, density, coverage, fid_infinity, inception_score or ssim_max (docs/evaluation.md)."""
 
     def __post_init__(self) -> None:
         require(self.every >= 0, f"evaluation.every is {self.every}: give 0 or more images")
@@ -39,9 +42,14 @@ class EvaluationConfig:
             f"evaluation.resize {self.resize} is one of extractor inception, and evaluation.extractor is {self.extractor}: "
             "leave it out, or set --evaluation.extractor inception",
         )
-        chosen(self.metrics)
+        check_best(self.best, chosen(self.metrics), self.extractor)
 
     @property
     def wanted(self) -> tuple[str, ...]:
         """The names in `metrics`."""
         return chosen(self.metrics)
+
+    @property
+    def judged_by(self) -> str:
+        """The name that `best` has in a record."""
+        return key(self.best, self.extractor)

@@ -51,7 +51,6 @@ class Outputs:
         self.main = accelerator.is_main_process
         self.by_offset = replace(config.data, reader="stream")
         """A few images, or each once, are read beside those that the training keeps in memory, not by keeping them twice."""
-        self.metric = "fid" if config.evaluation.extractor == "inception" else f"fd_{config.evaluation.extractor}"
         self.waited = self.stalled = 0.0
         """Seconds since the last line of metrics: for data, and in saving."""
         self.began = self.read_at = time.perf_counter()
@@ -180,7 +179,7 @@ class Outputs:
             self.tracker.record(images_seen, record)
             if "closest_picture" in record:
                 self.tracker.images(images_seen, self.run_dir / "evaluations" / record["closest_picture"], "closest")
-            self.status.record(images_seen, record)
+            self.status.record(images_seen, record, self.config.evaluation.judged_by)
         self.left_out(start)
         return record
 

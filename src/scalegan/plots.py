@@ -23,9 +23,9 @@ from scalegan.config import DataConfig
 from scalegan.data.index import Index, read_index
 from scalegan.data.stream import StreamReader
 from scalegan.errors import UserError
-from scalegan.evaluation.names import distances
 from scalegan.figures import captioned, fit, grid, save_gif, save_picture, side_by_side, tiles
 from scalegan.files import write_atomically
+from scalegan.panels import kimg_of, panels
 from scalegan.tracking import read_lines
 
 if TYPE_CHECKING:
@@ -89,6 +89,8 @@ class History:
     data: Index | None
     """None where the data is not at hand: moved, or on another machine; the plots then count in kimg alone."""
     loss: str
+    evaluation: dict[str, Any]
+    """The section of the configuration."""
 
     @property
     def epoch(self) -> int | None:
@@ -103,10 +105,6 @@ class History:
         return f"epoch {epochs:.0f}, {kimg}" if epochs >= 10 or epochs.is_integer() else f"epoch {epochs:.1f}, {kimg}"
 
 
-def kimg_of(images_seen: float) -> str:
-    return f"{images_seen / 1000:,.0f} kimg" if images_seen >= 10_000 else f"{images_seen / 1000:.1f} kimg"
-
-
 def read_history(run_dir: Path) -> History:
     config = _read_config(run_dir)
     found = sorted((int(path.stem), path) for path in run_dir.glob("samples/*.png") if path.stem.isdigit())
@@ -118,6 +116,7 @@ def read_history(run_dir: Path) -> History:
         found,
         _index(config.get("data", {}).get("path", "")),
         config.get("loss", {}).get("name", ""),
+        config.get("evaluation", {}),
     )
 
 
@@ -183,32 +182,21 @@ def draw_accuracy(history: History) -> Path | None:
 def draw_quality(history: History) -> Path | None:
     """Each measure beside what it has to be compared with."""
     lines = history.evaluations
-    found = distances(key for line in lines for key in line)
-    panels = [(name, f"{name}_floor", "real images against real images", "Fréchet distance, lower is better") for name in found]
-    panels += [
-        ("ssim_max", "ssim_mean_image", "mean training image", "largest SSIM to a real image"),
-        ("diversity", "diversity_real", "real images", "diversity of the samples"),
-    ]
-    panels = [panel for panel in panels if any(panel[0] in line for line in lines)]
-    if not panels:
+    drawn = panels(lines, history.evaluation)
+    if not drawn:
         return None
     with _figure(history, "quality.png") as axes_of:
-        for axes, (name, control, words, what) in zip(axes_of(len(panels)), panels, strict=True):
-            kimg, values = series(lines, name)
-            axes.plot(kimg, values, color=BLUE, marker="o", markersize=4, label=name)
-            axes.plot(*series(lines, control), color=GREY, linestyle="--", linewidth=1.2, label=words, marker=_marker(kimg))
-            axes.set(title=_title(name, what, kimg, values), ylabel=name)
+        for axes, panel in zip(axes_of(len(drawn)), drawn, strict=True):
+            kimg, values = series(lines, panel.name)
+            axes.plot(kimg, values, color=BLUE, marker="o", markersize=4, label=panel.name)
+            if panel.control:
+                beside = series(lines, panel.control)
+                axes.plot(*beside, color=GREY, linestyle="--", linewidth=1.2, label=panel.words, marker=_marker(kimg))
+            axes.set(title=panel.title(kimg, values), ylabel=panel.name)
             axes.legend()
-            if name in found:
+            if panel.from_zero:
                 axes.set_ylim(bottom=0)
     return history.run_dir / "figures" / "quality.png"
-
-
-def _title(name: str, what: str, kimg: NDArray[np.float64], values: NDArray[np.float64]) -> str:
-    if name in ("ssim_max", "diversity") or not np.isfinite(values).any():
-        return what[0].upper() + what[1:]
-    best = int(np.nanargmin(values))
-    return f"{what}; best {values[best]:.4g} at {kimg_of(1000 * kimg[best])}"
 
 
 def draw_schedule(history: History) -> Path | None:

@@ -55,10 +55,12 @@ def tick_line(images_seen: int, metrics: Mapping[str, float], timing: Mapping[st
     return "  ".join(parts)
 
 
-def record_line(images_seen: int, record: Mapping[str, Any]) -> str:
-    """The line of one evaluation: each figure beside what it has to be compared with."""
+def record_line(images_seen: int, record: Mapping[str, Any], best: str = "") -> str:
+    """The line of one evaluation: each figure beside what it has to be compared with, and the one that `best` names."""
     parts = [f"kimg {images_seen / 1000:.1f}"]
     parts += [f"{name} {_beside(record, name, f'{name}_floor', 'floor', '.4g')}" for name in distances(record)]
+    if best in record and best not in (*distances(record), "ssim_max"):
+        parts.append(f"{best} {record[best]:.4g}")
     if "ssim_max" in record:
         parts.append(f"SSIM {_beside(record, 'ssim_max', 'ssim_mean_image', 'mean image', '.3f')}")
     if "diversity" in record:
@@ -101,9 +103,9 @@ class Status:
         if self._progress:
             self._progress.update(self._task, completed=images_seen)
 
-    def record(self, images_seen: int, record: Mapping[str, Any]) -> None:
+    def record(self, images_seen: int, record: Mapping[str, Any], best: str = "") -> None:
         """One line from an evaluation record."""
-        self.say(record_line(images_seen, record))
+        self.say(record_line(images_seen, record, best))
 
     def say(self, text: str) -> None:
         self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")

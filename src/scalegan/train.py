@@ -13,6 +13,7 @@ from scalegan.config import Config
 from scalegan.data.held_out import read_held_out
 from scalegan.data.index import Index, read_index
 from scalegan.errors import MachineError, UserError
+from scalegan.evaluation.names import FIGURES
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -101,6 +102,12 @@ def check_data(config: Config, index: Index) -> None:
     real = config.evaluation.real
     if real > index.samples:
         raise UserError(f"evaluation.real {real} is more than the {index.samples} images of {path}: give 0 to compare all")
+    best, side = config.evaluation.best, FIGURES[config.evaluation.best].side
+    if min(index.height, index.width) < side:
+        raise UserError(
+            f"evaluation.best {best} needs images of {side} pixels a side, and those of {path} have "
+            f"{index.height}x{index.width}: choose another, such as fid"
+        )
     if config.data.held_out:
         read_held_out(config.data.held_out, index)
 

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 
-from scalegan import checkpoint, power, run, schedules, start
+from scalegan import best, checkpoint, power, run, schedules, start
 from scalegan.background import Saver
 from scalegan.config import Config
 from scalegan.data.index import Index, is_remote
@@ -59,7 +59,7 @@ class Trainer:
         self.run_dir = Path(config.run)
         self.watchdog = Watchdog(60 * config.train.hang_minutes, self.run_dir, accelerator.process_index)
         self.saver = Saver(self.run_dir, config.log.keep)
-        self.best: dict[str, Any] = {}
+        self.best: best.Best = {}
         self.done: dict[str, int] = {}  # what was made last at how many images
         self.game.prime()
         wandb_id = self.resume()
@@ -177,11 +177,8 @@ class Trainer:
     def evaluate(self) -> bool:
         """Evaluate the averaged generator; whether it is the best so far."""
         record = self.outputs.evaluate(self.game.ema, self.clock.images_seen)
-        metric = self.outputs.metric
-        if self.best and record[metric] >= self.best["value"]:
-            return False
-        self.best = {"metric": metric, "value": record[metric], "images_seen": self.clock.images_seen}
-        return True
+        before, self.best = self.best, best.better(self.config.evaluation, record, self.best)
+        return self.best is not before
 
     def save(self) -> None:
         """Process 0 copies the tensors and writes them beside the training, which goes on at once."""
@@ -190,8 +187,8 @@ class Trainer:
         from_everyone = {"statistics": self.statistics.state(), "augment": self.game.adaptive.state()}
         if self.accelerator.is_main_process:
             self.tell(self.saver.wait())
-            best = [self.best["images_seen"]] if self.best else []
-            self.saver.start(self.clock.images_seen, self.tensors() | from_everyone, self.state(), best)
+            also = [self.best["images_seen"]] if self.best else []
+            self.saver.start(self.clock.images_seen, self.tensors() | from_everyone, self.state(), also)
         self.outputs.stalled += time.perf_counter() - start
 
     def snapshot(self) -> None:
@@ -271,10 +268,19 @@ class Trainer:
         self.statistics.restore(taken.tensors("statistics"), self.accelerator.process_index, self.accelerator.num_processes)
         self.game.adaptive.restore(taken.tensors("augment"), self.accelerator.process_index)
         self.clock.images_seen = taken.images_seen
-        self.best, self.done = taken.state["best"], taken.state["done"]
+        self.best, self.done = self.take_up_best(taken.state["best"]), taken.state["done"]
         if self.accelerator.scaler:
             self.accelerator.scaler.load_state_dict(taken.state["scaler"])
         return taken.state["wandb_id"]  # type: ignore[no-any-return]
+
+    def take_up_best(self, kept: best.Best) -> best.Best:
+        found = kept
+        if self.accelerator.is_main_process:
+            found = best.taken_up(self.config.evaluation, kept, self.run_dir, self.clock.images_seen)
+            if found != kept:
+                now = f"the checkpoint at {found['images_seen']} images" if found else "that of the next evaluation"
+                print(f"scalegan: the best goes by {self.config.evaluation.judged_by} now and is {now}", file=sys.stderr)
+        return from_main(found, self.group)  # type: ignore[no-any-return]
 
 
 def memory_mb(device: torch.device) -> float:

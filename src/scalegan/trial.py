@@ -21,6 +21,7 @@ from scalegan.data.loader import Batch, batches, is_resident, open_reader
 from scalegan.data.order import make_order, samples_at
 from scalegan.data.resident import bytes_needed
 from scalegan.distributed import make_accelerator
+from scalegan.evaluation.names import best_among
 from scalegan.sampling import load_generator
 from scalegan.statistics import Values
 from scalegan.train import check_data
@@ -67,6 +68,7 @@ def cut_config(config: Config, index: Index, run: Path) -> Config:
     batch = rounds * together
     cuda = config.train.device != "cpu" and torch.cuda.is_available()
     data, model, train, log, evaluation = config.data, config.model, config.train, config.log, config.evaluation
+    tried = [name for name in evaluation.wanted if name in TRIED]
     return replace(
         config,
         run=str(run),
@@ -119,7 +121,8 @@ def cut_config(config: Config, index: Index, run: Path) -> Config:
             samples=min(evaluation.samples, 32),
             real=min(evaluation.real or index.samples, index.samples, IMAGES),
             batch=min(evaluation.batch, 16),
-            metrics=",".join(name for name in evaluation.wanted if name in TRIED),
+            metrics=",".join(tried),
+            best=best_among(evaluation.best, tried),
         ),
     )
 
@@ -243,7 +246,7 @@ class Trial:
         for name, value in numbers.items():
             if not math.isfinite(value):
                 raise Fault(f"{name} is {value}")
-        metric = self.trainer.outputs.metric
+        metric = self.config.evaluation.judged_by
         return f"{metric} {record[metric]:.4g} of {record['generated']} images against {record['real']}"
 
     def checkpoint(self) -> str:

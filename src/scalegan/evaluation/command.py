@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from scalegan.config import DataConfig, TrainConfig
 from scalegan.errors import UserError
+from scalegan.evaluation.names import best_among, chosen
 from scalegan.evaluation_config import EvaluationConfig
 
 if TYPE_CHECKING:
@@ -78,19 +79,20 @@ def run(args: argparse.Namespace) -> int:
     check_options(args, kind, sides.kind_of(args.against) if args.against else "")
     accelerator, team = start(args.device)
     run_dir = run_folder(args.source) if kind == "run" else None
-    records = []
+    records, best = [], ""
     with ExitStack() as stack:
         progress = stack.enter_context(progress_bar(team.first and sys.stderr.isatty()))
         if run_dir:
             measured = of_run(args, run_dir, accelerator.device, team, progress)
         else:
             measured = of_images(args, kind, accelerator.device, team, stack, progress)
-        for record in measured:
+        for config, record in measured:
             records.append(record)
+            best = config.best
             if team.first:
                 report.write(records, run_dir, args.json)
     if team.first:
-        report.show(records, run_dir)
+        report.show(records, run_dir, best)
     accelerator.end_training()
     return 0
 
@@ -123,8 +125,8 @@ def start(device: str) -> tuple[Accelerator, Team]:
 
 def of_run(
     args: argparse.Namespace, run_dir: Path, device: torch.device, team: Team, progress: Progress
-) -> Iterator[dict[str, Any]]:
-    """A record for each checkpoint that was asked for, the oldest first."""
+) -> Iterator[tuple[EvaluationConfig, dict[str, Any]]]:
+    """How each checkpoint that was asked for is measured, and its record; the oldest first."""
     from scalegan import own
     from scalegan.evaluation import sides
     from scalegan.sampling import load_generator
@@ -141,13 +143,13 @@ def of_run(
             against, config, extractor, team, device, run_dir / "cache", data, run_dir / "evaluations"
         )
         seed = loaded.config.train.seed if args.seed is None else args.seed
-        yield comparison.measure(sides.made_by(loaded, seed, checkpoint.state.get("ema_std")), progress)
+        yield config, comparison.measure(sides.made_by(loaded, seed, checkpoint.state.get("ema_std")), progress)
 
 
 def of_images(
     args: argparse.Namespace, kind: sides.Kind, device: torch.device, team: Team, stack: ExitStack, progress: Progress
-) -> Iterator[dict[str, Any]]:
-    """The record of images that lie somewhere."""
+) -> Iterator[tuple[EvaluationConfig, dict[str, Any]]]:
+    """How images that lie somewhere are measured, and their record."""
     from scalegan.data.index import Index
     from scalegan.evaluation import sides
     from scalegan.evaluation.weights import user_cache
@@ -163,7 +165,7 @@ def of_images(
     made = sides.found_in(index, config.samples, stack)
     cache = user_cache() / "scalegan" / "statistics"
     comparison = sides.Comparison(against, config, extractor, team, device, cache, DataConfig(held_out=args.held_out), None)
-    yield comparison.measure(made, progress)
+    yield config, comparison.measure(made, progress)
 
 
 def run_folder(given: str) -> Path:
@@ -216,7 +218,9 @@ def overridden(config: EvaluationConfig, args: argparse.Namespace) -> Evaluation
         given = given | {"extractor": None, "weights": None}  # of `own_extractor`
     elif given["extractor"] not in (None, config.extractor):
         given = {"weights": "", "resize": "tf1"} | {name: value for name, value in given.items() if value is not None}
-    return replace(config, **{name: value for name, value in given.items() if value is not None})
+    given = {name: value for name, value in given.items() if value is not None}
+    best = best_among(config.best, chosen(given.get("metrics", config.metrics)))
+    return replace(config, best=best, **given)
 
 
 @contextmanager

@@ -50,6 +50,39 @@ METRICS = {
 """By the name that `evaluation.metrics` knows. The Frechet distance is not among them, as it is always taken."""
 
 
+@dataclass(frozen=True)
+class Figure:
+    """What it takes for a figure to say which of two checkpoints is better."""
+
+    metric: str = ""
+    """The one that gives it; empty for what is always measured."""
+    higher: bool = False
+    """Whether more is better."""
+    side: int = 1
+    """Pixels that the shorter side of images needs."""
+
+
+FIGURES = {
+    "fid": Figure(),
+    "fid_high": Figure("interval"),
+    "fid_infinity": Figure("infinity"),
+    "fid_per_class_mean": Figure("per_class"),
+    "accuracy": Figure("accuracy", higher=True),
+    "kid": Figure("kid"),
+    "kid_subsets": Figure("kid_subsets"),
+    "mifid": Figure("memorisation"),
+    "precision": Figure("prdc", higher=True),
+    "recall": Figure("prdc", higher=True),
+    "density": Figure("prdc", higher=True),
+    "coverage": Figure("prdc", higher=True),
+    "inception_score": Figure("inception_score", higher=True),
+    "ssim_max": Figure("ssim", higher=True, side=6),
+    "ms_ssim_max": Figure("ms_ssim", higher=True, side=11),
+}
+"""What `evaluation.best` may be, under the names that a record of Inception has. Left out is what ought to be near a control,
+as diversity and the share of near copies: noise, or copies, would win."""
+
+
 def chosen(names: str) -> tuple[str, ...]:
     """`kid,prdc` -> their names. Raises `UserError` for one that is unknown."""
     wanted = tuple(dict.fromkeys(name.strip() for name in names.split(",") if name.strip()))
@@ -93,6 +126,25 @@ def key(name: str, extractor: str) -> str:
         if name == ours or name.startswith(f"{ours}_"):
             return f"{theirs}_{extractor.rpartition(':')[2].lower()}{name.removeprefix(ours)}"
     return name
+
+
+def check_best(name: str, wanted: Iterable[str], extractor: str) -> None:
+    """Raises `UserError` for a figure without a direction, or one that the metrics `wanted` do not give."""
+    if name not in FIGURES:
+        near = [figure for figure in FIGURES if key(figure, extractor) == name] or difflib.get_close_matches(name, FIGURES, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(FIGURES)}"
+        raise UserError(f"evaluation.best: {name!r} is no figure of which less or more is better: {hint}")
+    metric = FIGURES[name].metric
+    if metric and metric not in wanted:
+        raise UserError(
+            f"evaluation.best {name} is measured by the metric {metric}, which evaluation.metrics does not name: "
+            f"add {metric} there, or choose another"
+        )
+
+
+def best_among(name: str, wanted: Iterable[str]) -> str:
+    """The same figure, or the Frechet distance where the metrics `wanted` do not give it."""
+    return name if FIGURES[name].metric in ("", *wanted) else "fid"
 
 
 def distances(names: Iterable[str]) -> list[str]:

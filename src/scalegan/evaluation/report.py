@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from scalegan.evaluation.features import metric_name
+from scalegan.evaluation.names import FIGURES, key
 from scalegan.evaluation.table import rows
 from scalegan.files import write_atomically
 
@@ -42,11 +43,12 @@ def reference_sha256(record: dict[str, Any]) -> str:
     return str(record.get("index_sha256") or record["statistics_sha256"])
 
 
-def show(records: list[dict[str, Any]], run_dir: Path | None) -> None:
+def show(records: list[dict[str, Any]], run_dir: Path | None, best: str) -> None:
+    """`best` is the figure that tells the best checkpoint, by its name in `names.FIGURES`."""
     console = Console()
     record = records[-1]
     if len(records) > 1:
-        console.print(curve(records))
+        console.print(curve(records, best))
     else:
         console.print(origin(record), soft_wrap=True)
         console.print(values(record))
@@ -80,14 +82,21 @@ def values(record: dict[str, Any]) -> Table:
     return table
 
 
-def curve(records: list[dict[str, Any]]) -> Table:
-    """The checkpoints of a run, the oldest first, with a bar each and a mark at the lowest distance."""
-    metric = metric_name(records[0]["extractor"])
-    distances = [record[metric] for record in records]
-    table = Table(Column("images seen", justify="right"), Column(metric, justify="right"), "", "")
-    for record, distance in zip(records, distances, strict=True):
+def curve(records: list[dict[str, Any]], best: str) -> Table:
+    """The checkpoints of a run, the oldest first: their distance with a bar, and a mark at the best by the figure `best`."""
+    metric, figure = (key(name, records[0]["extractor"]) for name in ("fid", best))
+    if figure not in records[0]:  # as where statistics alone are compared with
+        best, figure = "fid", metric
+    distances, values = ([record[name] for record in records] for name in (metric, figure))
+    word, chosen = ("highest", max(values)) if FIGURES[best].higher else ("lowest", min(values))
+    table = Table(Column("images seen", justify="right"), Column(metric, justify="right"), "")
+    if figure != metric:
+        table.add_column(figure, justify="right")
+    table.add_column("")
+    for record, distance, value in zip(records, distances, values, strict=True):
         bar = "█" * max(1, round(WIDTH * distance / max(*distances, 1e-12)))
-        table.add_row(str(record["images_seen"]), f"{distance:.2f}", bar, "lowest" if distance == min(distances) else "")
+        more = [] if figure == metric else [f"{value:.4g}"]
+        table.add_row(str(record["images_seen"]), f"{distance:.2f}", bar, *more, word if value == chosen else "")
     if f"{metric}_floor" in records[0]:
         table.caption = f"floor (real against real): {records[0][f'{metric}_floor']:.2f}"
     return table
