@@ -84,6 +84,7 @@ R3GAN = (
 )  # fmt: skip
 RECIPES: dict[str, tuple[str, ...]] = {
     "small": (),
+    "half": ("--model.width=16", "--model.max_width=128", "--model.critic_width=16", "--model.critic_max_width=128"),
     "dcgan": (),
     "resnet": (*OTHER_FAMILY, "--model.family=resnet", "--model.width=32", "--model.critic_width=32", *HINGE, *SLOW),
     "fastgan": (*OTHER_FAMILY, "--model.family=fastgan", "--model.width=16", "--model.critic_width=16", *HINGE, *SLOW),

@@ -199,7 +199,7 @@ def test_a_goal_is_told_against_both_references(quality: Any, best: float, verdi
     assert quality.goals(references[:1]) == ["brain: no goal without runs of dcgan and small"]
 
 
-@pytest.mark.parametrize("recipe", ["small", "dcgan", "resnet", "fastgan", "projected", "stylegan2", "r3gan"])
+@pytest.mark.parametrize("recipe", ["small", "half", "dcgan", "resnet", "fastgan", "projected", "stylegan2", "r3gan"])
 def test_every_recipe_fits_every_data_set(quality: Any, recipe: str) -> None:
     assert recipe in quality.RECIPES
     for task in quality.TASKS.values():
