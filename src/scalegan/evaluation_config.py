@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from scalegan.errors import require
-from scalegan.evaluation.names import chosen
+from scalegan.evaluation.names import BY_LPIPS, chosen
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,12 @@ class EvaluationConfig:
     batch: int = 64
     """Images of one pass through the extractor; always full, as features depend on it in the last bits."""
     metrics: str = "ssim"
-    """What is measured beside the Frechet distance and its floor: any of ssim, ms_ssim, interval, infinity, kid, kid_subsets,
-    prdc, per_class, inception_score and memorisation, with commas between (docs/evaluation.md); empty is nothing."""
+    """What is measured beside the Frechet distance and its floor: any of ssim, ms_ssim, lpips, ppl, interval, infinity, kid,
+    kid_subsets, prdc, per_class, inception_score, memorisation, with commas between (docs/evaluation.md); empty is nothing."""
+    lpips: Literal["alex", "vgg"] = "alex"
+    """Network that the metrics lpips and ppl see images with; the path lengths of papers are those of vgg."""
+    lpips_weights: str = ""
+    """File with that network's weights, as torchvision publishes them; empty takes downloaded ones."""
 
     def __post_init__(self) -> None:
         require(self.every >= 0, f"evaluation.every is {self.every}: give 0 or more images")
@@ -45,3 +49,8 @@ class EvaluationConfig:
     def wanted(self) -> tuple[str, ...]:
         """The names in `metrics`."""
         return chosen(self.metrics)
+
+    @property
+    def wants_lpips(self) -> bool:
+        """Whether any of them needs the network of LPIPS."""
+        return not BY_LPIPS.isdisjoint(self.wanted)

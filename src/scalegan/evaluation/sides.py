@@ -22,6 +22,7 @@ from scalegan.evaluation import folder, statistics_file
 from scalegan.evaluation.evaluator import LabelFn, evaluate
 from scalegan.evaluation.features import Extractor, load_extractor
 from scalegan.evaluation.folder import ImageFolder, open_images
+from scalegan.evaluation.path_length import LatentPaths
 from scalegan.evaluation.real import Progress
 from scalegan.evaluation.statistics_file import Statistics
 from scalegan.evaluation.team import Team
@@ -65,6 +66,8 @@ class Made:
     """Of the record: where the images come from."""
     labels: LabelFn | None = None
     """(first, count) -> int64 [count], of a generator that is told the class."""
+    paths: LatentPaths | None = None
+    """Steps in the latents, of a generator."""
 
 
 def made_by(loaded: LoadedGenerator, seed: int, ema_std: float | None = None) -> Made:
@@ -77,12 +80,13 @@ def made_by(loaded: LoadedGenerator, seed: int, ema_std: float | None = None) ->
     facts = {"images_seen": loaded.images_seen, "seed": seed, "ema": True, "checkpoint": str(loaded.path)}
     if ema_std is not None:
         facts["ema_std"] = ema_std
-    told = loaded.config.model.conditional
+    model = loaded.config.model
     return Made(
         lambda first, count: loaded.sample_range(first, count, seed),
         loaded.shape,
         facts,
-        (lambda first, count: loaded.labels_of(first, count, seed)) if told else None,
+        (lambda first, count: loaded.labels_of(first, count, seed)) if model.conditional else None,
+        LatentPaths(loaded.network, model.z_dim, loaded.class_counts if model.conditional else (), seed),
     )
 
 
@@ -185,6 +189,7 @@ class Comparison:
             data=replace(self.data, path=against.root),
             extractor=self.extractor,
             labels=made.labels,
+            paths=made.paths,
             pictures=self.pictures,
             progress=progress,
         )
