@@ -125,8 +125,8 @@ class PerceptualDistance:
     def __call__(self, a: Tensor, b: Tensor) -> Tensor:
         at_once = max(1, PIXELS // (a.shape[2] * a.shape[3]))  # of the size alone, as float32 depends on it in the last bits
         with plain_float32(self.device):
-            parts = zip(a.split(at_once), b.split(at_once), strict=True)
-            return torch.cat([self.network(*(self.ready(images) for images in pair)) for pair in parts]).double()
+            parts = (slice(first, first + at_once) for first in range(0, len(a), at_once))
+            return torch.cat([self.network(self.ready(a[part]), self.ready(b[part])) for part in parts]).double()
 
     def ready(self, images: Tensor) -> Tensor:
         images = images.to(self.device)

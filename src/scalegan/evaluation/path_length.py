@@ -138,7 +138,8 @@ def path_length(
 def shrunk(images: Tensor) -> Tensor:
     """Images [n, C, H, W] -> the same with a shorter side of at most `SIDE`."""
     size = images.shape[2], images.shape[3]
-    return Resize(size, shrunk_size(*size), area).to(images.device)(images)
+    small: Tensor = Resize(size, shrunk_size(*size), area).to(images.device)(images)
+    return small
 
 
 def shrunk_size(height: int, width: int) -> tuple[int, int]:
