@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from scalegan.errors import require
-from scalegan.evaluation.names import check_best, chosen, key
+from scalegan.evaluation.names import BY_LPIPS, check_best, chosen, key
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,16 @@ class EvaluationConfig:
     batch: int = 64
     """Images of one pass through the extractor; always full, as features depend on it in the last bits."""
     metrics: str = "ssim"
-    """What is measured beside the Frechet distance and its floor: any of ssim, ms_ssim, interval, infinity, kid, kid_subsets,
-    prdc, per_class, accuracy, inception_score and memorisation, with commas between (docs/evaluation.md); empty is nothing."""
+    """What is measured beside the Frechet distance and its floor: any of ssim, ms_ssim, lpips, ppl, interval, infinity, kid,
+    kid_subsets, prdc, per_class, accuracy, inception_score, memorisation, with commas between (docs/evaluation.md); empty is
+    nothing."""
     best: str = "fid"
     """The figure that the best checkpoint goes by: fid, the Frechet distance of any extractor, or one that `metrics` gives,
     such as kid, precision, recall, density, coverage, fid_infinity, inception_score or ssim_max (docs/evaluation.md)."""
+    lpips: Literal["alex", "vgg"] = "alex"
+    """Network that the metrics lpips and ppl see images with; the path lengths of papers are those of vgg."""
+    lpips_weights: str = ""
+    """File with that network's weights, as torchvision publishes them; empty takes downloaded ones."""
 
     def __post_init__(self) -> None:
         require(self.every >= 0, f"evaluation.every is {self.every}: give 0 or more images")
@@ -53,3 +58,8 @@ class EvaluationConfig:
     def judged_by(self) -> str:
         """The name that `best` has in a record."""
         return key(self.best, self.extractor)
+
+    @property
+    def wants_lpips(self) -> bool:
+        """Whether any of them needs the network of LPIPS."""
+        return not BY_LPIPS.isdisjoint(self.wanted)

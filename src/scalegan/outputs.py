@@ -147,10 +147,15 @@ class Outputs:
         self.tracker.likeness(images_seen, self.likeness.record(images))
         self.left_out(start)
 
+    @property
+    def class_counts(self) -> tuple[int, ...]:
+        """What labels are drawn by, where the generator is told the class."""
+        return self.index.class_counts if self.config.model.conditional else ()
+
     def draw(self, ema: nn.Module, first: int, count: int, labels: Tensor | None = None) -> Tensor:
         """Images of the run's own seed: uint8 [count, C, H, W]."""
-        counts = self.index.class_counts if self.config.model.conditional else ()
-        return sampling.images_of(ema, self.config.model.z_dim, counts, self.config.train.seed, first, count, labels)
+        model, seed = self.config.model, self.config.train.seed
+        return sampling.images_of(ema, model.z_dim, self.class_counts, seed, first, count, labels)
 
     def drawn_labels(self, first: int, count: int) -> NDArray[np.int64]:
         """The classes of those images, [count]."""
@@ -158,6 +163,7 @@ class Outputs:
 
     def evaluate(self, ema: nn.Module, images_seen: int) -> dict[str, Any]:
         from scalegan.evaluation.evaluator import evaluate
+        from scalegan.evaluation.path_length import LatentPaths
 
         start = time.perf_counter()
         record = evaluate(
@@ -173,6 +179,7 @@ class Outputs:
             cache=self.run_dir / "cache",
             data=self.by_offset,
             labels=self.drawn_labels if self.config.model.conditional else None,
+            paths=LatentPaths(ema, self.config.model.z_dim, self.class_counts, self.config.train.seed),
             pictures=self.run_dir / "evaluations",
         )
         if self.main:

@@ -73,11 +73,14 @@ def claim(config: Config, index: Index, accelerator: Accelerator) -> run.Lock | 
         return None
     from scalegan import start
     from scalegan.evaluation.features import find_weights
+    from scalegan.evaluation.weights import lpips_path
 
     folder = Path(config.run)
     held = None
     try:
         find_weights(config.evaluation)  # missing ones are told now, not hours later at the first evaluation
+        if config.evaluation.wants_lpips:
+            lpips_path(config.evaluation.lpips, config.evaluation.lpips_weights)
         origin = start.find(config, index)
         held = run.Lock(folder)
         run.claim(folder, config, index.sha256, origin)

@@ -29,17 +29,32 @@ def join() -> tuple[int, int]:
     return accelerator.process_index, accelerator.num_processes
 
 
+def latent_paths():
+    """Of a generator that draws noise from its latents."""
+    from scalegan.evaluation.path_length import LatentPaths
+    from scalegan.model_config import ModelConfig
+    from scalegan.models import build_generator
+
+    torch.manual_seed(0)
+    config = ModelConfig(family="stylegan2", z_dim=8, width=4, max_width=8, map_layers=2)
+    return LatentPaths(build_generator(config, (3, 20, 28), 0).eval().requires_grad_(False), config.z_dim, (), seed=0)
+
+
 def evaluation(shards: Path, *caches: Path) -> list[dict]:
     """The record of an evaluation for every cache."""
+    from helpers.lpips_weights import made_up_lpips
+    from scalegan.evaluation import by_lpips, evaluator, path_length
     from scalegan.evaluation.evaluator import evaluate
 
     rank, processes = join()
+    by_lpips.BLOCK = path_length.BLOCK = BATCH  # so that each process has some
+    evaluator.load_lpips = lambda *_: made_up_lpips()
     images = torch.from_numpy(make_images(GENERATED, 20, 28, 3, seed=5)[0]).permute(0, 3, 1, 2)
     return [
         evaluate(
             lambda first, count: images[first : first + count],
             read_index(shards),
-            EvaluationConfig(samples=GENERATED, batch=BATCH, metrics="ssim,ms_ssim,kid,prdc"),
+            EvaluationConfig(samples=GENERATED, batch=BATCH, metrics="ssim,ms_ssim,lpips,ppl,kid,prdc"),
             seed=0,
             images_seen=0,
             ema=True,
@@ -47,9 +62,17 @@ def evaluation(shards: Path, *caches: Path) -> list[dict]:
             processes=processes,
             device=torch.device("cpu"),
             cache=cache,
+            paths=latent_paths(),
         )
         for cache in caches
     ]
+
+
+def missing_lpips_weights(shards: Path, cache: Path) -> None:
+    from scalegan.evaluation.lpips import load_lpips
+    from scalegan.evaluation.team import Team
+
+    load_lpips(EvaluationConfig(lpips_weights=str(cache / "no.pth")), torch.device("cpu"), Team(*join()))
 
 
 def missing_weights(shards: Path, cache: Path) -> None:
@@ -106,8 +129,9 @@ def test_the_value_is_the_same_on_1_to_4_processes(data, tmp_path, worlds):
         assert (record["generated"], record["real"], record["floor_counts"]) == (GENERATED, REAL, [18, 19])
         for name in (
             "fd_lite0", "fd_lite0_floor", "ssim_max", "ssim_mean_image", "diversity",
-            "diversity_real", "ms_ssim_max", "ms_ssim_pairs_real", "kd_lite0", "kd_lite0_se", "precision", "recall", "density",
-            "coverage",
+            "diversity_real", "ms_ssim_max", "ms_ssim_pairs_real", "lpips_pairs", "lpips_pairs_se", "lpips_pairs_real",
+            "lpips_pairs_real_se", "ppl_z", "ppl_z_se", "ppl_w", "ppl_w_se", "kd_lite0", "kd_lite0_se", "precision",
+            "recall", "density", "coverage",
         ):  # fmt: skip
             assert record[name] == pytest.approx(records[0][name], rel=1e-9), (name, record["processes"])
 
@@ -178,6 +202,7 @@ def test_what_process_0_alone_cannot_read_stops_all_of_them(tmp_path, failing):
     assert ["the disk is gone" in str(process.value) for process in ended] == [True, True]
 
 
-def test_missing_weights_stop_all_of_them(data, tmp_path):
-    ended = run_world(tmp_path, 2, missing_weights, data, tmp_path)
+@pytest.mark.parametrize("missing", [missing_weights, missing_lpips_weights])
+def test_missing_weights_stop_all_of_them(data, tmp_path, missing):
+    ended = run_world(tmp_path, 2, missing, data, tmp_path)
     assert ["do not exist" in str(process.value) for process in ended] == [True, True]

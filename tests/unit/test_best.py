@@ -71,7 +71,7 @@ def test_what_the_metrics_do_not_give_is_refused():
         ("kd_lite0", "did you mean kid?"),
         ("recal", "did you mean recall?"),
         ("seed", "there are fid, "),
-        ("diversity", "there are"),
+        ("diversity", "did you mean density?"),
     ],
 )
 def test_what_has_no_direction_is_refused_with_what_has(name, said):

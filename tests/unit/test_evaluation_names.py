@@ -28,6 +28,7 @@ def test_an_unknown_name_is_told_with_the_nearest():
         ("kid_subsets", 5000, 999, "needs 1000 real images"),
         ("interval", 39, 99, "needs 40 generated images"),
         ("infinity", 5119, 99, "needs 5120 generated images"),
+        ("lpips", 3, 99, "lpips needs 4 generated images"),
         ("prdc", 5, 99, "needs 6 generated images"),
         ("memorisation", 19, 99, "needs 20 generated images"),
     ],

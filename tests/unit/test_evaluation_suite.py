@@ -10,6 +10,7 @@ from PIL import Image
 from test_evaluation_evaluator import COUNT, CPU, FACTS, Areas, pictures, small_extractor  # noqa: F401 (an automatic fixture)
 from tiny import make_shards as write_blobs
 
+from helpers.lpips_weights import made_up_lpips
 from helpers.shards import make_shards
 from scalegan.config import DataConfig
 from scalegan.data.index import Index
@@ -17,9 +18,12 @@ from scalegan.errors import UserError
 from scalegan.evaluation import evaluator, suite
 from scalegan.evaluation.evaluator import evaluate, labels_of
 from scalegan.evaluation.features import Extractor
+from scalegan.evaluation.path_length import LatentPaths
 from scalegan.evaluation.suite import ClassScore
 from scalegan.evaluation.table import LINES, rows
 from scalegan.evaluation_config import EvaluationConfig
+from scalegan.model_config import ModelConfig
+from scalegan.models import build_generator
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +55,9 @@ def test_all_metrics_stand_in_one_record(index, held_out, tmp_path, monkeypatch)
     passes = []
     made = Extractor("areas", Areas(), "no weights", CPU, 8)
     monkeypatch.setattr(evaluator, "load_extractor", lambda *_: Counting(made, passes))
-    names = "ssim,ms_ssim,interval,infinity,kid,prdc,per_class,accuracy,inception_score,memorisation"
-    record = run(index, tmp_path, names, 200, held_out.root, labels=labels)
+    monkeypatch.setattr(evaluator, "load_lpips", lambda *_: made_up_lpips())
+    names = "ssim,ms_ssim,lpips,ppl,interval,infinity,kid,prdc,per_class,accuracy,inception_score,memorisation"
+    record = run(index, tmp_path, names, 200, held_out.root, labels=labels, paths=latent_paths("stylegan2"))
     assert sum(passes) == COUNT + 30 + 200  # each image once, whatever is measured
     said = {"held_out": 30, "held_out_sha256": held_out.sha256, "real": COUNT, "generated": 200}
     assert record.items() >= said.items()
@@ -64,6 +69,42 @@ def test_all_metrics_stand_in_one_record(index, held_out, tmp_path, monkeypatch)
     for name in ("fd_areas_per_class", "accuracy_per_class", "accuracy_real_per_class", "accuracy_held_out_per_class"):
         assert set(record[name]) == {"disc", "square"}
     assert 0 < record["precision"] <= 1 and 0 < record["authenticity"] <= 1  # noqa: PT018
+
+
+def latent_paths(family: str) -> LatentPaths:
+    torch.manual_seed(0)
+    config = ModelConfig(family=family, z_dim=8, width=4, max_width=8, critic_width=4, critic_max_width=8)
+    network = build_generator(config, (3, 24, 16), 0).eval().requires_grad_(False)
+    return LatentPaths(network, config.z_dim, (), seed=0)
+
+
+def test_lpips_and_path_length_stand_beside_their_controls_and_provenance(index, tmp_path, monkeypatch):
+    distance = made_up_lpips()
+    monkeypatch.setattr(evaluator, "load_lpips", lambda *_: distance)
+    record = run(index, tmp_path, "lpips,ppl", paths=latent_paths("dcgan"))
+    said = {
+        "lpips": "alex", "lpips_weights_sha256": "made up", "lpips_heads_sha256": distance.heads_sha256,
+        "lpips_resize": "bilinear from 24x16 to 46x31", "ppl_steps": 40, "ppl_resize": "none",
+    }  # fmt: skip
+    assert record.items() >= said.items()
+    assert "ppl_w" not in record
+    assert record["ppl_z"] > 0 < record["ppl_z_se"]
+    made = pictures(40, 1, index)
+    found = distance(made[::2], made[1::2]).numpy()
+    assert record["lpips_pairs"] == pytest.approx(found.mean())
+    assert record["lpips_pairs_se"] == pytest.approx(found.std(ddof=1) / 20**0.5)
+    assert record["lpips_pairs_real"] > 2 * record["lpips_pairs_real_se"] > 0
+    alike = run(index, tmp_path, "lpips", made=made[:1].expand(40, -1, -1, -1))
+    assert alike["lpips_pairs"] < 1e-6
+    assert alike["lpips_pairs_real"] == record["lpips_pairs_real"]
+
+
+def test_images_that_lie_somewhere_are_paired_at_random(index, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluator, "load_lpips", lambda *_: made_up_lpips())
+    made = pictures(20, 1, index).repeat_interleave(2, 0)  # neighbours are alike, as turns of one object
+    assert run(index, tmp_path, "lpips", made=made, paths=latent_paths("dcgan"))["lpips_pairs"] < 1e-6
+    record = run(index, tmp_path, "lpips", made=made)
+    assert record["lpips_pairs"] > 0.5 * record["lpips_pairs_real"]
 
 
 class Counting:
@@ -148,6 +189,7 @@ def test_what_a_metric_lacks_is_told_before_any_work(index, held_out, tmp_path):
         ),
         ("needs 1000 generated images and evaluation.samples is 40", {"metrics": "kid_subsets"}),
         ("infinity needs 192 generated images", {"metrics": "infinity"}),
+        ("ppl needs a generator and its latents, .* in a folder or in shards", {"metrics": "lpips,ppl"}),
         ("inception_score needs class probabilities, which extractor areas has not", {"metrics": "inception_score"}),
     ):
         with pytest.raises(UserError, match=message):

@@ -21,7 +21,8 @@ INCEPTION = EvaluationConfig(extractor="inception")
 
 @pytest.fixture(autouse=True)
 def empty_home(monkeypatch, tmp_path):
-    monkeypatch.delenv(weights.INCEPTION_VARIABLE, raising=False)
+    for known in (weights.INCEPTION, *weights.LPIPS.values()):
+        monkeypatch.delenv(known.variable, raising=False)
     monkeypatch.delenv("TORCH_HOME", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
@@ -55,7 +56,7 @@ def test_lite0_needs_no_download():
 def test_another_file_is_refused(tmp_path):
     torch.save({"a": torch.zeros(1)}, tmp_path / "other.pth")
     with pytest.raises(UserError, match=r"other\.pth are not the expected file \(sha256 "):
-        weights.read_checked(tmp_path / "other.pth", weights.INCEPTION_SHA256)
+        weights.read_checked(tmp_path / "other.pth", weights.INCEPTION.sha256)
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path):
@@ -76,17 +77,22 @@ def test_batch_norm_folds_into_the_convolution():
     assert torch.allclose(torch.conv2d(x, weight, bias), expected, atol=1e-5)
 
 
-def assert_all_ways_are_named(error: pytest.ExceptionInfo[UserError]) -> None:
+def assert_all_ways_are_named(error: pytest.ExceptionInfo[UserError], known: weights.Published = weights.INCEPTION) -> None:
     message = str(error.value)
-    for way in (weights.INCEPTION_FILE, weights.INCEPTION_VARIABLE, "evaluation.weights", "--weights"):
+    for way in (known.of, known.file, known.variable, f"evaluation.{known.field}", f"--{known.field.replace('_', '-')}"):
         assert way in message
     assert "\n" not in message
+
+
+def other(monkeypatch, **changes) -> None:
+    """The published file of Inception, but for `changes`."""
+    monkeypatch.setattr(weights, "INCEPTION", replace(weights.INCEPTION, **changes))
 
 
 def test_inception_without_network_fails_at_once(monkeypatch):
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
-        monkeypatch.setattr(weights, "INCEPTION_URL", f"http://127.0.0.1:{closed.getsockname()[1]}/w.pth")
+        other(monkeypatch, url=f"http://127.0.0.1:{closed.getsockname()[1]}/w.pth")
     began = time.perf_counter()
     with pytest.raises(UserError) as error:
         find_weights(INCEPTION)
@@ -96,7 +102,7 @@ def test_inception_without_network_fails_at_once(monkeypatch):
 
 def test_inception_behind_a_network_that_never_answers_fails_in_5_s(monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        monkeypatch.setattr(weights, "INCEPTION_URL", f"http://127.0.0.1:{silent.getsockname()[1]}/w.pth")
+        other(monkeypatch, url=f"http://127.0.0.1:{silent.getsockname()[1]}/w.pth")
         began = time.perf_counter()
         with pytest.raises(UserError) as error:
             find_weights(INCEPTION)
@@ -104,15 +110,42 @@ def test_inception_behind_a_network_that_never_answers_fails_in_5_s(monkeypatch)
     assert_all_ways_are_named(error)
 
 
+@pytest.mark.parametrize("name", weights.LPIPS)
+def test_lpips_without_network_fails_as_fast(monkeypatch, name):
+    known = weights.LPIPS[name]
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}/w.pth"
+        monkeypatch.setitem(weights.LPIPS, name, replace(known, url=url))
+    began = time.perf_counter()
+    with pytest.raises(UserError) as error:
+        weights.lpips_path(name, "")
+    assert time.perf_counter() - began < 5
+    assert_all_ways_are_named(error, known)
+
+
+def test_the_first_digits_of_a_download_suffice_where_no_more_are_published(monkeypatch):
+    content = b"weights" * 1000
+    sha256 = hashlib.sha256(content).hexdigest()
+    for digits, good in ((sha256[:8], True), (sha256[1:9], False)):
+        with server(content) as url:
+            monkeypatch.setitem(weights.LPIPS, "alex", replace(weights.LPIPS["alex"], url=url, sha256=digits))
+            if good:
+                weights.lpips_path("alex", "").unlink()
+            else:
+                with pytest.raises(UserError, match="the download has sha256"):
+                    weights.lpips_path("alex", "")
+
+
 def test_inception_is_found_where_it_was_put(monkeypatch, tmp_path):
-    for number, name in enumerate((weights.INCEPTION_FILE, "weights-inception-2015-12-05-6726825d.pth")):
+    for number, name in enumerate((weights.INCEPTION.file, "weights-inception-2015-12-05-6726825d.pth")):
         hub = tmp_path / f"torch{number}" / "hub" / "checkpoints"
         hub.mkdir(parents=True)
         (hub / name).touch()
         monkeypatch.setenv("TORCH_HOME", str(hub.parent.parent))
         assert find_weights(INCEPTION) == hub / name
     (tmp_path / "mine.pth").touch()
-    monkeypatch.setenv(weights.INCEPTION_VARIABLE, str(tmp_path / "mine.pth"))
+    monkeypatch.setenv(weights.INCEPTION.variable, str(tmp_path / "mine.pth"))
     assert find_weights(INCEPTION) == tmp_path / "mine.pth"
     (tmp_path / "given.pth").touch()
     assert find_weights(replace(INCEPTION, weights=str(tmp_path / "given.pth"))) == tmp_path / "given.pth"
@@ -120,9 +153,8 @@ def test_inception_is_found_where_it_was_put(monkeypatch, tmp_path):
 
 def test_a_download_is_kept(monkeypatch, tmp_path):
     content = b"weights" * 1000
-    monkeypatch.setattr(weights, "INCEPTION_SHA256", hashlib.sha256(content).hexdigest())
     with server(content) as url:
-        monkeypatch.setattr(weights, "INCEPTION_URL", url)
+        other(monkeypatch, url=url, sha256=hashlib.sha256(content).hexdigest())
         path = find_weights(INCEPTION)
     assert path.read_bytes() == content
     assert path.parent == tmp_path / "cache" / "scalegan" / "weights"
@@ -132,7 +164,7 @@ def test_a_download_is_kept(monkeypatch, tmp_path):
 @pytest.mark.parametrize("fault", [{"status": 404}, {"cut": 100}, {}], ids=["missing", "cut", "other content"])
 def test_a_bad_download_leaves_nothing(monkeypatch, tmp_path, fault):
     with server(b"weights" * 1000, **fault) as url:
-        monkeypatch.setattr(weights, "INCEPTION_URL", url)
+        other(monkeypatch, url=url)
         with pytest.raises(UserError) as error:
             find_weights(INCEPTION)
     assert_all_ways_are_named(error)

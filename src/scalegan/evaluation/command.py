@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from scalegan.evaluation.real import Progress
     from scalegan.evaluation.team import Team
 
-OVERRIDES = ("extractor", "weights", "resize", "samples", "real", "batch", "metrics")
+OVERRIDES = ("extractor", "weights", "resize", "samples", "real", "batch", "metrics", "lpips", "lpips_weights")
 """Options that are fields of `EvaluationConfig`."""
 
 
@@ -45,6 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--metrics", metavar="A,B", help="what to measure beside the Frechet distance: kid,prdc,memorisation,..."
     )
+    networks = get_args(get_type_hints(EvaluationConfig)["lpips"])
+    parser.add_argument("--lpips", choices=networks, help="network of the metrics lpips and ppl (as RUN's config)")
+    parser.add_argument("--lpips-weights", metavar="FILE", help="its weights")
     parser.add_argument(
         "--held-out", default="", metavar="SHARDS", help="images never trained on, for memorisation and accuracy"
     )
@@ -104,6 +107,8 @@ def check_options(args: argparse.Namespace, kind: str, against: str) -> None:
         ("--seed", args.seed is not None, kind == "run", f"{args.source}, which is no run"),
         ("--real", args.real is not None, against != "statistics", f"{args.against}, which is of as many images as it is"),
         ("--metrics", args.metrics, against != "statistics", f"{args.against}, which has no images to look at"),
+        ("--lpips", args.lpips, against != "statistics", f"{args.against}, which has no images to look at"),
+        ("--lpips-weights", args.lpips_weights, against != "statistics", f"{args.against}, which has no images to look at"),
         ("--held-out", args.held_out, against != "statistics", f"{args.against}, which has no images to look at"),
         ("--window", args.window, "folder" in (kind, against), "shards, whose images went through theirs, and statistics"),
     ):
@@ -210,14 +215,16 @@ def own_extractor(args: argparse.Namespace, device: torch.device) -> Extractor |
 
 
 def overridden(config: EvaluationConfig, args: argparse.Namespace) -> EvaluationConfig:
-    """The run's own settings but for the options given; its weights and resize go with its extractor."""
+    """The run's own settings but for the options given; its weights and resize go with the networks that they are of."""
     from scalegan.evaluation.user_extractor import is_dotted
 
-    given = {name: getattr(args, name, None) for name in OVERRIDES}
+    given: dict[str, Any] = {name: getattr(args, name, None) for name in OVERRIDES}
     if given["extractor"] is not None and is_dotted(given["extractor"]):
         given = given | {"extractor": None, "weights": None}  # of `own_extractor`
     elif given["extractor"] not in (None, config.extractor):
         given = {"weights": "", "resize": "tf1"} | {name: value for name, value in given.items() if value is not None}
+    if given.get("lpips") not in (None, config.lpips) and given.get("lpips_weights") is None:
+        given = given | {"lpips_weights": ""}
     given = {name: value for name, value in given.items() if value is not None}
     best = best_among(config.best, chosen(given.get("metrics", config.metrics)))
     return replace(config, best=best, **given)

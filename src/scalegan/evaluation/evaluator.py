@@ -17,11 +17,14 @@ from torch import Tensor
 from scalegan.config import DataConfig
 from scalegan.data.index import Index, locate, read_index, read_offsets
 from scalegan.errors import UserError
+from scalegan.evaluation import by_lpips
 from scalegan.evaluation.features import Extractor, load_extractor
 from scalegan.evaluation.folder import open_images
 from scalegan.evaluation.frechet import FrechetDistance
+from scalegan.evaluation.lpips import load_lpips
 from scalegan.evaluation.ms_ssim import ms_ssim, pair_similarity, scales
 from scalegan.evaluation.names import CELL_MINIMUM, METRICS, check_counts, key
+from scalegan.evaluation.path_length import LatentPaths
 from scalegan.evaluation.real import Keep, Progress, RealImages, real_statistics
 from scalegan.evaluation.real_cache import RealStatistics
 from scalegan.evaluation.ssim import best_matches, diversity, thumbnails
@@ -55,13 +58,15 @@ def evaluate(
     data: DataConfig | None = None,
     extractor: Extractor | None = None,
     labels: LabelFn | None = None,
+    paths: LatentPaths | None = None,
     pictures: Path | None = None,
     progress: Progress = lambda what, done, count: None,
 ) -> dict[str, Any]:
     """The record of one evaluation: what was measured and what was compared; the same on every process.
 
     Collective: every process calls it with the same arguments but `rank`. `generator` is called for disjoint parts of 0 to
-    `config.samples`, `labels` for the classes of the same images. No random number generator is touched. `data` says how the
+    `config.samples`, `labels` for the classes of the same images; `paths` are steps in the latents of what makes them, and
+    None says that they were made before and lie in some order. No random number generator is touched. `data` says how the
     images of `index` are read, by default from `index.root` and an unreadable one is an error, and which images are held
     out. `extractor` stands in for the one that `config` names. `pictures` is a folder for the pairs of samples and training
     images that are nearest to each other. Raises `UserError`, on all processes.
@@ -71,8 +76,9 @@ def evaluate(
     extractor = extractor or load_extractor(config, device, team)
     with closing(open_images(index, data, device)) as reader:
         images = RealImages(index, config.real, reader)
-        classes = check(config, index, images, extractor.width, data, labels)
+        classes = check(config, index, images, extractor.width, data, labels, paths)
         held_out = held_out_images(config, index, data)
+        perceptual = load_lpips(config, device, team) if config.wants_lpips else None
         suite = Suite(config, extractor, index.classes)
         keep = real_keeper(suite, classes) if "real" in suite.sides else None
         real = real_statistics(images, extractor, config.batch, team, cache, progress, keep)
@@ -80,6 +86,8 @@ def evaluate(
             add_held_out(suite, held_out, data, extractor, config.batch, team, progress)
         distance = compare(generator, real, images.count, config, extractor, team, progress, suite, labels)
         figures = suite.record(distance, team)
+        if perceptual is not None:
+            figures |= by_lpips.figures(generator, images, config, perceptual, paths, team, progress)
         record: dict[str, Any] = {}
         with team.as_one():
             if real is not None:
@@ -97,7 +105,13 @@ def evaluate(
 
 
 def check(
-    config: EvaluationConfig, index: Index, images: RealImages, width: int, data: DataConfig, labels: LabelFn | None
+    config: EvaluationConfig,
+    index: Index,
+    images: RealImages,
+    width: int,
+    data: DataConfig,
+    labels: LabelFn | None,
+    paths: LatentPaths | None,
 ) -> NDArray[np.int64] | None:
     """The labels of the real images where they are needed. Raises `UserError` for what a metric lacks, before any work."""
     check_counts(config.wanted, config.samples, images.count, width)
@@ -105,6 +119,11 @@ def check(
         raise UserError(
             "metric memorisation needs images that were never trained on: name their shards by data.held_out "
             "(`scalegan evaluate`: --held-out)"
+        )
+    if "ppl" in config.wanted and paths is None:
+        raise UserError(
+            "metric ppl needs a generator and its latents, which images that lie in a folder or in shards do not have: give a "
+            "run, or take ppl out of evaluation.metrics (`scalegan evaluate`: --metrics)"
         )
     by_class = [name for name in config.wanted if METRICS[name].classes]
     return check_classes(by_class[0], config, index, images, labels) if by_class else None

@@ -80,7 +80,8 @@ def build_lite0(path: Path, config: EvaluationConfig) -> tuple[FeatureNetwork, s
 
 
 def build_inception(path: Path, config: EvaluationConfig) -> tuple[FeatureNetwork, str]:
-    return Inception(weights.read_checked(path, weights.INCEPTION_SHA256), config.resize), weights.INCEPTION_SHA256
+    state, sha256 = weights.read_known(path, weights.INCEPTION.sha256)
+    return Inception(state, config.resize), sha256
 
 
 def build_dinov2(path: Path, config: EvaluationConfig) -> tuple[FeatureNetwork, str]:
@@ -107,21 +108,13 @@ def find_weights(config: EvaluationConfig) -> Path:
         near = difflib.get_close_matches(name, KINDS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"give one of {', '.join(KINDS)}"
         raise UserError(f"evaluation.extractor {name!r} is unknown: {hint}")
-    path = KINDS[name].find(config.weights)
-    if not path.is_file():
-        raise UserError(
-            f"weights {path} of extractor {name} do not exist: "
-            "name another file by evaluation.weights (`scalegan evaluate`: --weights)"
-        )
-    return path
+    return weights.existing(KINDS[name].find(config.weights), f"extractor {name}", "weights")
 
 
 def load_extractor(config: EvaluationConfig, device: torch.device, team: Team) -> Extractor:
-    """The extractor on every process. Process 0 looks first, so that a download happens once. Raises `UserError` on all."""
-    with team.as_one():
-        if team.first:
-            find_weights(config)
-    network, sha256 = KINDS[config.extractor].build(find_weights(config), config)
+    """The extractor on every process. Raises `UserError` on all."""
+    path = team.look(lambda: find_weights(config))
+    network, sha256 = KINDS[config.extractor].build(path, config)
     return on_device(config.extractor, network, sha256, device, config.batch)
 
 

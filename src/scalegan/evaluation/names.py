@@ -37,6 +37,8 @@ class Metric:
 METRICS = {
     "ssim": Metric(features=False),
     "ms_ssim": Metric(features=False),
+    "lpips": Metric(4, 4, features=False),
+    "ppl": Metric(features=False),
     "interval": Metric(generated=2 * SPREAD_GROUPS, features=False),
     "infinity": Metric(features=False),
     "kid": Metric(3, 3),
@@ -48,6 +50,8 @@ METRICS = {
     "memorisation": Metric(generated=CELL_MINIMUM, held_out=True),
 }
 """By the name that `evaluation.metrics` knows. The Frechet distance is not among them, as it is always taken."""
+BY_LPIPS = {"lpips", "ppl"}
+"""Those of them that need the network of LPIPS."""
 
 
 @dataclass(frozen=True)

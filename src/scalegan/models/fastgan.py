@@ -90,7 +90,10 @@ class Excitation(nn.Module):
 
 
 class Generator(nn.Module):
-    """Latents [N, z_dim] and labels [N] -> images [N, C, H, W] in [-1, 1]; the noise comes from the latents' bits."""
+    """Latents [N, z_dim] and labels [N] -> images [N, C, H, W] in [-1, 1].
+
+    The noise comes from the latents' bits, or from `keys` int64 [N] where these are given.
+    """
 
     def __init__(self, config: ModelConfig, shape: tuple[int, int, int], classes: int) -> None:
         super().__init__()
@@ -115,8 +118,8 @@ class Generator(nn.Module):
         for part in (self.project, self.stages, self.excitations, self.to_image):
             normalise_weights(part, nn.Conv2d, nn.Linear, nn.ConvTranspose2d)
 
-    def forward(self, latents: Tensor, labels: Tensor) -> Tensor:
-        keys = noise_keys(latents)
+    def forward(self, latents: Tensor, labels: Tensor, keys: Tensor | None = None) -> Tensor:
+        keys = noise_keys(latents) if keys is None else keys
         if self.embed is not None:
             latents = torch.cat([latents, self.embed(labels)], dim=1)
         x = self.project(latents).view(-1, *self.base).to(memory_format=torch.channels_last)

@@ -111,7 +111,10 @@ class Stage(nn.Module):
 
 
 class Generator(nn.Module):
-    """Latents [N, z_dim] and labels [N] -> images [N, C, H, W] around [-1, 1], which nothing holds them to."""
+    """Latents [N, z_dim] and labels [N] -> images [N, C, H, W] around [-1, 1], which nothing holds them to.
+
+    The noise comes from the latents' bits, or from `keys` int64 [N] where these are given.
+    """
 
     def __init__(self, config: ModelConfig, shape: tuple[int, int, int], classes: int) -> None:
         super().__init__()
@@ -132,8 +135,8 @@ class Generator(nn.Module):
             Stage(a, b, channels, w_dim, size) for a, b, size in zip([None, *widths], widths, sizes, strict=False)
         )
 
-    def forward(self, latents: Tensor, labels: Tensor) -> Tensor:
-        keys = noise_keys(latents)
+    def forward(self, latents: Tensor, labels: Tensor, keys: Tensor | None = None) -> Tensor:
+        keys = noise_keys(latents) if keys is None else keys
         return self.synthesise(self.styles(latents, labels, keys), keys)
 
     def styles(self, latents: Tensor, labels: Tensor, keys: Tensor) -> Tensor:
