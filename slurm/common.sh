@@ -34,6 +34,11 @@ scalegan_run_folder() {
   printf '%s\n' "$found"
 }
 
+# Tells a step to stop until it has ended: a training that is still importing its libraries would miss a single notice.
+scalegan_tell() {
+  while kill -USR1 "$1" 2>/dev/null; do sleep 10; done
+}
+
 scalegan_job() {
   set -uo pipefail
   local -a more srun_options prefix
@@ -75,8 +80,9 @@ scalegan_job() {
   ((gpus > 0)) && device=(--train.device cuda) # GPUs that torch cannot see are an error, not a slow training on the CPU
 
   scalegan_log "$SLURM_NNODES nodes x $processes processes, $SCALEGAN_THREADS threads each, rank 0 on $master:$SCALEGAN_PORT, run $run"
-  local step='' interrupted='' term='' rc
-  trap 'interrupted=1; scalegan_log "notice: the training saves and stops"; kill -USR1 "$step" 2>/dev/null' USR1
+  local step='' interrupted='' term='' teller='' rc
+  trap 'interrupted=1; scalegan_log "notice: the training saves and stops"
+    [[ -n $teller ]] || { scalegan_tell "$step" & teller=$!; }' USR1
   trap 'interrupted=1; term=1; scalegan_log "TERM: cancelled, requeued from outside, or a node failed"' TERM
 
   # srun hands USR1 on to every process of the step. The launcher ignores it, as its default is to die of it; the workers
@@ -96,6 +102,7 @@ scalegan_job() {
     rc=$?
     [[ -n $interrupted ]] || break
   done
+  [[ -z $teller ]] || kill "$teller" 2>/dev/null
   scalegan_log "srun ended with $rc"
 
   if [[ -z $term && -e $marker ]]; then
