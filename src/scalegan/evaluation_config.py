@@ -19,6 +19,9 @@ class EvaluationConfig:
     """File with the extractor's weights; empty takes the packaged or downloaded ones."""
     resize: Literal["tf1", "torch-aa", "halfpixel", "clean"] = "tf1"
     """How `inception` gets its 299x299: as TensorFlow 1 and torch-fidelity, torchmetrics, pytorch-fid, or clean-fid."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the features: `bfloat16` is the monitor mode, faster and for the course of a training alone. Its figures have names of
+    their own (fid_bf16) and are nothing to report."""
     samples: int = 2_000
     """Generated images that are compared."""
     real: int = 0
@@ -57,7 +60,7 @@ class EvaluationConfig:
     @property
     def judged_by(self) -> str:
         """The name that `best` has in a record."""
-        return key(self.best, self.extractor)
+        return key(self.best, self.extractor, self.precision)
 
     @property
     def wants_lpips(self) -> bool:

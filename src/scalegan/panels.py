@@ -45,7 +45,8 @@ def panels(lines: Iterable[Mapping[str, Any]], evaluation: Mapping[str, Any]) ->
     """Of the evaluations of a run, whose configuration has `evaluation`, that of the best checkpoint's figure among them."""
     there = {name for line in lines for name in line}
     best = evaluation.get("best", "fid")
-    judged_by, higher = key(best, evaluation.get("extractor", "lite0")), FIGURES[best].higher
+    judged_by = key(best, evaluation.get("extractor", "lite0"), evaluation.get("precision", "float32"))
+    higher = FIGURES[best].higher
     made = [
         Panel(
             name, f"{name}_floor", "real images against real images", f"{DISTANCE}, lower is better", "lowest", from_zero=True

@@ -21,7 +21,10 @@ from scalegan.draws import DataFacts
 from scalegan.steps import Game
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-SCRIPTS = ("throughput", "processes", "quality", "startup", "reliability", "scale", "evaluation", "real")
+SCRIPTS = (
+    "throughput", "processes", "quality", "startup", "reliability", "scale", "evaluation", "evaluation_speed", "monitor",
+    "real",
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -269,3 +272,60 @@ def test_resumes_are_spread_over_an_epoch_and_far_beyond(reliability: Any) -> No
     assert late // 466 > 100_000
     turn = reliability.TURN * reliability.BATCH
     assert not any(seen % turn for seen in (start, middle, end, late))  # so that the next step has the penalty
+
+
+@pytest.fixture
+def evaluation_speed(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    return importlib.import_module("evaluation_speed")
+
+
+def test_programs_that_evaluate_take_turns_at_the_same_photographs(
+    evaluation_speed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(12):
+        path = tmp_path / "data" / "fruits360" / "Training" / f"class{number // 6}" / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(bytes([number]))
+    monkeypatch.setenv("SCALEGAN_DATA", str(tmp_path / "data"))
+    sides = evaluation_speed.photographs(6, tmp_path)
+    shown = [[path.read_bytes()[0] for path in sorted(side.iterdir())] for side in sides]
+    assert [len(side) for side in shown] == [3, 3]
+    assert len({number for side in shown for number in side}) == 6
+    assert all({number // 6 for number in side} == {0, 1} for side in shown)
+
+    own = evaluation_speed.ours(sides, "weights.pth", tmp_path, "bfloat16")
+    programs = {"scalegan, monitor": own} | evaluation_speed.others(sides, "python", tmp_path)
+    for program in programs.values():
+        assert {str(side) for side in sides} <= set(program.command)
+    fidelity = 'note\n{"frechet_inception_distance": 4.5}'
+    said = {"scalegan.cli": "", "torch_fidelity.fidelity": fidelity, "pytorch_fid": "FID:  4.25\n"}
+    order = []
+
+    def run(command: list[str], threads: int) -> Any:
+        (name,) = said.keys() & set(command)
+        order.append(name)
+        if name == "scalegan.cli":
+            (tmp_path / "cache").mkdir()  # the statistics of the real images, gone by the next round
+            (tmp_path / "record.json").write_text('{"fd_randominception_bf16": 4.0, "fd_randominception_bf16_floor": 1.0}')
+        return evaluation_speed.common.Done(said[name], 2.0 * len(order), 100.0 + len(order))
+
+    monkeypatch.setattr(evaluation_speed.common, "run", run)
+    found = evaluation_speed.take_turns(programs, images=6, rounds=3, threads=1)
+    assert order == list(said) * 3
+    assert [taken.value for taken in found.values()] == [4.0, 4.5, 4.25]
+    assert found["scalegan, monitor"] == evaluation_speed.Round(6 / 8, 107.0, 4.0)
+
+
+@pytest.mark.parametrize(("speed", "memory", "reached"), [(1.41, 99.0, True), (1.39, 99.0, False), (1.41, 101.0, False)])
+def test_speed_and_memory_of_an_evaluation_are_held_against_both_others(
+    evaluation_speed: Any, capsys: pytest.CaptureFixture[str], speed: float, memory: float, reached: bool
+) -> None:
+    made = evaluation_speed.Round
+    others = {"torch-fidelity": made(1.0, 100.0, 0.0), "pytorch-fid": made(0.9, 300.0, 0.0)}
+    assert evaluation_speed.verdicts({"scalegan": made(speed, memory, 0.0)} | others) is reached
+    printed = capsys.readouterr().out
+    assert ("MISSED" in printed) is not reached
+    assert "scalegan, monitor: not measured" in printed
+    fast = {"scalegan": made(1.5, 50.0, 0.0), "scalegan, monitor": made(2.4, 50.0, 0.0)}
+    assert not evaluation_speed.verdicts(fast | others)

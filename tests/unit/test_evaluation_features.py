@@ -13,7 +13,7 @@ from torch import Tensor
 from helpers.fid_weights import made_up_weights, picture
 from scalegan.errors import UserError
 from scalegan.evaluation import weights
-from scalegan.evaluation.features import Extractor, load_extractor, metric_name, plain_float32
+from scalegan.evaluation.features import Extractor, computing_in, load_extractor
 from scalegan.evaluation.inception import Inception
 from scalegan.evaluation.lite0 import Lite0
 from scalegan.evaluation.network import quantised
@@ -126,7 +126,7 @@ def test_features_are_plain_float32_inside_a_mixed_precision_training(lite0):
 def test_precision_comes_back_after_an_error():
     torch.set_float32_matmul_precision("high")
     try:
-        with pytest.raises(ValueError), plain_float32(CPU):
+        with pytest.raises(ValueError), computing_in("float32", CPU):
             raise ValueError
         assert torch.get_float32_matmul_precision() == "high"
     finally:
@@ -213,12 +213,6 @@ def test_nan_is_refused(lite0):
 def test_a_resize_is_one_of_inception():
     with pytest.raises(UserError, match=r"evaluation\.resize clean is one of extractor inception"):
         EvaluationConfig(resize="clean")
-
-
-def test_only_inception_gives_fid():
-    assert metric_name("inception") == "fid"
-    assert metric_name("my.features:Radiology") == "fd_radiology"
-    assert metric_name("lite0") == "fd_lite0"
 
 
 def test_an_unknown_extractor_is_told_the_nearest_name():

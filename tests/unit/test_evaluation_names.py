@@ -42,10 +42,23 @@ def test_too_few_images_are_told_with_the_number_needed(name, generated, real, m
 def test_only_figures_of_inception_have_the_names_of_inception():
     names = ("fid", "fid_floor", "kid_se", "mifid", "inception_score_sd", "precision", "memorisation_distance")
     assert [key(name, "inception") for name in names] == list(names)
+    assert key("fid", "my.module:Small") == "fd_small"
     assert key("fid_se", "my.module:Small") == "fd_small_se"
     assert [key(name, "lite0") for name in names] == [
         "fd_lite0", "fd_lite0_floor", "kd_lite0_se", "mifd_lite0", "class_score_lite0_sd", "precision", "memorisation_distance",
     ]  # fmt: skip
+
+
+def test_figures_of_features_in_bfloat16_have_names_of_their_own():
+    names = ("fid", "fid_floor", "kid_se", "mifid", "inception_score_sd", "recall", "nearest_held_out", "diversity_real")
+    assert [key(name, "inception", "bfloat16") for name in names] == [
+        "fid_bf16", "fid_bf16_floor", "kid_bf16_se", "mifid_bf16", "inception_score_bf16_sd", "recall_bf16",
+        "nearest_held_out_bf16", "diversity_real",
+    ]  # fmt: skip
+    assert key("kid", "my.module:Small", "bfloat16") == "kd_small_bf16"
+    both = ["fd_lite0", "fd_lite0_bf16", "fd_lite0_bf16_floor", "fd_lite0_floor", "fid_bf16", "fid_bf16_se", "fid"]
+    assert distances(both) == ["fd_lite0", "fd_lite0_bf16", "fid", "fid_bf16"]
+    assert distances(["fid_bf16_floor", "fid_bf16"]) == ["fid_bf16"]
 
 
 def test_distances_of_a_record_are_told_from_their_errors():

@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from scalegan.evaluation.real import Progress
     from scalegan.evaluation.team import Team
 
-OVERRIDES = ("extractor", "weights", "resize", "samples", "real", "batch", "metrics", "lpips", "lpips_weights")
+OVERRIDES = (
+    "extractor", "weights", "resize", "precision", "samples", "real", "batch", "metrics", "lpips", "lpips_weights",
+)  # fmt: skip
 """Options that are fields of `EvaluationConfig`."""
 
 
@@ -65,8 +67,11 @@ def add_extractor_arguments(parser: argparse.ArgumentParser) -> None:
         help="lite0, inception (FID), dinov2, or your own as module:Class (as RUN's config, like all below)",
     )
     parser.add_argument("--weights", metavar="FILE", help="the extractor's weights")
-    resizes = get_args(get_type_hints(EvaluationConfig)["resize"])
-    parser.add_argument("--resize", choices=resizes, help="of extractor inception, see docs/evaluation.md")
+    hints = get_type_hints(EvaluationConfig)
+    parser.add_argument("--resize", choices=get_args(hints["resize"]), help="of extractor inception, see docs/evaluation.md")
+    parser.add_argument(
+        "--precision", choices=get_args(hints["precision"]), help="bfloat16 is the monitor mode, whose figures are no FID"
+    )
     parser.add_argument("--real", type=int, metavar="N", help="real images; 0 is all of them")
     parser.add_argument("--batch", type=int, metavar="N", help="images of one pass")
     parser.add_argument("--window", default="", metavar="LO,HI", help="black and white of images of more than 8 bits: 0,65535")
@@ -209,8 +214,9 @@ def own_extractor(args: argparse.Namespace, device: torch.device) -> Extractor |
         return None
     if args.resize is not None:
         raise UserError(f"--resize means nothing for --extractor {args.extractor}, which resizes by itself: leave it out")
+    default = EvaluationConfig()
     return user_extractor.load_user_extractor(
-        args.extractor, args.weights or "", device, args.batch or EvaluationConfig().batch
+        args.extractor, args.weights or "", device, args.batch or default.batch, args.precision or default.precision
     )
 
 

@@ -23,7 +23,7 @@ from scalegan.evaluation.folder import open_images
 from scalegan.evaluation.frechet import FrechetDistance
 from scalegan.evaluation.lpips import load_lpips
 from scalegan.evaluation.ms_ssim import ms_ssim, pair_similarity, scales
-from scalegan.evaluation.names import CELL_MINIMUM, METRICS, check_counts, key
+from scalegan.evaluation.names import CELL_MINIMUM, METRICS, check_counts
 from scalegan.evaluation.path_length import LatentPaths
 from scalegan.evaluation.real import Keep, Progress, RealImages, real_statistics
 from scalegan.evaluation.real_cache import RealStatistics
@@ -91,14 +91,15 @@ def evaluate(
         record: dict[str, Any] = {}
         with team.as_one():
             if real is not None:
-                value = float(distance.compute())
-                record = named({"fid": value, "fid_floor": real.floor} | with_mifid(figures, value), extractor.name)
+                value, closest = float(distance.compute()), figures.pop("closest", None)
+                figures = {"fid": value, "fid_floor": real.floor} | with_mifid(figures, value)
+                record = {extractor.key(name): figure for name, figure in figures.items()}
                 if SIMILARITIES & set(config.wanted):
                     record |= similarity(generator(0, min(DIVERSITY_IMAGES, config.samples)), real, images, config.wanted)
                 record |= {"images_seen": images_seen, "seed": seed, "ema": ema}
                 record |= provenance(index, held_out, config, extractor, real, processes)
-                if "closest" in record:
-                    record |= show_closest(record.pop("closest"), generator, images, images_seen, pictures)
+                if closest is not None:
+                    record |= show_closest(closest, generator, images, images_seen, pictures)
                 record["seconds"] = round(time.perf_counter() - began, 2)
     shared: dict[str, Any] = team.from_first(record)
     return shared
@@ -232,10 +233,6 @@ def compare(
 def with_mifid(figures: dict[str, Any], distance: float) -> dict[str, Any]:
     factor = figures.pop("mifid_factor", None)
     return figures if factor is None else figures | {"mifid": distance * factor}
-
-
-def named(figures: dict[str, Any], extractor: str) -> dict[str, Any]:
-    return {key(name, extractor): value for name, value in figures.items()}
 
 
 def similarity(samples: Tensor, real: RealStatistics, images: RealImages, wanted: Sequence[str]) -> dict[str, Any]:

@@ -16,14 +16,10 @@ from scalegan.errors import UserError
 from scalegan.evaluation import dinov2, weights
 from scalegan.evaluation.inception import Inception
 from scalegan.evaluation.lite0 import Lite0
+from scalegan.evaluation.names import key
 from scalegan.evaluation.network import FeatureNetwork, quantised
 from scalegan.evaluation.team import Team
 from scalegan.evaluation_config import EvaluationConfig
-
-
-def metric_name(extractor: str) -> str:
-    """Only Inception's Frechet distance is called FID; that of `my.module:Class` goes by the class."""
-    return "fid" if extractor == "inception" else f"fd_{extractor.rpartition(':')[2].lower()}"
 
 
 @dataclass(frozen=True)
@@ -36,34 +32,46 @@ class Extractor:
     device: torch.device
     batch: int
     """Images of one pass, always as many: float32 features move by 3e-7 with the number."""
+    precision: str = "float32"
+    """Of convolutions and matrix products: `float32`, or `bfloat16` in the monitor mode."""
 
     @property
     def width(self) -> int:
         return self.network.num_features
 
+    @property
+    def dtype(self) -> str:
+        """In records and files of statistics."""
+        return f"{self.precision} features, float64 statistics"
+
+    def key(self, name: str) -> str:
+        """The name of a figure of these features in a record."""
+        return key(name, self.name, self.precision)
+
     def provenance(self, processes: int) -> dict[str, Any]:
         """What a record says of how features were made and compared."""
-        return {
+        facts = {
             "extractor": self.name,
             "weights_sha256": self.weights_sha256,
             "resize": self.network.resize,
-            "dtype": "float32 features, float64 statistics",
+            "dtype": self.dtype,
             "device": self.device.type,
             "torch": torch.__version__,
             "processes": processes,
         }
+        return facts if self.precision == "float32" else facts | {"monitor": True}
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
         images = quantised(images)
         features = []
-        with plain_float32(self.device):
+        with computing_in(self.precision, self.device):
             for first in range(0, len(images), self.batch):
                 part = images[first : first + self.batch]
                 full = part.new_zeros(self.batch, *part.shape[1:])
                 full[: len(part)] = part
                 colour = full.to(self.device).expand(-1, 3, -1, -1)  # grey is the same in red, green and blue
-                features.append(self.network(colour)[: len(part)])
+                features.append(self.network(colour)[: len(part)].float())
         return torch.cat(features)
 
 
@@ -115,24 +123,27 @@ def load_extractor(config: EvaluationConfig, device: torch.device, team: Team) -
     """The extractor on every process. Raises `UserError` on all."""
     path = team.look(lambda: find_weights(config))
     network, sha256 = KINDS[config.extractor].build(path, config)
-    return on_device(config.extractor, network, sha256, device, config.batch)
+    return on_device(config.extractor, network, sha256, device, config.batch, config.precision)
 
 
-def on_device(name: str, network: FeatureNetwork, sha256: str, device: torch.device, batch: int) -> Extractor:
+def on_device(
+    name: str, network: FeatureNetwork, sha256: str, device: torch.device, batch: int, precision: str = "float32"
+) -> Extractor:
     size = network.cpu_batch if device.type == "cpu" else batch
-    return Extractor(name, network.to(device).eval(), sha256, device, size)
+    return Extractor(name, network.to(device).eval(), sha256, device, size, precision)
 
 
 @contextmanager
-def plain_float32(device: torch.device) -> Iterator[None]:
-    """No autocast, no TF32, no bfloat16 inside float32 products, whatever the training around it has chosen."""
+def computing_in(precision: str, device: torch.device) -> Iterator[None]:
+    """Whatever the training around it has chosen: `float32` without autocast, TF32 or bfloat16 inside products; `bfloat16` by
+    autocast, and all that this leaves in float32 likewise plain."""
     cpu, cuda = torch.backends.mkldnn, torch.backends.cudnn
     switches = (cuda.conv, torch.backends.cuda.matmul, cpu.conv, cpu.matmul)  # type: ignore[attr-defined]
     before = [switch.fp32_precision for switch in switches]
     try:
         for switch in switches:
             switch.fp32_precision = "ieee"
-        with torch.autocast(device.type, enabled=False):
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
             yield
     finally:
         for switch, value in zip(switches, before, strict=True):

@@ -56,7 +56,7 @@ class Inception(FeatureNetwork):
         x = self.shrink_17(x, "Mixed_7a")
         x = self.block_8(x, "Mixed_7b", average_pool(x))
         x = self.block_8(x, "Mixed_7c", F.max_pool2d(x, 3, 1, 1))
-        return x.mean((2, 3))
+        return x.float().mean((2, 3))
 
     def conv(self, x: Tensor, name: str, stride: int = 1, padding: int | tuple[int, int] = 0) -> Tensor:
         return F.conv2d(x, self.layer(name).weight, self.layer(name).bias, stride, padding).relu_()

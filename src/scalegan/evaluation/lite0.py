@@ -67,7 +67,7 @@ class Lite0(FeatureNetwork):
         x = images.flip(2, 3).float()
         x = F.interpolate(x, (SIDE, SIDE), mode="bilinear", align_corners=False, antialias=True)
         features = F.relu6(self.head(self.backbone(x)[-1]), inplace=True)
-        return features.mean((2, 3))
+        return features.float().mean((2, 3))
 
 
 class Convolution(nn.Module):

@@ -19,7 +19,7 @@ from torchmetrics import Metric
 
 from scalegan.errors import UserError
 from scalegan.evaluation import weights
-from scalegan.evaluation.features import plain_float32
+from scalegan.evaluation.features import computing_in
 from scalegan.evaluation.team import Team
 from scalegan.evaluation_config import EvaluationConfig
 from scalegan.pixels import normalise
@@ -124,7 +124,7 @@ class PerceptualDistance:
     @torch.inference_mode()
     def __call__(self, a: Tensor, b: Tensor) -> Tensor:
         at_once = max(1, PIXELS // (a.shape[2] * a.shape[3]))  # of the size alone, as float32 depends on it in the last bits
-        with plain_float32(self.device):
+        with computing_in("float32", self.device):
             parts = (slice(first, first + at_once) for first in range(0, len(a), at_once))
             return torch.cat([self.network(self.ready(a[part]), self.ready(b[part])) for part in parts]).double()
 

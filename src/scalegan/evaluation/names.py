@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from scalegan.errors import UserError
 
@@ -116,20 +117,32 @@ def check_counts(names: Iterable[str], generated: int, real: int, width: int) ->
 
 
 OTHERS = {"fid": "fd", "kid": "kd", "mifid": "mifd", "inception_score": "class_score"}
+PIXELS = ("ssim", "ms_ssim", "diversity", "lpips", "ppl")
+"""How figures begin that are not of the extractor's features, but of pixels or of LPIPS in float32."""
+MARKS = {"float32": "", "bfloat16": "_bf16"}
+"""What stands in the name of every figure of features, by `evaluation.precision`."""
 
 
-def key(name: str, extractor: str) -> str:
-    """The name of a figure in a record: `fid`, `kid`, `mifid` and `inception_score` are those of Inception alone.
+def key(name: str, extractor: str, precision: str = "float32") -> str:
+    """The name of a figure in a record: `fid`, `kid`, `mifid` and `inception_score` are those of Inception in float32 alone.
 
     >>> key("kid_se", "lite0"), key("kid_se", "inception"), key("precision", "lite0")
     ('kd_lite0_se', 'kid_se', 'precision')
+    >>> key("fid_floor", "inception", "bfloat16"), key("precision", "lite0", "bfloat16"), key("ssim_max", "lite0", "bfloat16")
+    ('fid_bf16_floor', 'precision_bf16', 'ssim_max')
     """
-    if extractor == "inception":
+    if name.startswith(PIXELS):
         return name
-    for ours, theirs in OTHERS.items():
-        if name == ours or name.startswith(f"{ours}_"):
-            return f"{theirs}_{extractor.rpartition(':')[2].lower()}{name.removeprefix(ours)}"
-    return name
+    ours = next((family for family in OTHERS if name == family or name.startswith(f"{family}_")), name)
+    theirs = ours
+    if extractor != "inception" and ours in OTHERS:
+        theirs = f"{OTHERS[ours]}_{extractor.rpartition(':')[2].lower()}"
+    return f"{theirs}{MARKS[precision]}{name.removeprefix(ours)}"
+
+
+def key_in(record: Mapping[str, Any], name: str) -> str:
+    """The name of a figure in this record."""
+    return key(name, record["extractor"], "bfloat16" if record.get("monitor") else "float32")
 
 
 def check_best(name: str, wanted: Iterable[str], extractor: str) -> None:
@@ -153,5 +166,5 @@ def best_among(name: str, wanted: Iterable[str]) -> str:
 
 def distances(names: Iterable[str]) -> list[str]:
     """The Frechet distances among the names of a record, without their floors, errors and other forms."""
-    found = sorted(name for name in set(names) if name == "fid" or name.startswith("fd_"))
-    return [name for name in found if not any(name.startswith(f"{other}_") for other in found)]
+    found = sorted(name for name in set(names) if name.startswith(("fid", "fd_")))
+    return [name for name in found if not any(name.startswith(f"{o}_") and name != f"{o}{MARKS['bfloat16']}" for o in found)]

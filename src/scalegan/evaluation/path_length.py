@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from scalegan import random
 from scalegan.errors import UserError
-from scalegan.evaluation.features import plain_float32
+from scalegan.evaluation.features import computing_in
 from scalegan.evaluation.network import DIVERGED
 from scalegan.evaluation.real import Progress
 from scalegan.evaluation.team import Team
@@ -125,7 +125,7 @@ def path_length(
         lengths = torch.zeros(steps, dtype=torch.float64)
         for first, count in team.blocks(steps, BLOCK // 2):  # both ends of a step are made in one pass
             progress(f"steps in {space}", first, steps)
-            with plain_float32(paths.device):  # TF32 would move images by more than the step does
+            with computing_in("float32", paths.device):  # TF32 would move images by more than the step does
                 ends = paths.ends(space, first, count)
             lengths[first : first + count] = distance(*map(shrunk, ends)).cpu() / EPSILON**2
         lengths = team.add_up(lengths)[0]

@@ -87,7 +87,8 @@ def real_statistics(
 
     `keep` is given the features of this process' images and the place of the first of them; they are then always measured.
     """
-    reference = Reference(images.index.sha256, extractor.name, extractor.weights_sha256, extractor.network.resize, images.count)
+    of_features = extractor.name, extractor.weights_sha256, extractor.network.resize, extractor.dtype
+    reference = Reference(images.index.sha256, *of_features, images.count)
     path = reference.file(cache)
     known = real_cache.load(path) if team.first else None
     if team.from_first(known is not None) and keep is None:

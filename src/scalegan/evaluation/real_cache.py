@@ -29,6 +29,7 @@ class Reference:
     extractor: str
     weights_sha256: str
     resize: str
+    dtype: str
     images: int
 
     def file(self, folder: Path) -> Path:

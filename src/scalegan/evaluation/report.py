@@ -9,8 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Column, Table
 
-from scalegan.evaluation.features import metric_name
-from scalegan.evaluation.names import FIGURES, key
+from scalegan.evaluation.names import FIGURES, key_in
 from scalegan.evaluation.table import rows
 from scalegan.files import write_atomically
 
@@ -31,8 +30,8 @@ def write(records: list[dict[str, Any]], run_dir: Path | None, copy: Path | None
 
 def record_path(record: dict[str, Any], run_dir: Path) -> Path:
     """Named after what was compared, so that another comparison is another file and a repeat is the same."""
-    metric = metric_name(record["extractor"])
-    resize = record["resize"].partition(":")[0] if metric == "fid" else "tf1"
+    metric = key_in(record, "fid")
+    resize = record["resize"].partition(":")[0] if record["extractor"] == "inception" else "tf1"
     way = metric if resize == "tf1" else f"{metric}-{resize}"
     name = f"{record['images_seen']:09d}-{way}-{record['generated']}-{record['real'] or 'unknown'}-seed{record['seed']}"
     name += f"-std{record['ema_std']:g}" if "ema_std" in record else ""
@@ -47,6 +46,8 @@ def show(records: list[dict[str, Any]], run_dir: Path | None, best: str) -> None
     """`best` is the figure that tells the best checkpoint, by its name in `names.FIGURES`."""
     console = Console()
     record = records[-1]
+    if record.get("monitor"):
+        console.print("monitor mode: features in bfloat16, not the published figures", soft_wrap=True)
     if len(records) > 1:
         console.print(curve(records, best))
     else:
@@ -69,7 +70,7 @@ def origin(record: dict[str, Any]) -> str:
 
 def values(record: dict[str, Any]) -> Table:
     table = Table("measure", Column("value", justify="right"), Column("beside", justify="right"), "which is that of")
-    metric = metric_name(record["extractor"])
+    metric = key_in(record, "fid")
     if f"{metric}_floor" in record:
         halves = " and ".join(map(str, record["floor_counts"]))
         table.add_row(
@@ -84,7 +85,7 @@ def values(record: dict[str, Any]) -> Table:
 
 def curve(records: list[dict[str, Any]], best: str) -> Table:
     """The checkpoints of a run, the oldest first: their distance with a bar, and a mark at the best by the figure `best`."""
-    metric, figure = (key(name, records[0]["extractor"]) for name in ("fid", best))
+    metric, figure = (key_in(records[0], name) for name in ("fid", best))
     if figure not in records[0]:  # as where statistics alone are compared with
         best, figure = "fid", metric
     distances, values = ([record[name] for record in records] for name in (metric, figure))

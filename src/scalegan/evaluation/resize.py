@@ -76,8 +76,9 @@ class Resize:
     """Grey level that becomes 0, and how many above it become 1."""
 
     def __call__(self, images: Tensor, side: int) -> Tensor:
-        """uint8 [N, C, H, W] -> float32 [N, C, side, side] around 0."""
-        return (self.apply(images.float(), side) - self.middle) / self.middle
+        """uint8 [N, C, H, W] -> float32 [N, C, side, side] around 0; in float32 inside an autocast too."""
+        with torch.autocast(images.device.type, enabled=False):
+            return (self.apply(images.float(), side) - self.middle) / self.middle
 
 
 RESIZES = {

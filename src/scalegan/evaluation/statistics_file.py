@@ -23,7 +23,7 @@ from torch import Tensor
 
 import scalegan
 from scalegan.errors import UserError
-from scalegan.evaluation.features import Extractor, metric_name
+from scalegan.evaluation.features import Extractor
 from scalegan.evaluation.frechet import FrechetDistance, frechet_distance
 from scalegan.evaluation.real import Progress
 from scalegan.evaluation.real_cache import RealStatistics, checksum
@@ -34,7 +34,7 @@ from scalegan.files import write_atomically
 FORMAT = 1
 PROVENANCE = "scalegan"
 """Array of one string: JSON with what the statistics are of, and `checksum`, of the two other arrays."""
-MUST_AGREE = {"extractor": "--extractor", "weights_sha256": "--weights", "resize": "--resize"}
+MUST_AGREE = {"extractor": "--extractor", "weights_sha256": "--weights", "resize": "--resize", "dtype": "--precision"}
 """What makes features incomparable, and the option by which each is chosen."""
 
 
@@ -62,7 +62,11 @@ class Statistics:
             raise UserError(
                 f"{self.path} is of {len(self.mean)} features and extractor {extractor.name} makes {extractor.width}{guess}"
             )
-        own = {"extractor": extractor.name, "weights_sha256": extractor.weights_sha256, "resize": extractor.network.resize}
+        if not self.provenance and extractor.precision != "float32":
+            raise UserError(
+                f"{self.path} does not say of what precision it is, and other programs make float32: leave --precision out"
+            )
+        own = extractor.provenance(processes=1)
         for name, option in MUST_AGREE.items():
             if self.provenance and self.provenance[name] != own[name]:
                 raise UserError(
@@ -82,7 +86,7 @@ def save(path: Path, real: RealStatistics, extractor: Extractor, source: str, so
         "extractor": extractor.name,
         "weights_sha256": extractor.weights_sha256,
         "resize": extractor.network.resize,
-        "dtype": "float32 features, float64 statistics",
+        "dtype": extractor.dtype,
         "scalegan": scalegan.__version__,
         "torch": torch.__version__,
         "checksum": checksum(arrays).tobytes().hex(),
@@ -158,7 +162,7 @@ def compare(
         count = statistics.count or len(mean) + 1  # unknown: of full rank
         distance = frechet_distance(*made.moments(real=False), mean, covariance, count)
         record = {
-            metric_name(extractor.name): float(distance),
+            extractor.key("fid"): float(distance),
             "generated": config.samples,
             "real": statistics.count,
             "statistics_sha256": statistics.sha256,

@@ -46,6 +46,7 @@ def run(args: argparse.Namespace) -> int:
     if real is not None:
         statistics_file.save(args.out, real, extractor, index.root, index.sha256)
         features = f"{extractor.width} features of {extractor.name}, {extractor.network.resize}"
-        print(f"{args.out}: {real.images} images of {index.root}, {features}")
+        label = "" if extractor.precision == "float32" else f"; {extractor.precision}, for the monitor mode alone"
+        print(f"{args.out}: {real.images} images of {index.root}, {features}{label}")
     accelerator.end_training()
     return 0

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from scalegan.evaluation.names import key
+from scalegan.evaluation.names import key_in
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ LINES = (
 def rows(record: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
     """Name, value, the figure beside it and what that is, of all that a record holds."""
     for line in LINES:
-        name, beside = key(line.name, record["extractor"]), key(line.beside, record["extractor"])
+        name, beside = key_in(record, line.name), key_in(record, line.beside)
         if name in record:
             control = f"{record[beside]:{line.form}}" if beside in record else ""
             yield name, f"{record[name]:{line.form}}", control, line.words

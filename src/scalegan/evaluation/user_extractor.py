@@ -45,7 +45,7 @@ class UserNetwork(FeatureNetwork):
         return features.float()
 
 
-def load_user_extractor(name: str, weights: str, device: torch.device, batch: int) -> Extractor:
+def load_user_extractor(name: str, weights: str, device: torch.device, batch: int, precision: str = "float32") -> Extractor:
     """`name` is `my.module:Class` or `my.module.Class`, found from the current folder or where Python looks.
 
     The class is called with the path of the weights where one is given, else with nothing, and gives an `nn.Module` with an
@@ -67,7 +67,7 @@ def load_user_extractor(name: str, weights: str, device: torch.device, batch: in
         raise UserError(f"--extractor {name} is no torch.nn.Module with an int `num_features`: give it one")
     known = f"{where}:{attribute}"
     sha256 = fingerprint(network, module)
-    return on_device(known, UserNetwork(network, known).requires_grad_(False), sha256, device, batch)
+    return on_device(known, UserNetwork(network, known).requires_grad_(False), sha256, device, batch, precision)
 
 
 def load_module(where: str, name: str) -> ModuleType:
