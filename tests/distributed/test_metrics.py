@@ -26,6 +26,7 @@ def measure(visiting: int) -> dict:
 
     from scalegan.evaluation import pairs, team
     from scalegan.evaluation.accuracy import ClassAccuracy
+    from scalegan.evaluation.frechet import FrechetDistance
     from scalegan.evaluation.frechet_spread import FrechetSpread
     from scalegan.evaluation.inception_score import InceptionScore
     from scalegan.evaluation.kid import KernelDistance, SubsetKernelDistance
@@ -67,7 +68,17 @@ def measure(visiting: int) -> dict:
     found = {}
     for metric in [*metrics, score]:
         found |= metric.compute()
-    return {"largest": max(sent)} | {n: float(v) if isinstance(v, torch.Tensor) else v for n, v in found.items()}
+    reduced, reduce = [0], dist.all_reduce
+    dist.all_reduce = lambda tensor, **options: (reduced.append(tensor.numel()), reduce(tensor, **options))
+    distance = FrechetDistance(WIDTH)
+    for side in ("real", "fake"):
+        for first, count in team.Team(rank, processes).blocks(COUNTS[side], BATCH):
+            distance.update(features(side)[first : first + count], real=side == "real")
+    distance.sync(dist_sync_fn=distance.dist_sync_fn)
+    found["frechet"] = distance.compute()
+    return {"largest": max(sent), "largest_sum": max(reduced)} | {
+        n: float(v) if isinstance(v, torch.Tensor) else v for n, v in found.items()
+    }
 
 
 def padded() -> None:
@@ -93,6 +104,7 @@ def test_every_metric_is_the_same_on_1_to_4_processes(tmp_path, worlds):
             assert other.value == ended[0].value  # to the bit, on every process
         found = ended[0].value
         assert found.pop("largest") <= 10 * (WIDTH + 2)  # one block, however many processes there are
+        assert found.pop("largest_sum") == WIDTH**2
         assert {"kid_se", "coverage", "c_t", "fid_infinity", "inception_score", "fid_per_class"} <= found.keys()
         assert {"accuracy", "accuracy_real_per_class", "accuracy_held_out"} <= found.keys()
         for name, value in found.items():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from helpers.runs import FULL, configured, in_float64, metrics, tensors, training
+from helpers.runs import FULL, configured, contents, in_float64, metrics, tensors, training
 from helpers.worlds import run_world
 
 pytestmark = pytest.mark.distributed
@@ -172,3 +172,22 @@ def test_rounds_split_the_same_batch(runs):
     _, inputs = runs("everything", 2, rounds=2)
     for key, rows in expected.items():
         assert np.array_equal(inputs[key], rows), key
+
+
+def evaluated(config):
+    """`training` with its evaluations, without its plots."""
+    from scalegan import outputs, train
+
+    outputs.Outputs.finished = lambda self, images_seen: None
+    return train.train(config)
+
+
+def test_an_evaluation_on_the_way_changes_no_byte_of_the_training(shards, tmp_path):
+    changes = FULL | {"evaluation.metrics": "ssim,kid,per_class,accuracy"}
+    for name, every, function in (("never", 0, training), ("often", 32, evaluated)):
+        config = configured(shards, tmp_path / name, 32 * 4, **changes, **{"evaluation.every": every})
+        assert [e.value for e in run_world(tmp_path, 2, function, config)] == [True, True]
+    without, often = contents(tmp_path / "never"), contents(tmp_path / "often")
+    assert len(often.pop("evaluations.jsonl").splitlines()) == 4
+    without.pop("evaluations.jsonl", None)
+    assert often == without

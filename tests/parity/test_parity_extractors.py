@@ -29,7 +29,7 @@ pytestmark = [
     pytest.mark.skipif(not Path(PYTHON).is_file(), reason=f"{PYTHON}, which has the other programs, is not there"),
 ]
 PEER = HERE / "extractor_peer.py"
-SIZES = [(32, 32), (64, 48), (299, 299), (320, 400)]
+SIZES = [(32, 32), (64, 64), (100, 100), (128, 128), (256, 256), (299, 299), (512, 512), (64, 48), (320, 400)]
 MODES = {"torch-fidelity": "tf1", "pytorch-fid": "halfpixel", "clean-fid": "clean"}
 IN_FOLDER = 10
 

@@ -1,6 +1,7 @@
 """The extractors compute what the networks they are named after compute, on images as they are stored."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -84,10 +85,12 @@ def test_lite0_is_the_network_that_tensorflow_trained(state, lite0):
     assert (lite0(batch) - expected).abs().max() < 5e-5
 
 
-def test_lite0_enlarges_bilinearly(state, lite0):
-    batch = images(1, height=64, width=48)
-    enlarged = F.interpolate(batch.float(), (224, 224), mode="bilinear", align_corners=False)
-    assert (lite0(batch) - reference_lite0(state, (enlarged - 127) / 128)).abs().max() < 5e-5
+@pytest.mark.parametrize("size", [(28, 28), (33, 47), (64, 48), (100, 100), (256, 256), (512, 300)], ids=str)
+def test_lite0_sees_images_of_any_size_by_the_bilinear_filter_of_pillow(state, lite0, size):
+    batch = images(1, height=size[0], width=size[1])
+    planes = [Image.fromarray(channel.numpy().astype(np.float32)) for channel in batch[0]]
+    resized = np.stack([np.asarray(plane.resize((224, 224), Image.Resampling.BILINEAR)) for plane in planes])
+    assert (lite0(batch) - reference_lite0(state, (torch.from_numpy(resized)[None] - 127) / 128)).abs().max() < 5e-5
 
 
 @pytest.mark.skipif(not (DATA / "fruits360").is_dir(), reason="needs the Fruits-360 photos (SCALEGAN_DATA)")
@@ -109,6 +112,13 @@ def test_features_do_not_depend_on_the_company(lite0):
     together = lite0(batch)
     assert torch.equal(together[8:], lite0(batch[8:]))
     assert torch.equal(together[:3], lite0(batch[:3]))
+
+
+def test_the_size_of_a_pass_is_a_matter_of_rounding(lite0):
+    batch = images(11)
+    expected = lite0(batch)
+    for size in (1, 3, 11):
+        assert (replace(lite0, batch=size)(batch) - expected).norm() < 1e-6 * expected.norm()
 
 
 def test_features_are_plain_float32_inside_a_mixed_precision_training(lite0):

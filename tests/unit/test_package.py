@@ -47,6 +47,48 @@ except SystemExit as end:
     assert loaded_by(code) == []
 
 
+def test_metrics_need_no_scipy():
+    """It changes what the others' FID takes of it from release to release."""
+    code = """
+import importlib.metadata, sys
+version = importlib.metadata.version
+def without_scipy(name):
+    if name == "scipy":
+        raise importlib.metadata.PackageNotFoundError(name)
+    return version(name)
+importlib.metadata.version = without_scipy
+sys.modules["scipy"] = None  # both as where it is not installed
+import torch
+import scalegan.evaluation.evaluator, scalegan.evaluation.sides
+from scalegan.evaluation import frechet, frechet_spread, kid, memorisation, prdc
+rows = dict(zip(("real", "held_out", "fake"), torch.randn(3, 60, 4, generator=torch.Generator().manual_seed(0))))
+distance = frechet.FrechetDistance(4)
+distance.update(rows["real"], real=True)
+distance.update(rows["fake"], real=False)
+print(float(distance.compute()))
+spread = frechet_spread.FrechetSpread(4)
+spread.update(rows["real"], real=True)
+for metric in (spread, kid.KernelDistance(), prdc.PrecisionRecall(), memorisation.Memorisation()):
+    for side in metric.sides:
+        metric.feed(side, rows[side], torch.arange(60), None)
+    print(metric.compute())
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_tests_that_the_documentation_names_are_there():
+    table = (ROOT / "docs" / "evaluation.md").read_text().partition("## What is tested")[2]
+    rows = [line for line in table.splitlines() if line.startswith("| ") and "::" in line]
+    assert rows
+    for row in rows:
+        file = Path()
+        for name in re.findall(r"`((?:[\w/.]+::)?test_\w+)`", row):  # one without a file is in that of the one before
+            where, _, test = name.rpartition("::")
+            if where:
+                file = ROOT / "tests" / (where if where.endswith(".py") else f"unit/test_evaluation_{where}.py")
+            assert f"def {test}(" in file.read_text(), name
+
+
 def test_the_whole_licence_is_there():
     text = (ROOT / "LICENSE").read_text()
     assert PROJECT["license"] == "Apache-2.0"
