@@ -23,7 +23,7 @@ from scalegan.steps import Game
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SCRIPTS = (
     "throughput", "processes", "quality", "startup", "reliability", "scale", "evaluation", "evaluation_speed", "monitor",
-    "real",
+    "real", "compiled",
 )  # fmt: skip
 
 
