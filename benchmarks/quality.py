@@ -90,7 +90,7 @@ RECIPES: dict[str, tuple[str, ...]] = {
     "fastgan": (*OTHER_FAMILY, "--model.family=fastgan", "--model.width=16", "--model.critic_width=16", *HINGE, *SLOW),
     "projected": (
         *OTHER_FAMILY, "--model.critic_family=projected", "--model.critic_width=16", "--model.critic_max_width=64",
-        *HINGE, *SLOW,
+        "--model.backbone_size=96", "--model.norm_group=8", *HINGE, "--optim.lr_d=5e-4",
     ),
     "stylegan2": (
         *OTHER_FAMILY, "--model.family=stylegan2", "--model.norm_group=0", "--model.max_width=128",

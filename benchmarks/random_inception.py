@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from scalegan.evaluation.inception import Inception
-from scalegan.evaluation.weights import INCEPTION_FILE, read_any
+from scalegan.evaluation.weights import INCEPTION, read_any
 
 CLASSES = 1008
 
@@ -34,10 +34,10 @@ def write(home: Path) -> Path:
     from helpers.fid_weights import made_up_weights
 
     classifier = {"fc.weight": torch.zeros(CLASSES, Inception.num_features), "fc.bias": torch.zeros(CLASSES)}
-    path = home / "hub" / "checkpoints" / INCEPTION_FILE
+    path = home / "hub" / "checkpoints" / INCEPTION.file
     path.parent.mkdir(parents=True)
     torch.save(made_up_weights() | classifier, path)
-    path.with_name(INCEPTION_FILE.replace("pt_", "weights-", 1)).hardlink_to(path)
+    path.with_name(INCEPTION.file.replace("pt_", "weights-", 1)).hardlink_to(path)
     return path
 
 
