@@ -5,7 +5,8 @@
 
 Each program is a process of its own, by its own command line at its defaults, timed from its start to the distance: the same
 Fruits-360 photographs, half of them on each side, the same Inception network with weights made from a seed, the same threads.
-They take turns, and of each the median round counts. Peak memory is that of the process, or of the largest of its workers.
+They take turns; of each the median speed and the largest memory count, that of the process or of the largest of its
+workers.
 The monitor mode takes part where the CPU computes in bfloat16; elsewhere that is emulated, and slow.
 """
 

@@ -82,7 +82,7 @@ scalegan_job() {
   scalegan_log "$SLURM_NNODES nodes x $processes processes, $SCALEGAN_THREADS threads each, rank 0 on $master:$SCALEGAN_PORT, run $run"
   local step='' interrupted='' term='' teller='' rc
   trap 'interrupted=1; scalegan_log "notice: the training saves and stops"
-    [[ -n $teller ]] || { scalegan_tell "$step" & teller=$!; }' USR1
+    [[ -z $step || -n $teller ]] || { scalegan_tell "$step" & teller=$!; }' USR1
   trap 'interrupted=1; term=1; scalegan_log "TERM: cancelled, requeued from outside, or a node failed"' TERM
 
   # srun hands USR1 on to every process of the step. The launcher ignores it, as its default is to die of it; the workers
@@ -96,6 +96,10 @@ scalegan_job() {
       --num_cpu_threads_per_process "$SCALEGAN_THREADS" --mixed_precision no --dynamo_backend no --max_restarts 0 \
       -m scalegan.train "$@"' launch "${device[@]}" "$@" --run "$run" &
   step=$!
+  [[ -z $interrupted || -n $teller ]] || { # the notice came before there was a step to tell
+    scalegan_tell "$step" &
+    teller=$!
+  }
   while :; do # a trap ends `wait` early
     interrupted=''
     wait "$step"

@@ -139,12 +139,12 @@ class ModelConfig:
 
     @property
     def critic_group(self) -> int:
-        """Consecutive images that layers of the critic compare with each other; 0 is the whole batch, or all that there are."""
+        """Consecutive images that layers of the critic compare with each other: 1 is none, 0 all that there are."""
         if self.discriminator:
             return 0
         if self.norm_of_critic == "batch":
             return self.norm_group
-        return self.std_group if self.critic == "stylegan2" else 1
+        return self.std_group or 1 if self.critic == "stylegan2" else 1
 
     @property
     def class_norms(self) -> bool:

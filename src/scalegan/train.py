@@ -13,7 +13,7 @@ from scalegan.config import Config
 from scalegan.data.held_out import read_held_out
 from scalegan.data.index import Index, read_index
 from scalegan.errors import MachineError, UserError
-from scalegan.evaluation.names import FIGURES
+from scalegan.evaluation.names import FIGURES, METRICS
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -110,6 +110,12 @@ def check_data(config: Config, index: Index) -> None:
         raise UserError(
             f"evaluation.best {best} needs images of {side} pixels a side, and those of {path} have "
             f"{index.height}x{index.width}: choose another, such as fid"
+        )
+    by_class = [name for name in config.evaluation.wanted if METRICS[name].classes]
+    if by_class and not config.model.conditional:
+        raise UserError(
+            f"metric {by_class[0]} needs a generator that is told the class: set --model.conditional true, or take it out of "
+            "evaluation.metrics"
         )
     if config.data.held_out:
         read_held_out(config.data.held_out, index)

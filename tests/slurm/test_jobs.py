@@ -73,6 +73,11 @@ def log(folder, job):
     return (folder / f"{job}.out").read_text()
 
 
+def begun(folder, job):
+    """The log, which is not there before the job is."""
+    return log(folder, job) if (folder / f"{job}.out").is_file() else ""
+
+
 def result(run):
     """The bytes that no disturbance may change."""
     return {path.name: path.read_bytes() for path in [*newest(run).glob("*.safetensors"), run / "metrics.jsonl"]}
@@ -120,6 +125,17 @@ def test_a_notice_before_the_end_costs_nothing(cluster, submit, tmp_path, undist
     cluster.wait_for_restart(job)
     assert cluster.wait_for_state(job, "COMPLETED", "FAILED") == "COMPLETED", log(tmp_path, job)
     assert cluster.field(job, "Restarts") == "1"
+    assert "queueing the job again" in log(tmp_path, job)
+    assert differing(tmp_path / "run", undisturbed) == []
+
+
+@pytest.mark.slow
+def test_a_notice_while_the_training_still_imports_is_not_lost(cluster, submit, tmp_path, undisturbed):
+    job = submit("kiwi")
+    wait_for(f"job {job} to start its step", 60, lambda: "nodes x" in begun(tmp_path, job))
+    cluster.run("scancel", "--batch", "--signal=USR1", job)
+    cluster.wait_for_restart(job)
+    assert cluster.wait_for_state(job, "COMPLETED", "FAILED") == "COMPLETED", log(tmp_path, job)
     assert "queueing the job again" in log(tmp_path, job)
     assert differing(tmp_path / "run", undisturbed) == []
 

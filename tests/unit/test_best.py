@@ -16,7 +16,9 @@ from scalegan.data.index import Index
 from scalegan.distributed import make_accelerator
 from scalegan.errors import UserError
 from scalegan.evaluation import report
+from scalegan.evaluation.ms_ssim import scales
 from scalegan.evaluation.names import FIGURES, METRICS, key
+from scalegan.evaluation.ssim import measurable
 from scalegan.evaluation_config import EvaluationConfig
 from scalegan.panels import panels
 from scalegan.plots import draw_quality, read_history
@@ -78,6 +80,20 @@ def test_what_has_no_direction_is_refused_with_what_has(name, said):
     with pytest.raises(UserError, match=f"evaluation.best: '{name}' is no figure of which less or more is better: .*") as error:
         EvaluationConfig(metrics="kid,prdc", best=name)
     assert said in str(error.value)
+
+
+@pytest.mark.parametrize("metric", ["per_class", "accuracy"])
+def test_metrics_by_class_of_a_generator_without_classes_are_refused_before_training(tmp_path, metric):
+    labelled = make_shards(tmp_path / "shards", classes=("a", "b"))
+    config = make_config(Path(labelled.root), tmp_path / "run", evaluation={"metrics": f"ssim,{metric}"})
+    with pytest.raises(UserError, match=f"metric {metric} needs a generator that is told the class"):
+        check_data(config, labelled)
+
+
+def test_the_smallest_sides_are_those_of_the_metrics_themselves():
+    for figure, fits in (("ssim_max", measurable), ("ms_ssim_max", scales)):
+        side = FIGURES[figure].side
+        assert (bool(fits(side, side)), bool(fits(side - 1, side - 1))) == (True, False), figure
 
 
 def test_images_too_small_for_the_figure_are_refused_before_training(tmp_path):

@@ -15,6 +15,7 @@ from helpers.shards import make_shards as labelled_shards
 from scalegan import cli
 from scalegan.data.order import COMPARED, draw, permute
 from scalegan.data.writer import Sample, write_shards
+from scalegan.errors import UserError
 from scalegan.evaluation.command import overridden
 from scalegan.evaluation.table import rows
 from scalegan.evaluation_config import EvaluationConfig
@@ -95,7 +96,7 @@ def test_images_without_latents_have_no_path_length(run, tmp_path, capsys):  # n
 
 
 def test_weights_go_with_the_network_that_they_are_of():
-    own = EvaluationConfig(lpips="vgg", lpips_weights="vgg.pth")
+    own = EvaluationConfig(metrics="ppl", lpips="vgg", lpips_weights="vgg.pth")
     for options, expected in (
         ({}, ("vgg", "vgg.pth")),
         ({"lpips": "alex"}, ("alex", "")),
@@ -105,6 +106,8 @@ def test_weights_go_with_the_network_that_they_are_of():
     ):
         found = overridden(own, argparse.Namespace(**options))
         assert (found.lpips, found.lpips_weights) == expected
+    with pytest.raises(UserError, match="name one by --metrics"):
+        overridden(own, argparse.Namespace(lpips="alex", metrics="kid"))
 
 
 def test_what_is_wrong_with_them_is_one_line(run, capsys):  # noqa: F811

@@ -70,7 +70,9 @@ def add_extractor_arguments(parser: argparse.ArgumentParser) -> None:
     hints = get_type_hints(EvaluationConfig)
     parser.add_argument("--resize", choices=get_args(hints["resize"]), help="of extractor inception, see docs/evaluation.md")
     parser.add_argument(
-        "--precision", choices=get_args(hints["precision"]), help="bfloat16 is the monitor mode, whose figures are no FID"
+        "--precision",
+        choices=get_args(hints["precision"]),
+        help="bfloat16: monitor mode, whose figures are no FID",
     )
     parser.add_argument("--real", type=int, metavar="N", help="real images; 0 is all of them")
     parser.add_argument("--batch", type=int, metavar="N", help="images of one pass")
@@ -225,6 +227,7 @@ def overridden(config: EvaluationConfig, args: argparse.Namespace) -> Evaluation
     from scalegan.evaluation.user_extractor import is_dotted
 
     given: dict[str, Any] = {name: getattr(args, name, None) for name in OVERRIDES}
+    asked = {name for name, value in given.items() if value is not None}
     if given["extractor"] is not None and is_dotted(given["extractor"]):
         given = given | {"extractor": None, "weights": None}  # of `own_extractor`
     elif given["extractor"] not in (None, config.extractor):
@@ -233,7 +236,10 @@ def overridden(config: EvaluationConfig, args: argparse.Namespace) -> Evaluation
         given = given | {"lpips_weights": ""}
     given = {name: value for name, value in given.items() if value is not None}
     best = best_among(config.best, chosen(given.get("metrics", config.metrics)))
-    return replace(config, best=best, **given)
+    config = replace(config, best=best, **given)
+    if {"lpips", "lpips_weights"} & asked and not config.wants_lpips:
+        raise UserError("--lpips and --lpips-weights are of metrics lpips and ppl: name one by --metrics, or leave them out")
+    return config
 
 
 @contextmanager

@@ -76,8 +76,9 @@ def evaluate(
     extractor = extractor or load_extractor(config, device, team)
     with closing(open_images(index, data, device)) as reader:
         images = RealImages(index, config.real, reader)
-        classes = check(config, index, images, extractor.width, data, labels, paths)
-        held_out = held_out_images(config, index, data)
+        with team.as_one():
+            classes = check(config, index, images, extractor.width, data, labels, paths)
+            held_out = held_out_images(config, index, data)
         perceptual = load_lpips(config, device, team) if config.wants_lpips else None
         suite = Suite(config, extractor, index.classes)
         keep = real_keeper(suite, classes) if "real" in suite.sides else None
@@ -184,6 +185,8 @@ def held_out_images(config: EvaluationConfig, index: Index, data: DataConfig) ->
         )
     if "memorisation" in config.wanted and held_out.samples < CELL_MINIMUM:
         raise UserError(f"metric memorisation needs {CELL_MINIMUM} held-out images; {held_out.root} holds {held_out.samples}")
+    if "memorisation" not in config.wanted and held_out.classes != index.classes:
+        return None  # accuracy has no use for images of other classes, or of none
     return held_out
 
 

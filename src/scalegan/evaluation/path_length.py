@@ -60,7 +60,7 @@ class LatentPaths:
     @property
     def spaces(self) -> tuple[str, ...]:
         """The latents that there are: "z", and "w" where the generator maps z to one for each layer."""
-        return ("z", "w") if hasattr(self.network, "synthesise") else ("z",)
+        return ("z", "w") if hasattr(self.network, "styles") and hasattr(self.network, "synthesise") else ("z",)
 
     @torch.inference_mode()
     def ends(self, space: str, first: int, count: int) -> tuple[Tensor, Tensor]:

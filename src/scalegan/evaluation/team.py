@@ -96,12 +96,14 @@ class Team:
             raise UserError(self._from(source, str(error)))
 
     def look(self, find: Callable[[], Path]) -> Path:
-        """What `find` finds, on every process. Process 0 looks first, so that a download happens once; what that meets, all
+        """What `find` finds, on every process. Process 0 looks first, so that a download happens once; what one meets, all
         raise."""
         with self.as_one():
             if self.first:
                 find()
-        return find()
+        with self.as_one():
+            path = find()
+        return path
 
     def add_up(self, *tensors: Tensor) -> list[Tensor]:
         """The sums over all processes of tensors, in one reduction: float64, in the tensors' shapes and on their devices."""
