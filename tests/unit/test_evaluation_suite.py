@@ -165,9 +165,8 @@ def test_mixed_precision_around_an_evaluation_changes_no_figure(index, tmp_path)
 def test_held_out_images_of_other_classes_are_no_control(index, tmp_path):
     blobs = write_blobs(tmp_path / "blobs", samples=10, height=24, width=16, channels=3, classes=("a", "b"))
     record = run(index, tmp_path, "accuracy", held_out=blobs.root, labels=labels)
-    assert record["held_out"] == 10
     assert {"accuracy", "accuracy_real"} <= record.keys()
-    assert "accuracy_held_out" not in record
+    assert not {"held_out", "accuracy_held_out"} & record.keys()  # nor are they said to have been looked at
 
 
 def test_what_a_metric_lacks_is_told_before_any_work(index, held_out, tmp_path):

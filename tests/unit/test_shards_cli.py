@@ -209,8 +209,9 @@ def test_a_contact_sheet_of_grey_images_without_labels(tmp_path: Path) -> None:
         assert (sheet.mode, sheet.size) == ("L", (10 * 87 - 2, 2 * 130 - 2))
 
 
+@pytest.mark.parametrize("early", [False, True])
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_leaves_nothing_and_says_so(tmp_path: Path, how: signal.Signals) -> None:
+def test_an_interrupted_run_leaves_nothing_and_says_so(tmp_path: Path, how: signal.Signals, early: bool) -> None:
     folder = tmp_path / "x/a"
     folder.mkdir(parents=True)
     (folder / "0.png").write_bytes(encoded(photo(0, 400, 400)))
@@ -229,11 +230,17 @@ def test_an_interrupted_run_leaves_nothing_and_says_so(tmp_path: Path, how: sign
         "2",
     ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    spool = tmp_path / ".s.partial" / "spool"
+    spool, children = tmp_path / ".s.partial" / "spool", Path(f"/proc/{process.pid}/task/{process.pid}/children")
+
+    def under_way() -> bool:
+        if early:  # the workers are there, beside the resource tracker, and still import
+            return len(children.read_text().split()) == 3
+        return spool.exists() and spool.stat().st_size > 0
+
     deadline = time.monotonic() + 30
-    while not (spool.exists() and spool.stat().st_size) and time.monotonic() < deadline:
+    while not under_way() and time.monotonic() < deadline:
         assert process.poll() is None
-        time.sleep(0.02)
+        time.sleep(0.001)
     os.killpg(process.pid, how) if how is signal.SIGINT else process.send_signal(how)
     out, err = process.communicate(timeout=30)
     assert process.returncode == 130

@@ -15,10 +15,9 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import count
-from multiprocessing import connection, resource_tracker
+from multiprocessing import connection
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,6 +27,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from scalegan.config import DataConfig
+from scalegan.data.blocked import SIGNALS, blocked_signals
 from scalegan.data.index import Index
 from scalegan.data.order import Order, substitutes
 from scalegan.data.stream import StreamReader, replace_rows
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 AHEAD = 4  # batches that each worker may be ahead: covers a pause of the training of some hundred milliseconds
 MOST_ATTEMPTS = 64  # substitutes tried for one slot; so many fail only where nothing of a stream can be read
 NEWS = 5.0  # seconds in which the server tells of a worker's end
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 @dataclass
@@ -182,15 +181,3 @@ def end_with_parent() -> None:
     assert parent
     parent.join()
     os._exit(1)
-
-
-@contextmanager
-def blocked_signals() -> Iterator[None]:
-    """Children inherit the block, for life; this process gets what arrived in the meantime afterwards."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    try:
-        resource_tracker.ensure_running()  # the first child that multiprocessing starts; doing so lifts the block
-        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

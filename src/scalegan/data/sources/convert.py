@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
 import threading
 from array import array
 from collections import Counter, deque
@@ -24,6 +23,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from scalegan.data.blocked import blocked_signals
 from scalegan.data.sources.base import Source, Task
 from scalegan.data.sources.encode import Encoded, Transform
 from scalegan.data.writer import Sample
@@ -61,14 +61,18 @@ def run_tasks(source: Source, transform: Transform, workers: int) -> Iterator[Re
     workers = min(workers, len(source.tasks))
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(stop,))
     waiting: deque[Future[Result]] = deque()
+    others = set(multiprocessing.active_children())
     try:
         for task in source.tasks:
-            waiting.append(pool.submit(work, task, transform))
+            with blocked_signals():  # the pool starts its processes here
+                waiting.append(pool.submit(work, task, transform))
             if len(waiting) > 2 * workers:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
     except BrokenProcessPool:
+        for process in set(multiprocessing.active_children()) - others:
+            process.kill()  # deaf to the SIGTERM that the pool sends to them, and waits for
         raise UserError("a worker process was killed, most likely for want of memory: try fewer --workers") from None
     finally:
         stop.set()  # after the last task it changes nothing
@@ -76,11 +80,9 @@ def run_tasks(source: Source, transform: Transform, workers: int) -> Iterator[Re
 
 
 def _start_worker(stop: Event) -> None:
-    """Signals are the parent's to act on; a worker whose parent is killed ends itself."""
+    """A worker whose parent is killed ends itself."""
     global stopping
     stopping = stop
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
 
