@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -209,42 +210,60 @@ def test_a_contact_sheet_of_grey_images_without_labels(tmp_path: Path) -> None:
         assert (sheet.mode, sheet.size) == ("L", (10 * 87 - 2, 2 * 130 - 2))
 
 
-@pytest.mark.parametrize("early", [False, True])
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_leaves_nothing_and_says_so(tmp_path: Path, how: signal.Signals, early: bool) -> None:
+@pytest.fixture
+def many(tmp_path: Path) -> subprocess.Popen[str]:
+    """A command that writes the shards of so many images that it takes two workers for seconds."""
     folder = tmp_path / "x/a"
     folder.mkdir(parents=True)
     (folder / "0.png").write_bytes(encoded(photo(0, 400, 400)))
     for i in range(1, 1500):
         os.link(folder / "0.png", folder / f"{i}.png")
-    command = [
-        sys.executable,
-        "-m",
-        "scalegan.cli",
-        "shards",
-        str(tmp_path / "x"),
-        str(tmp_path / "s"),
-        "--size",
-        "390",
-        "--workers",
-        "2",
-    ]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    spool, children = tmp_path / ".s.partial" / "spool", Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    command = [sys.executable, "-m", "scalegan.cli", "shards", str(folder.parent), str(tmp_path / "s"), "--size", "390"]
+    command += ["--workers", "2"]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
-    def under_way() -> bool:
-        if early:  # the workers are there, beside the resource tracker, and still import
-            return len(children.read_text().split()) == 3
-        return spool.exists() and spool.stat().st_size > 0
 
+def children(process: subprocess.Popen[str]) -> list[int]:
+    """The resource tracker first, then the workers."""
+    return sorted(map(int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()))
+
+
+def wait_until(process: subprocess.Popen[str], reached: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 30
-    while not under_way() and time.monotonic() < deadline:
+    while not reached():
         assert process.poll() is None
+        assert time.monotonic() < deadline
         time.sleep(0.001)
-    os.killpg(process.pid, how) if how is signal.SIGINT else process.send_signal(how)
-    out, err = process.communicate(timeout=30)
-    assert process.returncode == 130
+
+
+def has_written(tmp_path: Path) -> bool:
+    spool = tmp_path / ".s.partial" / "spool"
+    return spool.exists() and spool.stat().st_size > 0
+
+
+@pytest.mark.parametrize("early", [False, True])
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_leaves_nothing_and_says_so(
+    many: subprocess.Popen[str], tmp_path: Path, how: signal.Signals, early: bool
+) -> None:
+    """Early is when the workers are there and still import."""
+    wait_until(many, lambda: len(children(many)) == 3 if early else has_written(tmp_path))
+    os.killpg(many.pid, how) if how is signal.SIGINT else many.send_signal(how)
+    out, err = many.communicate(timeout=30)
+    assert many.returncode == 130
     assert (out, err) == ("", "scalegan: interrupted: nothing was written\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_a_worker_that_is_killed_ends_the_command_and_the_other_worker(many: subprocess.Popen[str], tmp_path: Path) -> None:
+    wait_until(many, lambda: has_written(tmp_path) and len(children(many)) == 3)
+    _, victim, other = children(many)
+    os.kill(victim, signal.SIGKILL)
+    out, err = many.communicate(timeout=30)
+    assert many.returncode == 2
+    assert out == ""
+    assert err.startswith("scalegan: error: a worker process was killed, most likely for want of memory")
+    assert not Path(f"/proc/{other}").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
 

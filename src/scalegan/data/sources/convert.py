@@ -72,7 +72,7 @@ def run_tasks(source: Source, transform: Transform, workers: int) -> Iterator[Re
             yield waiting.popleft().result()
     except BrokenProcessPool:
         for process in set(multiprocessing.active_children()) - others:
-            process.kill()  # deaf to the SIGTERM that the pool sends to them, and waits for
+            process.kill()  # from Python 3.12 on the pool sends SIGTERM, to which they are deaf, and waits
         raise UserError("a worker process was killed, most likely for want of memory: try fewer --workers") from None
     finally:
         stop.set()  # after the last task it changes nothing
