@@ -220,7 +220,12 @@ def many(tmp_path: Path) -> subprocess.Popen[str]:
         os.link(folder / "0.png", folder / f"{i}.png")
     command = [sys.executable, "-m", "scalegan.cli", "shards", str(folder.parent), str(tmp_path / "s"), "--size", "390"]
     command += ["--workers", "2"]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    # A shell starts what runs in its background deaf to SIGINT, and whatever that starts is born so.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def children(process: subprocess.Popen[str]) -> list[int]:
