@@ -22,14 +22,13 @@ import shutil
 import statistics
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 import common
+from quality_table import HEAD, TASKS, report, row
 
 FIGURES = common.OUT / "quality.jsonl"
 WARM_UP = 128
@@ -37,41 +36,6 @@ WARM_UP = 128
 SPARE = 0.03
 """Share of the time that is kept for sample grids, checkpoints, and a machine that slows down."""
 
-
-@dataclass(frozen=True)
-class Task:
-    """A data set, its small preset, how long it is trained, and what is compared."""
-
-    preset: str
-    minutes: float
-    generated: int
-    real: int
-    """0 is all of the training set."""
-    dry_images: int
-    """Images that tell the speed, some ten seconds of them."""
-    goal: float | None = None
-    """fd_lite0 that the best recipe is to reach; None: at most 0.25 of DCGAN's and 0.7 of the small recipe's."""
-    options: tuple[str, ...] = ()
-    held_out: str = ""
-    """Shards of the test split, to tell copies by."""
-    classifier: bool = False
-    """Whether a classifier of real images is asked for the class of generated ones."""
-
-
-CONDITIONAL = ("--model.conditional=true",)
-TASKS = {
-    "kiwi64": Task("kiwi_small", 5, generated=512, real=0, dry_images=768, goal=30, held_out="kiwi64-test"),
-    "kiwi100": Task("kiwi_small", 5, generated=512, real=0, dry_images=768),
-    "fruits12": Task(
-        "kiwi_small", 10, generated=2000, real=2000, dry_images=768, options=CONDITIONAL, held_out="fruits12-test",
-        classifier=True,
-    ),
-    "brain": Task("brain_small", 10, generated=2000, real=2000, dry_images=768, held_out="brain-test"),
-    "fashion": Task(
-        "fashion_small", 5, generated=2000, real=2000, dry_images=8192, options=CONDITIONAL, held_out="fashion-test",
-        classifier=True,
-    ),
-}  # fmt: skip
 
 OTHER_FAMILY = ("--model.init=dcgan", "--model.critic_norm=auto")
 """Takes back what the small presets say of DCGAN alone."""
@@ -100,10 +64,6 @@ RECIPES: dict[str, tuple[str, ...]] = {
     "r3gan": R3GAN,
 }  # fmt: skip
 """Options of `scalegan train` that make another recipe of a small preset; `dcgan` is a preset of its own."""
-COLUMNS = (
-    "data set", "recipe", "seed", "fd_lite0", "floor", "fd_pixels", "precision / recall", "near copies", "recognised",
-    "generated / real", "images seen", "images/s", "seconds", "train MB", "dtype", "commit",
-)  # fmt: skip
 
 
 def main() -> int:
@@ -120,11 +80,11 @@ def main() -> int:
     )
     args = parser.parse_args()
     if args.table:
-        table(common.read_jsonl(FIGURES))
+        print("\n".join(report(common.read_jsonl(FIGURES))))
         return 0
 
     print(common.headline(threads=args.threads))
-    print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}", flush=True)
+    print(HEAD, flush=True)
     for name in args.only or TASKS:
         identity = {
             "name": name, "recipe": args.recipe, "seed": args.seed, "minutes": args.minutes or TASKS[name].minutes,
@@ -137,44 +97,6 @@ def main() -> int:
         print(row(known[-1]), flush=True)
     print(f"grids: {common.OUT / 'grids'}")
     return 0
-
-
-def table(figures: Sequence[dict[str, Any]]) -> None:
-    """Every recipe that was tried, also those that lost, and the goals."""
-    print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
-    for figure in sorted(figures, key=lambda figure: (figure["name"], figure["minutes"], figure["evaluation"]["fd_lite0"])):
-        print(row(figure))
-    for line in goals(figures):
-        print(line)
-
-
-def goals(figures: Sequence[dict[str, Any]]) -> list[str]:
-    """One line a data set whose goal can be told: the best recipe beside what it is to reach."""
-    lines = []
-    for name, task in TASKS.items():
-        ours = [f for f in figures if f["name"] == name and f["minutes"] == task.minutes]
-        if not ours:
-            continue
-        best = min(ours, key=lambda figure: figure["evaluation"]["fd_lite0"])
-        value, goal, words = best["evaluation"]["fd_lite0"], task.goal, "the goal"
-        if goal is None:
-            references = {
-                recipe: statistics.mean(f["evaluation"]["fd_lite0"] for f in ours if is_plain(f, recipe))
-                for recipe in ("dcgan", "small")
-                if any(is_plain(f, recipe) for f in ours)
-            }
-            if len(references) < 2:
-                lines.append(f"{name}: no goal without runs of dcgan and small")
-                continue
-            goal = min(0.25 * references["dcgan"], 0.7 * references["small"])
-            words = f"0.25 of dcgan's {references['dcgan']:.1f} and 0.7 of small's {references['small']:.1f}"
-        verdict = "reached" if value <= goal else "MISSED"
-        lines.append(f"{name}: {value:.1f} by {best['recipe']}; at most {goal:.1f} ({words}): {verdict}")
-    return lines
-
-
-def is_plain(figure: dict[str, Any], recipe: str) -> bool:
-    return figure["recipe"] == recipe and not figure["options"]
 
 
 def measure(name: str, recipe: str, seed: int, minutes: float, threads: int, options: list[str]) -> dict[str, Any]:
@@ -270,33 +192,6 @@ def fresh(run_dir: Path) -> Path:
     """A run folder that does not exist: what an interrupted measurement left is of no use, as its time is not known."""
     shutil.rmtree(run_dir, ignore_errors=True)
     return run_dir
-
-
-def row(figure: dict[str, Any]) -> str:
-    """A line of the Markdown table."""
-    record = figure["evaluation"]
-    size = "x".join(str(n) for n in image_size(figure["name"]))
-    cells = (
-        f"{figure['name']} {size}", " ".join([figure["recipe"], *figure["options"]]), figure["seed"],
-        f"{record['fd_lite0']:.1f}", f"{record['fd_lite0_floor']:.1f}", f"{record['fd_pixels']:.2f}",
-        f"{record['precision']:.2f} / {record['recall']:.2f}", shown(record, "near_copies", "near_copies_held_out"),
-        shown(record, "recognised", "recognised_real"), f"{record['generated']} / {record['real']}", figure["images_seen"],
-        f"{figure['images_per_s']:.0f}", f"{figure['seconds']:.0f}", figure["training_memory_mb"], figure["precision"],
-        figure["commit"],
-    )  # fmt: skip
-    return f"| {' | '.join(str(cell) for cell in cells)} |"
-
-
-def shown(record: dict[str, Any], name: str, control: str) -> str:
-    """A share beside that of real images."""
-    return f"{record[name]:.1%} (real {record[control]:.1%})" if name in record else ""
-
-
-def image_size(name: str) -> tuple[int, int]:
-    from scalegan.data.index import read_index
-
-    index = read_index(str(common.shards(name)))
-    return index.height, index.width
 
 
 if __name__ == "__main__":

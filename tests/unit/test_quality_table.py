@@ -1,0 +1,69 @@
+"""Which goals a table of figures reaches."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def quality(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    return importlib.import_module("quality_table")
+
+
+def figure(name: str, recipe: str, distance: float, seed: int = 0, minutes: float = 5, **evaluation: float) -> dict[str, Any]:
+    found = {"fd_lite0": distance, **evaluation}
+    return {"name": name, "recipe": recipe, "options": [], "seed": seed, "minutes": minutes, "evaluation": found}
+
+
+def test_the_best_recipe_is_the_one_with_the_least_mean_over_its_seeds(quality: Any) -> None:
+    figures = [figure("kiwi64", "small", v, seed) for seed, v in enumerate((20, 60))]  # one lucky seed
+    figures += [figure("kiwi64", "projected", v, seed) for seed, v in enumerate((28, 30))]
+    assert quality.goals(figures) == ["kiwi64: 29.0 by projected; at most 30.0 (the goal): reached"]
+    assert quality.goals(figures[:2]) == ["kiwi64: 40.0 by small; at most 30.0 (the goal): MISSED"]
+
+
+def test_a_seed_counts_once_by_its_newest_run(quality: Any) -> None:
+    figures = [figure("kiwi64", "small", 90), figure("kiwi64", "small", 50), figure("kiwi64", "small", 20, minutes=60)]
+    assert quality.goals(figures)[0].startswith("kiwi64: 50.0 by small;")
+
+
+@pytest.mark.parametrize(("distance", "outcome"), [(25, "reached"), (26, "MISSED")])
+def test_a_goal_of_two_references_is_the_stricter_of_both(quality: Any, distance: float, outcome: str) -> None:
+    share = {"recognised": 0.95}
+    figures = [
+        figure("fashion", "dcgan", 100, **share), figure("fashion", "small", 50, **share),
+        figure("fashion", "resnet", distance, **share),
+    ]  # fmt: skip
+    line = quality.goals(figures)[0]
+    assert line == f"fashion: {distance}.0 by resnet; at most 25.0 (0.25 of dcgan's 100.0 and 0.7 of small's 50.0): {outcome}"
+    assert "no goal without" in quality.goals(figures[1:])[0]
+
+
+@pytest.mark.parametrize(("share", "outcome"), [(0.9, "reached"), (0.899, "MISSED")])
+def test_generated_images_are_to_be_recognised(quality: Any, share: float, outcome: str) -> None:
+    line = quality.goals([figure("fruits12", "small", 50, minutes=10, recognised=share)])[1]
+    assert line == f"fruits12, small, seed 0: {share:.1%} recognised as their class; at least 90%: {outcome}"
+
+
+@pytest.mark.parametrize(
+    ("ssim", "of_mean", "diversity", "outcomes"),
+    [
+        (0.75, 0.7, 20, ["reached", "reached"]),
+        (0.65, 0.7, 20, ["MISSED", "reached"]),  # a blur does as well
+        (0.59, 0.4, 20, ["MISSED", "reached"]),
+        (0.75, 0.7, 19, ["reached", "MISSED"]),  # one good slice again and again
+    ],
+)
+def test_brains_are_to_be_alike_and_varied(
+    quality: Any, ssim: float, of_mean: float, diversity: float, outcomes: list[str]
+) -> None:
+    found = {"ssim_max": ssim, "ssim_mean_image": of_mean, "diversity": diversity, "diversity_real": 40.0}
+    lines = quality.goals([figure("brain", "small", 50, minutes=10, **found)])[1:]
+    assert [line.rsplit(": ")[-1] for line in lines] == outcomes
