@@ -241,7 +241,9 @@ class Game:
         if self.accelerator.scaler is None:
             # The fused optimizers' own protocol for skipping without asking the host; under fp16 the scaler speaks it.
             optimizer.optimizer.found_inf = skipped
-        optimizer.step()
+            optimizer.optimizer.step()  # Accelerate's wrapper looks a package up on the disk first, twice a step
+        else:
+            optimizer.step()
         return norm.nan_to_num(0.0, 0.0, 0.0), skipped
 
     def prime(self) -> None:
