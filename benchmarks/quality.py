@@ -63,7 +63,7 @@ RECIPES: dict[str, tuple[str, ...]] = {
     ),
     "r3gan": R3GAN,
 }  # fmt: skip
-"""Options of `scalegan train` that make another recipe of a small preset; `dcgan` is a preset of its own."""
+"""Options of `scalegan train` that make another recipe of a small preset; `dcgan` is a preset of its own, which `Task.reference` names."""
 
 
 def main() -> int:
@@ -104,7 +104,7 @@ def measure(name: str, recipe: str, seed: int, minutes: float, threads: int, opt
     from scalegan import settings
 
     task = TASKS[name]
-    preset = "dcgan" if recipe == "dcgan" else task.preset
+    preset = task.reference if recipe == "dcgan" else task.preset
     asked = [
         f"--config={preset}", f"--data.path={common.shards(name)}", "--train.device=cpu", "--log.wandb=off",
         "--evaluation.every=0", "--evaluation.extractor=lite0", f"--evaluation.samples={task.generated}",

@@ -18,6 +18,8 @@ class Task:
     """A data set, its small preset, how long it is trained, and what is compared."""
 
     preset: str
+    reference: str
+    """The preset of recipe `dcgan`: the one that people train on such images."""
     minutes: float
     generated: int
     real: int
@@ -37,17 +39,17 @@ class Task:
 
 CONDITIONAL = ("--model.conditional=true",)
 TASKS = {
-    "kiwi64": Task("kiwi_small", 5, generated=512, real=0, dry_images=768, goal=30, held_out="kiwi64-test"),
-    "kiwi100": Task("kiwi_small", 5, generated=512, real=0, dry_images=768),
+    "kiwi64": Task("kiwi_small", "dcgan", 5, generated=512, real=0, dry_images=768, goal=30, held_out="kiwi64-test"),
+    "kiwi100": Task("kiwi_small", "dcgan", 5, generated=512, real=0, dry_images=768),
     "fruits12": Task(
-        "kiwi_small", 10, generated=2000, real=2000, dry_images=768, options=CONDITIONAL, held_out="fruits12-test",
+        "kiwi_small", "dcgan", 10, generated=2000, real=2000, dry_images=768, options=CONDITIONAL, held_out="fruits12-test",
         classifier=True,
     ),
     "brain": Task(
-        "brain_small", 10, generated=2000, real=2000, dry_images=768, held_out="brain-test", ssim=True,
+        "brain_small", "oasis", 10, generated=2000, real=2000, dry_images=768, held_out="brain-test", ssim=True,
     ),
     "fashion": Task(
-        "fashion_small", 5, generated=2000, real=2000, dry_images=8192, options=CONDITIONAL, held_out="fashion-test",
+        "fashion_small", "mnist", 5, generated=2000, real=2000, dry_images=8192, options=CONDITIONAL, held_out="fashion-test",
         classifier=True,
     ),
 }  # fmt: skip
