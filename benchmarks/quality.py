@@ -63,7 +63,7 @@ RECIPES: dict[str, tuple[str, ...]] = {
     ),
     "r3gan": R3GAN,
 }  # fmt: skip
-"""Options of `scalegan train` that make another recipe of a small preset; `dcgan` is a preset of its own, which `Task.reference` names."""
+"""Options of `scalegan train` that make another recipe of a small preset; `dcgan` is a preset, which `Task.reference` names."""
 
 
 def main() -> int:
