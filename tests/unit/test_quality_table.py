@@ -67,3 +67,20 @@ def test_brains_are_to_be_alike_and_varied(
     found = {"ssim_max": ssim, "ssim_mean_image": of_mean, "diversity": diversity, "diversity_real": 40.0}
     lines = quality.goals([figure("brain", "small", 50, minutes=10, **found)])[1:]
     assert [line.rsplit(": ")[-1] for line in lines] == outcomes
+
+
+def test_a_row_has_a_cell_a_column(quality: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quality, "image_size", lambda name: (104, 88))
+    record = {
+        "fd_lite0_floor": 4.3, "fd_pixels": 1.234, "precision": 0.7, "recall": 0.4, "near_copies": 0.06,
+        "near_copies_held_out": 0.05, "generated": 512, "real": 466,
+    }  # fmt: skip
+    run = figure("brain", "small", 61.04, seed=1, minutes=10, **record) | {
+        "options": ["--optim.lr_g=5e-4"], "images_seen": 64000, "images_per_s": 292.2, "seconds": 299.1,
+        "training_memory_mb": 495, "precision": "bf16", "commit": "abc1234",
+    }  # fmt: skip
+    row = quality.row(run)
+    assert row.startswith(
+        "| brain 104x88 | small --optim.lr_g=5e-4 | 1 | 61.0 | 4.3 | 1.23 | 0.70 / 0.40 | 6.0% (real 5.0%) |  |"
+    )
+    assert row.count("|") == len(quality.COLUMNS) + 1
