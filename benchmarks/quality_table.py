@@ -57,8 +57,8 @@ RECOGNISED, SSIM, OF_DCGAN, OF_SMALL = 0.9, 0.6, 0.25, 0.7
 """Goals: share of samples recognised as their class, similarity, and the shares of the references' distances."""
 
 COLUMNS = (
-    "data set", "recipe", "seed", "fd_lite0", "floor", "fd_pixels", "precision / recall", "near copies", "recognised",
-    "generated / real", "images seen", "images/s", "seconds", "train MB", "dtype", "commit",
+    "data set", "recipe", "seed", "fd_lite0", "floor", "kd_lite0", "fd_pixels", "precision / recall", "spread",
+    "near copies", "recognised", "generated / real", "images seen", "images/s", "seconds", "train MB", "dtype", "commit",
 )  # fmt: skip
 HEAD = f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}"
 
@@ -141,8 +141,10 @@ def row(figure: Figure) -> str:
     size = "x".join(str(n) for n in image_size(figure["name"]))
     cells = (
         f"{figure['name']} {size}", title(figure), figure["seed"],
-        f"{record['fd_lite0']:.1f}", f"{record['fd_lite0_floor']:.1f}", f"{record['fd_pixels']:.2f}",
-        f"{record['precision']:.2f} / {record['recall']:.2f}", shown(record, "near_copies", "near_copies_held_out"),
+        f"{record['fd_lite0']:.1f}", f"{record['fd_lite0_floor']:.1f}", f"{record['kd_lite0']:.3f}",
+        f"{record['fd_pixels']:.2f}", f"{record['precision']:.2f} / {record['recall']:.2f}",
+        f"{record['diversity']:.0f} (real {record['diversity_real']:.0f})",
+        shown(record, "near_copies", "near_copies_held_out"),
         shown(record, "recognised", "recognised_real"), f"{record['generated']} / {record['real']}", figure["images_seen"],
         f"{figure['images_per_s']:.0f}", f"{figure['seconds']:.0f}", figure["training_memory_mb"], figure["precision"],
         figure["commit"],

@@ -43,7 +43,8 @@ def test_a_goal_of_two_references_is_the_stricter_of_both(quality: Any, distance
     ]  # fmt: skip
     line = quality.goals(figures)[0]
     assert line == f"fashion: {distance}.0 by resnet; at most 25.0 (0.25 of dcgan's 100.0 and 0.7 of small's 50.0): {outcome}"
-    assert "no goal without" in quality.goals(figures[1:])[0]
+    others = [*figures[1:], figures[0] | {"options": ["--optim.lr_g=5e-4"]}, figures[0] | {"minutes": 60}]
+    assert "no goal without" in quality.goals(others)[0]  # neither is the reference
 
 
 @pytest.mark.parametrize(("share", "outcome"), [(0.9, "reached"), (0.899, "MISSED")])
@@ -72,7 +73,8 @@ def test_brains_are_to_be_alike_and_varied(
 def test_a_row_has_a_cell_a_column(quality: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quality, "image_size", lambda name: (104, 88))
     record = {
-        "fd_lite0_floor": 4.3, "fd_pixels": 1.234, "precision": 0.7, "recall": 0.4, "near_copies": 0.06,
+        "fd_lite0_floor": 4.3, "kd_lite0": 0.0657, "fd_pixels": 1.234, "precision": 0.7, "recall": 0.4,
+        "diversity": 29.4, "diversity_real": 47.6, "near_copies": 0.06,
         "near_copies_held_out": 0.05, "generated": 512, "real": 466,
     }  # fmt: skip
     run = figure("brain", "small", 61.04, seed=1, minutes=10, **record) | {
@@ -81,6 +83,7 @@ def test_a_row_has_a_cell_a_column(quality: Any, monkeypatch: pytest.MonkeyPatch
     }  # fmt: skip
     row = quality.row(run)
     assert row.startswith(
-        "| brain 104x88 | small --optim.lr_g=5e-4 | 1 | 61.0 | 4.3 | 1.23 | 0.70 / 0.40 | 6.0% (real 5.0%) |  |"
+        "| brain 104x88 | small --optim.lr_g=5e-4 | 1 | 61.0 | 4.3 | 0.066 | 1.23 | 0.70 / 0.40 "
+        "| 29 (real 48) | 6.0% (real 5.0%) |  |"
     )
     assert row.count("|") == len(quality.COLUMNS) + 1
