@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +82,15 @@ def test_an_error_in_a_worker_is_the_same_line(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(UserError, match=r"pear/30.png is no readable image"):
         run(source, tmp_path / "s", "--workers", "2")
     assert [path.name for path in tmp_path.iterdir()] == ["fruit"]
+
+
+def test_an_error_of_the_reader_leaves_no_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(convert, "INLINE", 0)
+    source = classes(tmp_path / "fruit", 50)
+    save(source / "kiwi/0.png", photo(0, 7, 9))
+    with pytest.raises(UserError, match="images of several sizes"):
+        run(source, tmp_path / "s", "--workers", "2")
+    assert multiprocessing.active_children() == []
 
 
 def test_size_is_height_by_width(tmp_path: Path) -> None:
@@ -211,7 +221,7 @@ def test_a_contact_sheet_of_grey_images_without_labels(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def many(tmp_path: Path) -> subprocess.Popen[str]:
+def many(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     """A command that writes the shards of so many images that it takes two workers for seconds."""
     folder = tmp_path / "x/a"
     folder.mkdir(parents=True)
@@ -223,9 +233,12 @@ def many(tmp_path: Path) -> subprocess.Popen[str]:
     # A shell starts what runs in its background deaf to SIGINT, and whatever that starts is born so.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
     finally:
         signal.signal(signal.SIGINT, before)
+    with process:
+        yield process
+        process.kill()
 
 
 def children(process: subprocess.Popen[str]) -> list[int]:
@@ -260,15 +273,22 @@ def test_an_interrupted_run_leaves_nothing_and_says_so(
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
 
-def test_a_worker_that_is_killed_ends_the_command_and_the_other_worker(many: subprocess.Popen[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_worker_that_is_killed_ends_the_command_and_the_other_worker(
+    many: subprocess.Popen[str], tmp_path: Path, victim: int
+) -> None:
+    """While the command stands still, its workers fill what it reads from: one at least is killed amid its answer."""
     wait_until(many, lambda: has_written(tmp_path) and len(children(many)) == 3)
-    _, victim, other = children(many)
-    os.kill(victim, signal.SIGKILL)
+    many.send_signal(signal.SIGSTOP)
+    time.sleep(1)
+    workers = children(many)[1:]
+    os.kill(workers[victim], signal.SIGKILL)
+    many.send_signal(signal.SIGCONT)
     out, err = many.communicate(timeout=30)
     assert many.returncode == 2
     assert out == ""
     assert err.startswith("scalegan: error: a worker process was killed, most likely for want of memory")
-    assert not Path(f"/proc/{other}").exists()
+    assert not Path(f"/proc/{workers[1 - victim]}").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
 

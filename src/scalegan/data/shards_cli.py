@@ -8,7 +8,7 @@ import re
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -148,8 +148,8 @@ def write(args: argparse.Namespace) -> tuple[Index, list[str]]:
 def _read_all(source: Source, transform: Transform, workers: int, spool: Spool) -> None:
     from scalegan.data.sources.convert import run_tasks
 
-    with _progress(source) as advance:
-        for results in run_tasks(source, transform, workers):
+    with closing(run_tasks(source, transform, workers)) as read, _progress(source) as advance:
+        for results in read:
             spool.add(results)
             advance(len(results[0]) if source.unit == "images" else 1)
     if not len(spool):

@@ -6,16 +6,11 @@ file. So the result does not depend on the number of workers, and memory holds a
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import threading
 from array import array
-from collections import Counter, deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections import Counter
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
-from multiprocessing.synchronize import Event
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -23,74 +18,22 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from scalegan.data.blocked import blocked_signals
-from scalegan.data.sources.base import Source, Task
-from scalegan.data.sources.encode import Encoded, Transform
+from scalegan.data.sources.base import Source
+from scalegan.data.sources.encode import Transform
+from scalegan.data.sources.processes import Result, in_processes, work
 from scalegan.data.writer import Sample
 from scalegan.errors import UserError
 
 INLINE = 600
 """Fewer images than this are done sooner than worker processes have started."""
 
-Result = tuple[list[Encoded], dict[str, Any]]
 
-
-stopping: Event | None = None
-"""Of a worker process: set when the parent gives up."""
-
-
-def work(task: Task, transform: Transform) -> Result:
-    pictures, facts = task.open()
-    encoded = []
-    for picture in pictures:
-        if stopping and stopping.is_set():
-            return [], {}
-        encoded.append(transform(picture))
-    return encoded, facts
-
-
-def run_tasks(source: Source, transform: Transform, workers: int) -> Iterator[Result]:
-    """Results in the order of the tasks."""
+def run_tasks(source: Source, transform: Transform, workers: int) -> Generator[Result, None, None]:
+    """Results in the order of the tasks; closed, it leaves no process."""
     few = source.unit == "images" and source.count < INLINE
     if workers < 2 or few or len(source.tasks) < 2:
-        for task in source.tasks:
-            yield work(task, transform)
-        return
-    context = multiprocessing.get_context("spawn")
-    stop = context.Event()
-    workers = min(workers, len(source.tasks))
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(stop,))
-    waiting: deque[Future[Result]] = deque()
-    others = set(multiprocessing.active_children())
-    try:
-        for task in source.tasks:
-            with blocked_signals():  # the pool starts its processes here
-                waiting.append(pool.submit(work, task, transform))
-            if len(waiting) > 2 * workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    except BrokenProcessPool:
-        for process in set(multiprocessing.active_children()) - others:
-            process.kill()  # from Python 3.12 on the pool sends SIGTERM, to which they are deaf, and waits
-        raise UserError("a worker process was killed, most likely for want of memory: try fewer --workers") from None
-    finally:
-        stop.set()  # after the last task it changes nothing
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _start_worker(stop: Event) -> None:
-    """A worker whose parent is killed ends itself."""
-    global stopping
-    stopping = stop
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch(join: Callable[[], None] = parent.join) -> None:
-        join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+        return (work(task, transform) for task in source.tasks)
+    return in_processes(source.tasks, transform, min(workers, len(source.tasks)))
 
 
 @dataclass
