@@ -58,7 +58,8 @@ RECOGNISED, SSIM, OF_DCGAN, OF_SMALL = 0.9, 0.6, 0.25, 0.7
 
 COLUMNS = (
     "data set", "recipe", "seed", "fd_lite0", "floor", "kd_lite0", "fd_pixels", "precision / recall", "spread",
-    "near copies", "recognised", "generated / real", "images seen", "images/s", "seconds", "train MB", "dtype", "commit",
+    "in class", "near copies", "recognised", "generated / real", "images seen", "images/s", "seconds", "train MB", "dtype",
+    "commit",
 )  # fmt: skip
 HEAD = f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}"
 
@@ -114,13 +115,18 @@ def second_goals(task: Task, figure: Figure) -> list[str]:
     if task.classifier:
         share = found["recognised"]
         lines.append(f"{share:.1%} recognised as their class; at least {RECOGNISED:.0%}: {verdict(share >= RECOGNISED)}")
+        lines.append(half_as_varied(found, "diversity_in_class", "diversity within classes"))
     if task.ssim:
         value, of_mean = found["ssim_max"], found["ssim_mean_image"]
         least = max(SSIM, of_mean)
         lines.append(f"SSIM {value:.3f}; above {least:.3f} (the mean image: {of_mean:.3f}): {verdict(value > least)}")
-        spread, half = found["diversity"], found["diversity_real"] / 2
-        lines.append(f"diversity {spread:.1f}; at least {half:.1f}, half of real images': {verdict(spread >= half)}")
+        lines.append(half_as_varied(found, "diversity", "diversity"))
     return lines
+
+
+def half_as_varied(found: Mapping[str, Any], name: str, words: str) -> str:
+    spread, half = found[name], found[f"{name}_real"] / 2
+    return f"{words} {spread:.1f}; at least {half:.1f}, half of real images': {verdict(spread >= half)}"
 
 
 def verdict(reached: bool) -> str:
@@ -143,18 +149,18 @@ def row(figure: Figure) -> str:
         f"{figure['name']} {size}", title(figure), figure["seed"],
         f"{record['fd_lite0']:.1f}", f"{record['fd_lite0_floor']:.1f}", f"{record['kd_lite0']:.3f}",
         f"{record['fd_pixels']:.2f}", f"{record['precision']:.2f} / {record['recall']:.2f}",
-        f"{record['diversity']:.0f} (real {record['diversity_real']:.0f})",
-        shown(record, "near_copies", "near_copies_held_out"),
-        shown(record, "recognised", "recognised_real"), f"{record['generated']} / {record['real']}", figure["images_seen"],
+        beside(record, "diversity", ".0f"), beside(record, "diversity_in_class", ".0f"),
+        beside(record, "near_copies", ".1%", "near_copies_held_out"),
+        beside(record, "recognised", ".1%"), f"{record['generated']} / {record['real']}", figure["images_seen"],
         f"{figure['images_per_s']:.0f}", f"{figure['seconds']:.0f}", figure["training_memory_mb"], figure["precision"],
         figure["commit"],
     )  # fmt: skip
     return f"| {' | '.join(str(cell) for cell in cells)} |"
 
 
-def shown(record: Mapping[str, Any], name: str, control: str) -> str:
-    """A share beside that of real images."""
-    return f"{record[name]:.1%} (real {record[control]:.1%})" if name in record else ""
+def beside(record: Mapping[str, Any], name: str, form: str, control: str = "") -> str:
+    """A figure beside that of real images."""
+    return f"{record[name]:{form}} (real {record[control or f'{name}_real']:{form}})" if name in record else ""
 
 
 def image_size(name: str) -> tuple[int, int]:

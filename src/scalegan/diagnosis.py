@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from scalegan.config import Config
@@ -36,18 +37,21 @@ SKIPPED = 0.5
 LOGIT = 1_000.0
 """Size of mean logits that no working critic reaches: with cross-entropy the gradient is gone beyond 100."""
 ALIKE = 0.35
-"""Diversity of samples as a share of real images': 0.7 to 1.1 in healthy runs, 0.01 to 0.3 in collapsed ones."""
+"""Diversity of samples, of all or within classes, as a share of real images': 0.7 to 1.1 in healthy runs, 0.01 to 0.3 in
+collapsed ones."""
 TWINS = 0.2
 """Distance to the nearest other sample as a share of real images': a few pictures over and over have 0, and a diversity that
 may be high."""
 GROWING = 1.2
-"""Factor from one grid to the next by which samples are still on the way from grey to varied, as all are at first."""
+"""Factor by which samples are still on the way from grey to varied, as all are at first: from one grid to the next; over the
+grids of `PATIENCE` where they never varied and the critic is not fooled."""
 PATIENCE = 8
 """Grids after which samples that never varied have collapsed, whatever the critic says; before, they may be still grey."""
 OVERFIT = 0.5
 """Overfit gap from which held-out images are scored more like fakes than like training images."""
 TOLD = 0.75
-"""Accuracy on training images under which a gap is the noise of a critic that tells little apart anyway."""
+"""Accuracy on training images, the median of recent lines as single ones swing, under which a gap is the noise of a critic
+that tells little apart anyway."""
 SURE = 0.05
 """Loss of the critic as a share of a guessing one's under which the generator is left with next to no gradient."""
 FOOLED = 1.5
@@ -138,7 +142,7 @@ def overfitting(record: Record) -> Verdict | None:
     lines = record.recent
     if any(line.get("overfit_gap") is None for line in lines):
         return None
-    if low(lines, "overfit_gap") < OVERFIT or low(lines, "accuracy/train") < TOLD:
+    if low(lines, "overfit_gap") < OVERFIT or median(finite(lines, "accuracy/train")) < TOLD:
         return None
     last = lines[-1]
     return Verdict(
@@ -200,9 +204,11 @@ def collapse(record: Record) -> Verdict | None:
     if len(grids) < GRIDS or not all(is_alike(grid) for grid in grids):
         return None
     last, fooled = grids[-1], losses_between(record, FOOLED, math.inf)
-    growing = any(share(last, name) > GROWING * share(grids[0], name) for name in ("diversity", "nearest_sample"))
     patient = len(record.samples) >= PATIENCE and not losses_between(record, 0.0, SURE)
-    if growing or (never_varied(record) and not (fooled or patient)):
+    slow = never_varied(record) and not fooled
+    earlier = record.samples[-PATIENCE:][0] if slow else grids[0]
+    growing = all(share(last, name) > GROWING * share(earlier, name) for name in too_low(last))
+    if growing or (slow and not patient):
         return None
     evidence = [f"at {grid['images_seen']} images {alike(grid)}" for grid in grids]
     if not never_varied(record):
@@ -213,7 +219,7 @@ def collapse(record: Record) -> Verdict | None:
     cause = keep_up(record.config) if fooled else f"{more_penalty(record.config)}; {rates(record.config, 0.5, 0.5)}"
     return Verdict(
         COLLAPSE,
-        "Yes, mode collapse: other latents give (nearly) the same pictures.",
+        f"Yes, mode collapse: other latents give (nearly) the same pictures{' of each class' * only_in_class(last)}.",
         tuple(evidence),
         f"{cause}; and go on from a checkpoint before it",
     )
@@ -274,8 +280,18 @@ def share(grid: dict[str, Any], name: str) -> float:
     return float(grid[name]) / real if real else math.inf
 
 
+def too_low(grid: dict[str, Any]) -> list[str]:
+    """What speaks for collapse. Of classes only grids of a generator that is told them tell, where there are two of one."""
+    limits = {"diversity": ALIKE, "diversity_in_class": ALIKE, "nearest_sample": TWINS}
+    return [name for name, least in limits.items() if name in grid and share(grid, name) < least]
+
+
 def is_alike(grid: dict[str, Any]) -> bool:
-    return share(grid, "diversity") < ALIKE or share(grid, "nearest_sample") < TWINS
+    return bool(too_low(grid))
+
+
+def only_in_class(grid: dict[str, Any]) -> bool:
+    return "diversity_in_class" in grid and share(grid, "diversity") >= ALIKE
 
 
 def never_varied(record: Record) -> bool:
@@ -283,9 +299,10 @@ def never_varied(record: Record) -> bool:
 
 
 def alike(grid: dict[str, Any]) -> str:
+    in_class = f"those of one class by {share(grid, 'diversity_in_class'):.0%}, " if "diversity_in_class" in grid else ""
     return (
-        f"samples differ by {share(grid, 'diversity'):.0%} of what training images do, and from the nearest other one by "
-        f"{share(grid, 'nearest_sample'):.0%}"
+        f"samples differ by {share(grid, 'diversity'):.0%} of what training images do, {in_class}and from the nearest other "
+        f"one by {share(grid, 'nearest_sample'):.0%}"
     )
 
 

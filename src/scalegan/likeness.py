@@ -14,6 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from scalegan.data.loader import Batch
+from scalegan.evaluation.class_diversity import ClassSums, diversity_in_class
 from scalegan.evaluation.ssim import distances, diversity, thumbnails
 
 AT_ONCE = 256
@@ -21,16 +23,20 @@ AT_ONCE = 256
 
 
 class Likeness:
-    """Compares samples with the training images `numbers`, int64 [m], which `read` gives as uint8 [n, C, H, W]."""
+    """Compares samples with the training images `numbers`, int64 [m], which `read` gives."""
 
-    def __init__(self, numbers: NDArray[np.int64], read: Callable[[NDArray[np.int64]], Tensor]) -> None:
+    def __init__(self, numbers: NDArray[np.int64], read: Callable[[NDArray[np.int64]], Batch]) -> None:
         self.numbers = numbers
-        parts = (numbers[first : first + AT_ONCE] for first in range(0, len(numbers), AT_ONCE))
-        self.thumbs = torch.cat([thumbnails(read(part)) for part in parts])
+        parts = [read(numbers[first : first + AT_ONCE]) for first in range(0, len(numbers), AT_ONCE)]
+        self.thumbs = torch.cat([thumbnails(part.images) for part in parts])
+        self.labels = torch.cat([part.labels for part in parts])
 
-    def record(self, images: Tensor) -> dict[str, Any]:
+    def record(self, images: Tensor, labels: Tensor | None = None) -> dict[str, Any]:
         """Of samples uint8 [n, C, H, W]: how far they are from each other (mean of all pairs; median to the nearest other
-        one) and from their nearest training images (median), each beside what n training images have (`*_real`)."""
+        one) and from their nearest training images (median), each beside what n training images have (`*_real`).
+
+        With their classes, int64 [n], also how far those of one class are from each other, beside its training images.
+        """
         thumbs, count = thumbnails(images), len(images)
         near = distances(thumbs, self.thumbs).min(1)
         return {
@@ -44,7 +50,13 @@ class Likeness:
             "nearest_train_real": to_nearest_other(self.thumbs, count),
             "nearest_images": self.numbers[near.indices.numpy()].tolist(),
             "nearest_distances": near.values.tolist(),
+            **({} if labels is None else self.by_class(thumbs, labels)),
         }
+
+    def by_class(self, thumbs: Tensor, labels: Tensor) -> dict[str, float]:
+        classes = int(max(labels.max(), self.labels.max())) + 1
+        made, real = ClassSums.of(thumbs, labels, classes), ClassSums.of(self.thumbs, self.labels, classes)
+        return diversity_in_class(made, real)
 
 
 def to_nearest_other(thumbs: Tensor, count: int) -> float:

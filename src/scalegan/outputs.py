@@ -104,7 +104,7 @@ class Outputs:
         near, so that the figures are the same wherever the shards lie."""
         most = self.config.data.window if self.config.data.order == "blocks" else MOST_COMPARED
         with closing(open_reader(self.index, self.by_offset, torch.device("cpu"))) as reader:
-            return Likeness(self.first_images(most), lambda numbers: reader.read(numbers).images)
+            return Likeness(self.first_images(most), reader.read)
 
     def advance(self, images_seen: int) -> None:
         if self.main:
@@ -140,11 +140,12 @@ class Outputs:
             return
         start = time.perf_counter()
         count, classes = self.config.log.grid, len(self.index.classes) if self.config.model.conditional else 0
-        images = self.draw(ema, 0, count, sampling.grid_labels(count, classes))
+        labels = sampling.grid_labels(count, classes)
+        images = self.draw(ema, 0, count, labels)
         path = self.run_dir / "samples" / f"{images_seen:09d}.png"
         figures.save_png(path, images.numpy(), classes if 1 < classes <= 20 else None)
         self.tracker.images(images_seen, path)
-        self.tracker.likeness(images_seen, self.likeness.record(images))
+        self.tracker.likeness(images_seen, self.likeness.record(images, labels))
         self.left_out(start)
 
     @property

@@ -58,6 +58,7 @@ def panels(lines: Iterable[Mapping[str, Any]], evaluation: Mapping[str, Any]) ->
     made += [
         Panel("ssim_max", "ssim_mean_image", "mean training image", "largest SSIM to a real image"),
         Panel("diversity", "diversity_real", "real images", "diversity of the samples"),
+        Panel("diversity_in_class", "diversity_in_class_real", "real images", "diversity of the samples of one class"),
     ]
     made = [replace(panel, extreme="best", higher=higher) if panel.name == judged_by else panel for panel in made]
     return [panel for panel in made if panel.name in there]

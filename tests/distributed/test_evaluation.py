@@ -49,7 +49,8 @@ def evaluation(shards: Path, *caches: Path) -> list[dict]:
     rank, processes = join()
     by_lpips.BLOCK = path_length.BLOCK = BATCH  # so that each process has some
     evaluator.load_lpips = lambda *_: made_up_lpips()
-    images = torch.from_numpy(make_images(GENERATED, 20, 28, 3, seed=5)[0]).permute(0, 3, 1, 2)
+    drawn, classes = make_images(GENERATED, 20, 28, 3, seed=5)
+    images = torch.from_numpy(drawn).permute(0, 3, 1, 2)
     return [
         evaluate(
             lambda first, count: images[first : first + count],
@@ -62,6 +63,7 @@ def evaluation(shards: Path, *caches: Path) -> list[dict]:
             processes=processes,
             device=torch.device("cpu"),
             cache=cache,
+            labels=lambda first, count: classes[first : first + count],
             paths=latent_paths(),
         )
         for cache in caches
@@ -131,7 +133,7 @@ def test_the_value_is_the_same_on_1_to_4_processes(data, tmp_path, worlds):
             "fd_lite0", "fd_lite0_floor", "ssim_max", "ssim_mean_image", "diversity",
             "diversity_real", "ms_ssim_max", "ms_ssim_pairs_real", "lpips_pairs", "lpips_pairs_se", "lpips_pairs_real",
             "lpips_pairs_real_se", "ppl_z", "ppl_z_se", "ppl_w", "ppl_w_se", "kd_lite0", "kd_lite0_se", "precision",
-            "recall", "density", "coverage",
+            "recall", "density", "coverage", "diversity_in_class", "diversity_in_class_real",
         ):  # fmt: skip
             assert record[name] == pytest.approx(records[0][name], rel=1e-9), (name, record["processes"])
 

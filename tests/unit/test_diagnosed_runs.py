@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 from helpers.runs import configured
-from helpers.shards import make_shards
+from helpers.shards import make_images, make_shards, png
+from scalegan.data.writer import Sample, write_shards
 from scalegan.diagnosis import diagnose, read_record
 
 SEEDS = [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)]
@@ -44,22 +45,33 @@ FAILING = {
     "collapse": (64, FREE | TOY_R3GAN | {"optim.lr_d": 1e-5, "optim.lr_g": 2e-3}),
     # The same with batch norm, which does not let it end in one picture.
     "discriminator too weak": (48, FREE | {"optim.lr_d": 1e-5, "optim.lr_g": 5e-3, "loss.name": "hinge"}),
+    # A generator that knows nothing but the class.
+    "collapse within classes": (
+        240,
+        {"model.conditional": True, "model.generator": "helpers.one_picture.Generator", "data.held_out": ""},
+    ),
     "diverged": (16, FREE | {"optim.lr_d": 10.0, "optim.lr_g": 1.0}),
 }
 HEALTHY = {
     "R1": (110, {}),
     "batch norm in both": (400, FREE | {"model.critic_norm": "batch", "model.init": "dcgan"}),
     "hinge and spectral norm": (400, FREE | {"model.critic_norm": "spectral", "loss.name": "hinge"}),
+    "told the class": (400, {"model.conditional": True}),
     "Wasserstein": (400, FREE | {"loss.name": "wasserstein", "loss.gp_weight": 10.0}),
 }
+QUICK = ("R1", "told the class")
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Shards by name: `many` to train on, `few`, and others held out."""
+    """Shards by name: `many` to train on, `few`, and others held out; of `two` the classes are far apart."""
     folder = tmp_path_factory.mktemp("shapes")
     for seed, (name, count) in enumerate((("many", 400), ("few", BATCH), ("held_out", 48))):
         make_shards(folder / name, count, channels=1, seed=seed)
+    images, labels = make_images(400, 16, 16, 1)
+    images[labels == 1] = 255 - images[labels == 1]
+    samples = [Sample(png(image), "png", int(label)) for image, label in zip(images, labels, strict=True)]
+    write_shards(samples, folder / "two", height=16, width=16, channels=1, classes=("dark", "bright"), shard_samples=70)
     return folder
 
 
@@ -83,12 +95,16 @@ def names(record):
 @pytest.mark.parametrize("name", FAILING)
 def test_a_run_that_fails_is_told_how(recorded, name, seed):
     steps, changes = FAILING[name]
-    images = "few" if name == "discriminator overfitting" else "many"
-    assert names(recorded(images, steps, seed, changes)) == [name]
+    images = {"discriminator overfitting": "few", "collapse within classes": "two"}.get(name, "many")
+    found = diagnose(recorded(images, steps, seed, changes))
+    assert [verdict.name for verdict in found] == [name.removesuffix(" within classes")]
+    assert found[0].meaning.endswith("of each class.") == name.endswith(" within classes")
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("name", ["R1", *(pytest.param(name, marks=pytest.mark.slow) for name in HEALTHY if name != "R1")])
+@pytest.mark.parametrize(
+    "name", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in HEALTHY if name not in QUICK)]
+)
 def test_a_healthy_run_ends_healthy_and_is_never_told_that_it_fails(recorded, name, seed):
     steps, changes = HEALTHY[name]
     whole = recorded("many", steps, seed, changes)

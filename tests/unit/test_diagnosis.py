@@ -147,6 +147,12 @@ def test_no_gap_that_matters_is_no_overfitting(values, why):
     assert name(record([row | values for row in lines()])) == "healthy", why
 
 
+def test_one_line_of_a_critic_whose_threshold_swings_is_no_doubt():
+    rows = [row | held_out(2.0, -0.8, -1.0) for row in lines()]
+    rows[-3]["accuracy/train"] = 0.3
+    assert name(record(rows)) == "discriminator overfitting"
+
+
 def test_one_line_without_a_gap_is_a_doubt():
     rows = [row | held_out(2.0, -0.8, -1.0) for row in lines()]
     rows[-3] |= held_out(2.0, 1.8, -1.0)
@@ -201,6 +207,26 @@ def test_samples_that_were_varied_and_are_alike_have_collapsed(alike):
     assert verdict.name == "collapse"
     assert "at 4000 images they were varied: 90%" in verdict.evidence
     assert "the 4 samples are nearest to 3 of 100 training images" in verdict.evidence
+
+
+def in_classes(diversity):
+    """Grids of several classes, varied as a whole and hardly ever twins."""
+    real = {"diversity_in_class_real": 30.0}
+    return [grid(n) | real | {"diversity_in_class": 30 * (0.9 if n < 3 else diversity)} for n in range(1, 5)]
+
+
+def test_one_picture_a_class_is_a_collapse():
+    verdict = only(record(samples=in_classes(0.1)))
+    assert verdict.name == "collapse"
+    assert verdict.meaning == "Yes, mode collapse: other latents give (nearly) the same pictures of each class."
+    assert "those of one class by 10%" in verdict.evidence[0]
+    assert name(record(samples=in_classes(0.6))) == "healthy"
+
+
+def test_classes_that_become_more_varied_have_not_collapsed():
+    real = {"diversity_in_class_real": 30.0}
+    rising = [grid(n) | real | {"diversity_in_class": 0.3 * 1.3**n} for n in range(1, diagnosis.PATIENCE + 3)]
+    assert name(record(samples=rising)) == "too early to tell"
 
 
 def test_one_grid_alike_is_no_collapse_yet():

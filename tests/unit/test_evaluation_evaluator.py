@@ -53,7 +53,7 @@ def pictures(count: int, seed: int, index: Index) -> Tensor:
     return torch.from_numpy(images).permute(0, 3, 1, 2)
 
 
-def run(index: Index, cache, made: Tensor, **changes):
+def run(index: Index, cache, made: Tensor, classes=None, **changes):
     options = {"samples": len(made), "batch": 8} | changes
     asked = []
 
@@ -61,7 +61,8 @@ def run(index: Index, cache, made: Tensor, **changes):
         asked.append((first, count))
         return made[first : first + count]
 
-    record = evaluate(generator, index, EvaluationConfig(**options), cache=cache, **FACTS)
+    labels = None if classes is None else lambda first, count: classes[first : first + count]
+    record = evaluate(generator, index, EvaluationConfig(**options), cache=cache, labels=labels, **FACTS)
     return record, asked
 
 
@@ -77,6 +78,20 @@ def test_other_images_of_the_kind_are_near_and_noise_is_far(index, tmp_path):
     noise, _ = run(index, tmp_path, torch.randint(0, 256, (60, 3, 24, 16), dtype=torch.uint8))
     assert kin["fd_areas"] < 2 * kin["fd_areas_floor"] < noise["fd_areas"]
     assert kin["ssim_max"] > noise["ssim_max"]
+
+
+def test_one_picture_a_class_shows_within_the_classes(index, tmp_path):
+    labels = make_images(COUNT, 24, 16, 3, 0)[1]
+    firsts = torch.tensor([int((labels == label).argmax()) for label in labels])
+    real = pictures(COUNT, 0, index)
+    whole, _ = run(index, tmp_path, real, labels)
+    collapsed, _ = run(index, tmp_path, real[firsts], labels)
+    assert whole["diversity_in_class"] == pytest.approx(whole["diversity_in_class_real"], rel=1e-12)
+    assert collapsed["diversity"] > 0.4 * collapsed["diversity_real"]
+    assert collapsed["diversity_in_class"] == 0
+    assert collapsed["diversity_in_class_real"] == whole["diversity_in_class_real"] > 10
+    assert "diversity_in_class" not in run(index, tmp_path, real)[0]
+    assert "diversity_in_class" not in run(index, tmp_path, real, labels, metrics="kid")[0]
 
 
 def test_a_collapsed_generator_has_no_diversity(index, tmp_path):

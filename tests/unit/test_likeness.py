@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from helpers.runs import configured
+from scalegan.data.loader import Batch
 from scalegan.evaluation.ssim import distances, thumbnails
 from scalegan.likeness import Likeness, to_nearest_other
 
@@ -15,9 +16,15 @@ def noise(count: int, seed: int = 0) -> torch.Tensor:
     return torch.randint(0, 256, (count, 1, 32, 32), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
 
 
-def likeness_of(images: torch.Tensor, first: int = 0) -> Likeness:
+def likeness_of(images: torch.Tensor, first: int = 0, labels: torch.Tensor | None = None) -> Likeness:
     """Training images are numbered from `first`."""
-    return Likeness(np.arange(first, first + len(images)), lambda numbers: images[torch.from_numpy(numbers - first)])
+    classes = torch.full((len(images),), -1) if labels is None else labels
+
+    def read(numbers: np.ndarray) -> Batch:
+        rows = torch.from_numpy(numbers - first)
+        return Batch(images[rows], classes[rows])
+
+    return Likeness(np.arange(first, first + len(images)), read)
 
 
 def test_the_distance_is_in_grey_levels():
@@ -49,6 +56,28 @@ def test_two_pictures_in_turn_are_diverse_and_yet_twins():
     record = likeness_of(noise(100)).record(noise(2, seed=1).repeat(8, 1, 1, 1))
     assert record["diversity"] > record["diversity_real"] / 2
     assert record["nearest_sample"] == pytest.approx(0, abs=1e-3)
+
+
+def classes_of_a_kind(count: int, classes: int, seed: int) -> torch.Tensor:
+    """Grey noise around a level of its own for each class, in turn."""
+    levels = torch.linspace(0, 200, classes).repeat(count // classes).view(-1, 1, 1, 1)
+    return (levels + noise(count, seed) % 50).to(torch.uint8)
+
+
+def test_one_picture_a_class_is_seen_within_the_classes_alone():
+    labels = torch.arange(120) % 3
+    likeness = likeness_of(classes_of_a_kind(120, 3, seed=0), labels=labels)
+    good = likeness.record(classes_of_a_kind(24, 3, seed=1), labels[:24])
+    assert good["diversity_in_class"] == pytest.approx(good["diversity_in_class_real"], rel=0.03)
+    one_each = likeness.record(classes_of_a_kind(3, 3, seed=1).repeat(8, 1, 1, 1), labels[:24])
+    assert one_each["diversity"] > 0.9 * one_each["diversity_real"]
+    assert one_each["diversity_in_class"] == 0
+
+
+def test_without_two_of_a_class_nothing_is_said_of_classes():
+    likeness = likeness_of(noise(8), labels=torch.arange(8))
+    assert "diversity_in_class" not in likeness.record(noise(8, 1), torch.arange(8))
+    assert "diversity_in_class" not in likeness_of(noise(8)).record(noise(8, 1))
 
 
 def test_an_image_is_not_its_own_neighbour():

@@ -36,7 +36,7 @@ def test_a_seed_counts_once_by_its_newest_run(quality: Any) -> None:
 
 @pytest.mark.parametrize(("distance", "outcome"), [(25, "reached"), (26, "MISSED")])
 def test_a_goal_of_two_references_is_the_stricter_of_both(quality: Any, distance: float, outcome: str) -> None:
-    share = {"recognised": 0.95}
+    share = {"recognised": 0.95, "diversity_in_class": 20.0, "diversity_in_class_real": 30.0}
     figures = [
         figure("fashion", "dcgan", 100, **share), figure("fashion", "small", 50, **share),
         figure("fashion", "resnet", distance, **share),
@@ -49,8 +49,17 @@ def test_a_goal_of_two_references_is_the_stricter_of_both(quality: Any, distance
 
 @pytest.mark.parametrize(("share", "outcome"), [(0.9, "reached"), (0.899, "MISSED")])
 def test_generated_images_are_to_be_recognised(quality: Any, share: float, outcome: str) -> None:
-    line = quality.goals([figure("fruits12", "small", 50, minutes=10, recognised=share)])[1]
+    found = {"recognised": share, "diversity_in_class": 20.0, "diversity_in_class_real": 30.0}
+    line = quality.goals([figure("fruits12", "small", 50, minutes=10, **found)])[1]
     assert line == f"fruits12, small, seed 0: {share:.1%} recognised as their class; at least 90%: {outcome}"
+
+
+@pytest.mark.parametrize(("spread", "outcome"), [(15.0, "reached"), (14.9, "MISSED")])
+def test_images_of_a_class_are_to_be_varied(quality: Any, spread: float, outcome: str) -> None:
+    """One good image a class, again and again, is recognised too."""
+    found = {"recognised": 1.0, "diversity_in_class": spread, "diversity_in_class_real": 30.0}
+    line = quality.goals([figure("fruits12", "small", 50, minutes=10, **found)])[2]
+    assert line.endswith(f"diversity within classes {spread}; at least 15.0, half of real images': {outcome}")
 
 
 @pytest.mark.parametrize(
@@ -84,6 +93,6 @@ def test_a_row_has_a_cell_a_column(quality: Any, monkeypatch: pytest.MonkeyPatch
     row = quality.row(run)
     assert row.startswith(
         "| brain 104x88 | small --optim.lr_g=5e-4 | 1 | 61.0 | 4.3 | 0.066 | 1.23 | 0.70 / 0.40 "
-        "| 29 (real 48) | 6.0% (real 5.0%) |  |"
+        "| 29 (real 48) |  | 6.0% (real 5.0%) |  |"
     )
     assert row.count("|") == len(quality.COLUMNS) + 1

@@ -18,6 +18,7 @@ from scalegan.config import DataConfig
 from scalegan.data.index import Index, locate, read_index, read_offsets
 from scalegan.errors import UserError
 from scalegan.evaluation import by_lpips
+from scalegan.evaluation.class_diversity import ClassSums, diversity_in_class
 from scalegan.evaluation.features import Extractor, load_extractor
 from scalegan.evaluation.folder import open_images
 from scalegan.evaluation.frechet import FrechetDistance
@@ -85,7 +86,10 @@ def evaluate(
         real = real_statistics(images, extractor, config.batch, team, cache, progress, keep)
         if held_out is not None:
             add_held_out(suite, held_out, data, extractor, config.batch, team, progress)
-        distance = compare(generator, real, images.count, config, extractor, team, progress, suite, labels)
+        told = labels is not None and index.labelled and len(index.classes) > 1
+        sums = ClassSums.none(len(index.classes)) if told and "ssim" in config.wanted else None
+        distance = compare(generator, real, images.count, config, extractor, team, progress, suite, labels, sums)
+        sums = sums and sums.of_all(team)
         figures = suite.record(distance, team)
         if perceptual is not None:
             figures |= by_lpips.figures(generator, images, config, perceptual, paths, team, progress)
@@ -95,6 +99,8 @@ def evaluate(
                 value, closest = float(distance.compute()), figures.pop("closest", None)
                 figures = {"fid": value, "fid_floor": real.floor} | with_mifid(figures, value)
                 record = {extractor.key(name): figure for name, figure in figures.items()}
+                if sums is not None:
+                    record |= diversity_in_class(sums, sums_of(real, images))
                 if SIMILARITIES & set(config.wanted):
                     record |= similarity(generator(0, min(DIVERSITY_IMAGES, config.samples)), real, images, config.wanted)
                 record |= {"images_seen": images_seen, "seed": seed, "ema": ema}
@@ -213,9 +219,10 @@ def compare(
     progress: Progress,
     suite: Suite,
     labels: LabelFn | None,
+    sums: ClassSums | None,
 ) -> FrechetDistance:
     """Generated images against the real statistics, which process 0 brings: the metric with the states of all processes.
-    `suite` gets the features too."""
+    `suite` gets the features too, and `sums` the images."""
     distance = FrechetDistance(extractor.width).to(extractor.device)
     if real is not None:
         distance.real_features_sum += torch.from_numpy(real.features_sum).to(extractor.device)
@@ -224,9 +231,12 @@ def compare(
     with team.as_one():
         for first, count in team.blocks(config.samples, config.batch):
             progress("generated images", first, config.samples)
-            features = extractor(generator(first, count))
+            made, classes = generator(first, count), None if labels is None else labels(first, count)
+            features = extractor(made)
             distance.update(features, real=False)
-            suite.add("fake", features, first, None if labels is None else labels(first, count))
+            suite.add("fake", features, first, classes)
+            if sums is not None and classes is not None:
+                sums.add(thumbnails(made), torch.from_numpy(classes))
     distance.sync(dist_sync_fn=distance.dist_sync_fn)
     counts = int(distance.fake_features_num_samples), int(distance.real_features_num_samples)
     assert counts == (config.samples, real_count), f"{counts} images were counted, not {config.samples} and {real_count}"
@@ -236,6 +246,12 @@ def compare(
 def with_mifid(figures: dict[str, Any], distance: float) -> dict[str, Any]:
     factor = figures.pop("mifid_factor", None)
     return figures if factor is None else figures | {"mifid": distance * factor}
+
+
+def sums_of(real: RealStatistics, images: RealImages) -> ClassSums:
+    """By class, of the real images that thumbnails are kept of."""
+    labels = labels_of(images.index, images.samples[images.shown])
+    return ClassSums.of(torch.from_numpy(real.thumbnails), torch.from_numpy(labels), len(images.index.classes))
 
 
 def similarity(samples: Tensor, real: RealStatistics, images: RealImages, wanted: Sequence[str]) -> dict[str, Any]:

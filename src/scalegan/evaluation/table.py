@@ -34,6 +34,7 @@ LINES = (
     Line("inception_score", ".2f", "inception_score_sd", "spread over splits"),
     Line("ssim_max", ".3f", "ssim_mean_image", "the mean training image"),
     Line("diversity", ".1f", "diversity_real", "real images"),
+    Line("diversity_in_class", ".1f", "diversity_in_class_real", "real images"),
     Line("ms_ssim_max", ".3f", words="the sample most like a real image"),
     Line("ms_ssim_pairs", ".3f", "ms_ssim_pairs_real", "real images"),
     Line("lpips_pairs", ".3f", "lpips_pairs_real", "real images"),

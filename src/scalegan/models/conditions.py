@@ -43,6 +43,17 @@ def class_embedding(config: ModelConfig, classes: int, width: int) -> nn.Embeddi
     return RampedEmbedding(classes, width) if config.ramped else nn.Embedding(classes, width)
 
 
+def class_input(config: ModelConfig, classes: int) -> nn.Embedding:
+    """What stands beside the latents: labels [N] -> vectors [N, class_dim], at first about 1 long, as one latent number is.
+
+    Every step pulls at all numbers of a class in the same direction, but at each image's latents in another. As long as latents
+    are, the class is soon all that is left after a normalisation, and each class has one picture.
+    """
+    embedding = class_embedding(config, classes, config.class_dim)
+    nn.init.normal_(embedding.weight, std=config.class_dim**-0.5)
+    return embedding
+
+
 def batch_norm(config: ModelConfig, channels: int, classes: int) -> BatchNorm:
     """One of a generator's, which is told the labels [N]: with a gain and a bias of each class (Miyato and Koyama 2018),
     or, where classes do not go into norms, for all images alike."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from scalegan.model_config import ModelConfig
-from scalegan.models.conditions import ClassHead, Judgement, batch_norm, class_embedding
+from scalegan.models.conditions import ClassHead, Judgement, batch_norm, class_input
 from scalegan.models.layers import BatchNorm, at_least_float32, halvings, normalise_weights, start_dcgan
 
 
@@ -39,7 +39,7 @@ class Generator(nn.Module):
         channels, height, width = shape
         sizes = halvings(height, width)
         widths = [min(config.max_width, config.width * 2 ** (len(sizes) - 2 - i)) for i in range(len(sizes) - 1)]
-        self.embed = class_embedding(config, classes, config.class_dim) if config.class_inputs else None
+        self.embed = class_input(config, classes) if config.class_inputs else None
         inputs = config.z_dim + config.class_inputs
         # A transposed convolution from 1 x 1 is a matrix product: written as one, it may start at any size.
         self.base = (widths[0], *sizes[0])

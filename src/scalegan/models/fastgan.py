@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scalegan.model_config import ModelConfig
-from scalegan.models.conditions import ClassHead, Judgement, class_embedding
+from scalegan.models.conditions import ClassHead, Judgement, class_input
 from scalegan.models.layers import (
     BatchNorm,
     Halve,
@@ -101,7 +101,7 @@ class Generator(nn.Module):
         self.sizes = sizes = halvings(height, width)
         widths = stage_widths(config.width, config.max_width, len(sizes))
         norm = partial(BatchNorm, group=config.norm_group)
-        self.embed = class_embedding(config, classes, config.class_dim) if config.conditional else None
+        self.embed = class_input(config, classes) if config.conditional else None
         inputs = config.z_dim + (config.class_dim if config.conditional else 0)
         self.base = (2 * widths[0], *sizes[0])
         self.project = nn.Linear(inputs, 2 * widths[0] * sizes[0][0] * sizes[0][1], bias=False)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scalegan.model_config import ModelConfig
-from scalegan.models.conditions import ClassHead, Judgement, batch_norm, class_embedding
+from scalegan.models.conditions import ClassHead, Judgement, batch_norm, class_input
 from scalegan.models.layers import BatchNorm, at_least_float32, halvings, normalise_weights, stage_widths
 
 
@@ -79,7 +79,7 @@ class Generator(nn.Module):
         channels, height, width = shape
         sizes = halvings(height, width)
         widths = stage_widths(config.width, config.max_width, len(sizes))[::-1]
-        self.embed = class_embedding(config, classes, config.class_dim) if config.class_inputs else None
+        self.embed = class_input(config, classes) if config.class_inputs else None
         self.base = (widths[0], *sizes[0])
         self.project = nn.Linear(config.z_dim + config.class_inputs, math.prod(self.base))
 

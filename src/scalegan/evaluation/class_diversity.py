@@ -1,0 +1,74 @@
+"""How varied the images of one class are: what a generator that draws one picture a class has lost, whose samples as a whole
+are as varied as real ones.
+
+Of sums, so that every generated image counts, in whichever process it is made: of integers in float64, which are exact.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from scalegan.evaluation.ssim import THUMBNAIL
+from scalegan.evaluation.team import Team
+
+PIXELS = THUMBNAIL**2
+
+
+@dataclass(frozen=True)
+class ClassSums:
+    """Of the thumbnails of each class."""
+
+    counts: Tensor
+    """[classes]"""
+    pixels: Tensor
+    """[classes, 1024]"""
+    squares: Tensor
+    """[classes], over all pixels"""
+
+    @classmethod
+    def none(cls, classes: int) -> ClassSums:
+        zeros = torch.zeros(classes, PIXELS + 2, dtype=torch.float64)
+        return cls(zeros[:, 0], zeros[:, 2:], zeros[:, 1])
+
+    @classmethod
+    def of(cls, thumbs: Tensor, labels: Tensor, classes: int) -> ClassSums:
+        sums = cls.none(classes)
+        sums.add(thumbs, labels)
+        return sums
+
+    def add(self, thumbs: Tensor, labels: Tensor) -> None:
+        """uint8 [n, 32, 32] and their classes int64 [n]."""
+        pixels = thumbs.cpu().flatten(1).double()
+        self.counts.index_add_(0, labels, torch.ones(len(labels), dtype=torch.float64))
+        self.pixels.index_add_(0, labels, pixels)
+        self.squares.index_add_(0, labels, pixels.square().sum(1))
+
+    def of_all(self, team: Team) -> ClassSums:
+        """Collective: the sums over all processes."""
+        return ClassSums(*team.add_up(self.counts, self.pixels, self.squares))
+
+    @property
+    def measurable(self) -> Tensor:
+        """bool [classes]: of one image there is no diversity."""
+        return self.counts > 1
+
+    def diversity(self) -> Tensor:
+        """Root mean square difference of two images of a class over all pairs, in grey levels [classes]; nan where a class
+        has none: the mean square over pairs is 2 (n sum x^2 - (sum x)^2) / (n (n - 1))."""
+        pairs = self.counts * (self.counts - 1)
+        spread = self.counts * self.squares - self.pixels.square().sum(1)
+        return torch.where(self.measurable, (2 * spread / pairs / PIXELS).clamp(min=0).sqrt(), torch.nan)
+
+
+def diversity_in_class(made: ClassSums, real: ClassSums) -> dict[str, float]:
+    """The mean over the classes that have two images on either side; nothing where there are none."""
+    both = made.measurable & real.measurable
+    if not both.any():
+        return {}
+    return {
+        "diversity_in_class": float(made.diversity()[both].mean()),
+        "diversity_in_class_real": float(real.diversity()[both].mean()),
+    }
