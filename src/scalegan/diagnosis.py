@@ -15,6 +15,7 @@ from statistics import median
 from typing import Any
 
 from scalegan.config import Config
+from scalegan.remedies import classes_later, keep_up, more_augmentation, more_penalty, rates, smaller
 from scalegan.settings import read_config
 from scalegan.tracking import read_lines
 
@@ -217,6 +218,8 @@ def collapse(record: Record) -> Verdict | None:
     copies = len(set(last["nearest_images"]))
     evidence.append(f"the {last['samples']} samples are nearest to {copies} of {last['compared']} training images")
     cause = keep_up(record.config) if fooled else f"{more_penalty(record.config)}; {rates(record.config, 0.5, 0.5)}"
+    if only_in_class(last):
+        cause = f"{classes_later(record.config)}; {cause}"
     return Verdict(
         COLLAPSE,
         f"Yes, mode collapse: other latents give (nearly) the same pictures{' of each class' * only_in_class(last)}.",
@@ -328,34 +331,3 @@ def spread(lines: Lines, name: str) -> str:
 
 def figure(value: float | None) -> str:
     return "not finite" if value is None else f"{value:.3g}"
-
-
-# --- what to try
-
-
-def rates(config: Config, factor_g: float, factor_d: float) -> str:
-    optim = config.optim
-    changed = (("lr_g", optim.lr_g, factor_g), ("lr_d", optim.lr_d, factor_d))
-    return " ".join(f"--optim.{name} {rate * factor:.2g}" for name, rate, factor in changed if factor != 1)
-
-
-def keep_up(config: Config) -> str:
-    return f"{rates(config, 1.0, 4.0)}, or {rates(config, 0.25, 1.0)}; or --optim.critic_steps {config.optim.critic_steps + 1}"
-
-
-def more_penalty(config: Config) -> str:
-    if config.loss.gp_weight:
-        return f"--loss.gp_weight {config.loss.gp_weight * 3:.2g}"
-    return f"--loss.r1_gamma {config.loss.r1_gamma * 3 or 0.1:.2g}"
-
-
-def more_augmentation(config: Config) -> str:
-    if not config.augment.active:
-        return "adaptive augmentation, --augment.pipe photo --augment.target 0.6 (or another pipe, as the images allow)"
-    if config.augment.target:
-        return f"more augmentation, --augment.target {config.augment.target - 0.1:.2g}"
-    return "as much augmentation as it takes, --augment.target 0.6"
-
-
-def smaller(config: Config) -> str:
-    return f"--model.critic_width {max(1, config.model.critic_width // 2)}"

@@ -1,0 +1,41 @@
+"""What to try against what a diagnosis found: settings of `scalegan train`, made from those that the run had."""
+
+from __future__ import annotations
+
+from scalegan.config import Config
+
+
+def classes_later(config: Config) -> str:
+    """Against one picture a class (Shahbazi et al. 2022): what the classes share is learnt first."""
+    if config.model.ramped:
+        return f"--model.class_ramp {2 * max(config.model.class_start, config.model.class_ramp)}"
+    images = config.train.images // 10
+    return f"--model.class_start {images} --model.class_ramp {images}"
+
+
+def rates(config: Config, factor_g: float, factor_d: float) -> str:
+    optim = config.optim
+    changed = (("lr_g", optim.lr_g, factor_g), ("lr_d", optim.lr_d, factor_d))
+    return " ".join(f"--optim.{name} {rate * factor:.2g}" for name, rate, factor in changed if factor != 1)
+
+
+def keep_up(config: Config) -> str:
+    return f"{rates(config, 1.0, 4.0)}, or {rates(config, 0.25, 1.0)}; or --optim.critic_steps {config.optim.critic_steps + 1}"
+
+
+def more_penalty(config: Config) -> str:
+    if config.loss.gp_weight:
+        return f"--loss.gp_weight {config.loss.gp_weight * 3:.2g}"
+    return f"--loss.r1_gamma {config.loss.r1_gamma * 3 or 0.1:.2g}"
+
+
+def more_augmentation(config: Config) -> str:
+    if not config.augment.active:
+        return "adaptive augmentation, --augment.pipe photo --augment.target 0.6 (or another pipe, as the images allow)"
+    if config.augment.target:
+        return f"more augmentation, --augment.target {config.augment.target - 0.1:.2g}"
+    return "as much augmentation as it takes, --augment.target 0.6"
+
+
+def smaller(config: Config) -> str:
+    return f"--model.critic_width {max(1, config.model.critic_width // 2)}"
