@@ -23,13 +23,18 @@ AT_ONCE = 256
 
 
 class Likeness:
-    """Compares samples with the training images `numbers`, int64 [m], which `read` gives."""
+    """Compares samples with the training images `numbers`, int64 [m], which `read` gives; of them thumbnails are kept."""
 
-    def __init__(self, numbers: NDArray[np.int64], read: Callable[[NDArray[np.int64]], Batch]) -> None:
+    def __init__(self, numbers: NDArray[np.int64], read: Callable[[NDArray[np.int64]], Batch], classes: int) -> None:
         self.numbers = numbers
-        parts = [read(numbers[first : first + AT_ONCE]) for first in range(0, len(numbers), AT_ONCE)]
-        self.thumbs = torch.cat([thumbnails(part.images) for part in parts])
-        self.labels = torch.cat([part.labels for part in parts])
+        self.by_class = ClassSums.none(classes)
+        parts = []
+        for first in range(0, len(numbers), AT_ONCE):
+            batch = read(numbers[first : first + AT_ONCE])
+            parts.append(thumbnails(batch.images))
+            if classes:
+                self.by_class.add(parts[-1], batch.labels)
+        self.thumbs = torch.cat(parts)
 
     def record(self, images: Tensor, labels: Tensor | None = None) -> dict[str, Any]:
         """Of samples uint8 [n, C, H, W]: how far they are from each other (mean of all pairs; median to the nearest other
@@ -50,13 +55,13 @@ class Likeness:
             "nearest_train_real": to_nearest_other(self.thumbs, count),
             "nearest_images": self.numbers[near.indices.numpy()].tolist(),
             "nearest_distances": near.values.tolist(),
-            **({} if labels is None else self.by_class(thumbs, labels)),
+            **self.in_class(thumbs, labels),
         }
 
-    def by_class(self, thumbs: Tensor, labels: Tensor) -> dict[str, float]:
-        classes = int(max(labels.max(), self.labels.max())) + 1
-        made, real = ClassSums.of(thumbs, labels, classes), ClassSums.of(self.thumbs, self.labels, classes)
-        return diversity_in_class(made, real)
+    def in_class(self, thumbs: Tensor, labels: Tensor | None) -> dict[str, float]:
+        if labels is None:
+            return {}
+        return diversity_in_class(ClassSums.of(thumbs, labels, len(self.by_class.counts)), self.by_class)
 
 
 def to_nearest_other(thumbs: Tensor, count: int) -> float:

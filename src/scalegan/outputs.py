@@ -104,7 +104,7 @@ class Outputs:
         near, so that the figures are the same wherever the shards lie."""
         most = self.config.data.window if self.config.data.order == "blocks" else MOST_COMPARED
         with closing(open_reader(self.index, self.by_offset, torch.device("cpu"))) as reader:
-            return Likeness(self.first_images(most), reader.read)
+            return Likeness(self.first_images(most), reader.read, len(self.index.classes))
 
     def advance(self, images_seen: int) -> None:
         if self.main:

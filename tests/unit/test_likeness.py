@@ -8,6 +8,7 @@ import torch
 
 from helpers.runs import configured
 from scalegan.data.loader import Batch
+from scalegan.evaluation.class_diversity import ClassSums
 from scalegan.evaluation.ssim import distances, thumbnails
 from scalegan.likeness import Likeness, to_nearest_other
 
@@ -24,7 +25,7 @@ def likeness_of(images: torch.Tensor, first: int = 0, labels: torch.Tensor | Non
         rows = torch.from_numpy(numbers - first)
         return Batch(images[rows], classes[rows])
 
-    return Likeness(np.arange(first, first + len(images)), read)
+    return Likeness(np.arange(first, first + len(images)), read, 0 if labels is None else int(labels.max()) + 1)
 
 
 def test_the_distance_is_in_grey_levels():
@@ -78,6 +79,14 @@ def test_without_two_of_a_class_nothing_is_said_of_classes():
     likeness = likeness_of(noise(8), labels=torch.arange(8))
     assert "diversity_in_class" not in likeness.record(noise(8, 1), torch.arange(8))
     assert "diversity_in_class" not in likeness_of(noise(8)).record(noise(8, 1))
+
+
+def test_a_class_without_training_images_is_left_out():
+    labels = torch.tensor([0, 0, 2, 2])
+    images = noise(4)
+    record = likeness_of(images, labels=labels).record(noise(6, 1), torch.arange(6) % 3)
+    pairs = ClassSums.of(thumbnails(images), labels, 3).diversity()
+    assert record["diversity_in_class_real"] == pytest.approx(float(pairs[[0, 2]].mean()))
 
 
 def test_an_image_is_not_its_own_neighbour():

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scalegan.evaluation.ssim import THUMBNAIL
+from scalegan.evaluation.ssim import AT_ONCE, THUMBNAIL
 from scalegan.evaluation.team import Team
 
 PIXELS = THUMBNAIL**2
@@ -41,10 +41,11 @@ class ClassSums:
 
     def add(self, thumbs: Tensor, labels: Tensor) -> None:
         """uint8 [n, 32, 32] and their classes int64 [n]."""
-        pixels = thumbs.cpu().flatten(1).double()
-        self.counts.index_add_(0, labels, torch.ones(len(labels), dtype=torch.float64))
-        self.pixels.index_add_(0, labels, pixels)
-        self.squares.index_add_(0, labels, pixels.square().sum(1))
+        for some, classes in zip(torch.split(thumbs, AT_ONCE), torch.split(labels, AT_ONCE), strict=True):
+            pixels = some.cpu().flatten(1).double()
+            self.counts.index_add_(0, classes, torch.ones(len(classes), dtype=torch.float64))
+            self.pixels.index_add_(0, classes, pixels)
+            self.squares.index_add_(0, classes, pixels.square().sum(1))
 
     def of_all(self, team: Team) -> ClassSums:
         """Collective: the sums over all processes."""
