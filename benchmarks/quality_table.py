@@ -57,9 +57,9 @@ RECOGNISED, SSIM, OF_DCGAN, OF_SMALL = 0.9, 0.6, 0.25, 0.7
 """Goals: share of samples recognised as their class, similarity, and the shares of the references' distances."""
 
 COLUMNS = (
-    "data set", "recipe", "seed", "fd_lite0", "floor", "kd_lite0", "fd_pixels", "precision / recall", "spread",
-    "in class", "near copies", "recognised", "generated / real", "images seen", "images/s", "seconds", "train MB", "dtype",
-    "commit",
+    "data set", "recipe", "seed", "fd_lite0", "floor", "kd_lite0", "fd_pixels", "precision / recall",
+    "SSIM / mean image", "spread", "in class", "near copies", "recognised", "generated / real", "images seen", "images/s",
+    "seconds", "train MB", "dtype", "commit",
 )  # fmt: skip
 HEAD = f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}"
 
@@ -149,6 +149,7 @@ def row(figure: Figure) -> str:
         f"{figure['name']} {size}", title(figure), figure["seed"],
         f"{record['fd_lite0']:.1f}", f"{record['fd_lite0_floor']:.1f}", f"{record['kd_lite0']:.3f}",
         f"{record['fd_pixels']:.2f}", f"{record['precision']:.2f} / {record['recall']:.2f}",
+        f"{record['ssim_max']:.3f} / {record['ssim_mean_image']:.3f}",
         beside(record, "diversity", ".0f"), beside(record, "diversity_in_class", ".0f"),
         beside(record, "near_copies", ".1%", "near_copies_held_out"),
         beside(record, "recognised", ".1%"), f"{record['generated']} / {record['real']}", figure["images_seen"],

@@ -83,6 +83,7 @@ def test_a_row_has_a_cell_a_column(quality: Any, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(quality, "image_size", lambda name: (104, 88))
     record = {
         "fd_lite0_floor": 4.3, "kd_lite0": 0.0657, "fd_pixels": 1.234, "precision": 0.7, "recall": 0.4,
+        "ssim_max": 0.684, "ssim_mean_image": 0.738,
         "diversity": 29.4, "diversity_real": 47.6, "near_copies": 0.06,
         "near_copies_held_out": 0.05, "generated": 512, "real": 466,
     }  # fmt: skip
@@ -93,6 +94,6 @@ def test_a_row_has_a_cell_a_column(quality: Any, monkeypatch: pytest.MonkeyPatch
     row = quality.row(run)
     assert row.startswith(
         "| brain 104x88 | small --optim.lr_g=5e-4 | 1 | 61.0 | 4.3 | 0.066 | 1.23 | 0.70 / 0.40 "
-        "| 29 (real 48) |  | 6.0% (real 5.0%) |  |"
+        "| 0.684 / 0.738 | 29 (real 48) |  | 6.0% (real 5.0%) |  |"
     )
     assert row.count("|") == len(quality.COLUMNS) + 1

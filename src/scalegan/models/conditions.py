@@ -46,8 +46,8 @@ def class_embedding(config: ModelConfig, classes: int, width: int) -> nn.Embeddi
 def class_input(config: ModelConfig, classes: int) -> nn.Embedding:
     """What stands beside the latents: labels [N] -> vectors [N, class_dim], at first about 1 long, as one latent number is.
 
-    Every step pulls at all numbers of a class in the same direction, but at each image's latents in another. As long as latents
-    are, the class is soon all that is left after a normalisation, and each class has one picture.
+    Every step pulls at all numbers of a class in the same direction, but at each image's latents in another. With
+    numbers as large as theirs, the class is soon all that is left after a normalisation, and each class has one picture.
     """
     embedding = class_embedding(config, classes, config.class_dim)
     nn.init.normal_(embedding.weight, std=config.class_dim**-0.5)

@@ -29,7 +29,8 @@ def work(task: Task, transform: Transform) -> Result:
 
 
 def in_processes(tasks: Sequence[Task], transform: Transform, workers: int) -> Generator[Result, None, None]:
-    """Results in the order of the tasks; what a task raises is raised here when its turn comes.
+    """Results in the order of the tasks; what a task raises is raised here when its turn comes, a
+    `UserError` as it is, a fault as a `RuntimeError` with its traceback.
 
     A `UserError` if a worker is killed. However it ends, no worker is left: they are killed, as they own nothing but memory.
     """
@@ -105,6 +106,5 @@ def _serve(end: Connection, transform: Transform) -> None:
             end.send(work(task, transform))
         except UserError as error:
             end.send(error)
-        except Exception as error:
-            error.add_note(traceback.format_exc())  # a traceback does not travel
-            end.send(error)
+        except Exception:
+            end.send(RuntimeError(f"in a worker process:\n{traceback.format_exc()}"))  # not every exception can travel itself
