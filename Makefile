@@ -15,7 +15,7 @@ VENV ?= .venv
 TORCH ?= torch
 PIP_FLAGS ?=
 PYTEST_FLAGS ?=
-# Two files of tests at a time, the long ones first.
+# Two files of tests at a time, the long ones first, one thread each: threads of both wait for each other's cores.
 IN_PARALLEL ?= -n 2 --dist loadfile --no-loadscope-reorder
 
 EXTRAS := quickstart,dev
@@ -74,8 +74,8 @@ lint: install
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/python -m pytest -m "not slow and not gpu and not slurm and not parity" $(IN_PARALLEL) $(PYTEST_FLAGS) \
-		tests/faults tests/distributed tests/unit
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu and not slurm and not parity" \
+		$(IN_PARALLEL) $(PYTEST_FLAGS) tests/faults tests/distributed tests/unit
 
 # The other programs see the packages of $(VENV) and bring their own beside them, where nothing of ours can import them.
 PEERS := prdc torch-fidelity pytorch-fid clean-fid "scipy<1.18" scikit-learn joblib threadpoolctl narwhals
@@ -93,8 +93,11 @@ test-parity: install
 test-slurm: install
 	$(BIN)/python -m pytest -m "slurm and not slow" -rs $(PYTEST_FLAGS) tests/slurm
 
+# A Slurm and a GPU are there once: their tests run one at a time.
 test-all: lint test-parity
-	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu and not slurm and not parity" \
+		$(IN_PARALLEL) $(PYTEST_FLAGS) tests/faults tests/distributed tests/unit
+	$(BIN)/python -m pytest -m "gpu or slurm" -rs $(PYTEST_FLAGS) tests/gpu tests/slurm
 
 clean:
 	rm -rf $(VENV) .venv-parity build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info

@@ -17,6 +17,7 @@ beside the real one, with the samples that are nearest to training images, in be
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import shutil
 import statistics
@@ -115,7 +116,10 @@ def measure(name: str, recipe: str, seed: int, minutes: float, threads: int, opt
     rate, start_up = try_out(name, asked, batch, task.dry_images, threads)
     images = max(1, int((60 * minutes - start_up) * rate * (1 - SPARE) / batch)) * batch
 
-    run_dir = fresh(common.OUT / "runs" / f"{name}-{recipe}-seed{seed}")
+    way = f"{name}-{recipe}-seed{seed}"
+    if options or minutes != task.minutes:
+        way += "-" + hashlib.sha256(json.dumps([minutes, options]).encode()).hexdigest()[:6]
+    run_dir = fresh(common.OUT / "runs" / way)
     began = time.time()
     done = common.run([*common.scalegan("train"), *asked, f"--run={run_dir}", f"--train.images={images}"], threads)
     timing = common.timing(run_dir, images)
@@ -131,7 +135,7 @@ def measure(name: str, recipe: str, seed: int, minutes: float, threads: int, opt
         "command_seconds": round(done.seconds, 1),
         "precision": yaml.safe_load((run_dir / "config.yaml").read_text())["train"]["precision"],
         "evaluation": record | judged(name, run_dir, threads),
-        "grid": str(keep_grids(run_dir, f"{name}-{recipe}-seed{seed}", record["images_seen"]).relative_to(common.REPO)),
+        "grid": str(keep_grids(run_dir, way, record["images_seen"]).relative_to(common.REPO)),
     }
 
 
@@ -183,7 +187,7 @@ def keep_grids(run_dir: Path, name: str, images_seen: int) -> Path:
     folder = common.OUT / "grids"
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copy(run_dir / "samples" / "real.png", folder / f"{name}-real.png")
-    for picture in (run_dir / "evaluations").glob("*-closest.png"):
+    for picture in (run_dir / "evaluations").glob("*-closest*.png"):
         shutil.copy(picture, folder / f"{name}-closest.png")
     return Path(shutil.copy(run_dir / "samples" / f"{images_seen:09d}.png", folder / f"{name}.png"))
 

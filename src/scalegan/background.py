@@ -21,7 +21,7 @@ class Saver:
         self._thread: threading.Thread | None = None
         self._problem: str | None = None
         self.whole = True
-        """Whether the last one that was started is on disk; to be asked after `wait`."""
+        """Whether the last one that was started or refused is on disk; to be asked after `wait`."""
 
     def start(
         self, images_seen: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], best: Iterable[int]
@@ -35,6 +35,10 @@ class Saver:
             target=self._save, args=(images_seen, copies, copy.deepcopy(state), list(best)), name="checkpoint"
         )
         self._thread.start()
+
+    def refuse(self, problem: str) -> None:
+        """In place of `start`, where the checkpoint would be wrong."""
+        self.whole, self._problem = False, problem
 
     def problem(self) -> str | None:
         """What went wrong with the last checkpoint, told once; None while it is being written, and when it is whole."""

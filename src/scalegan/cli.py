@@ -145,7 +145,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         complain(f"{what}{f': {error.filename}' if error.filename else ''}: {remedy}", machine=True)
         return 2
     except KeyboardInterrupt:
-        print("scalegan: stopped by Ctrl-C", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":
+            print("scalegan: stopped by Ctrl-C", file=sys.stderr)
         return 130
 
 

@@ -53,6 +53,8 @@ class DataConfig:
         require(0 <= self.skip_budget <= 1, f"data.skip_budget is {self.skip_budget}: give a share from 0 to 1")
 
 
+DIFFERENCES = ("wasserstein", "relativistic")
+"""Losses in which only differences of logits mean anything."""
 WEIGHTS = ("r1_gamma", "r2_gamma", "gp_weight", "class_weight", "reconstruction_weight", "path_weight")
 
 
@@ -290,7 +292,7 @@ class Config:
                 f"model.norm_group {group} does not fit the {share} images of a round on each of {processes} processes "
                 f"(train.batch {batch}, train.accumulate {rounds}): try --model.norm_group {share}, or 0 for the whole batch"
             )
-        spread = self.model.std_group if self.model.critic == "stylegan2" else 0
+        spread = self.model.std_group if self.model.critic == "stylegan2" and not self.model.discriminator else 0
         if spread and share % spread:
             fits = [s for s in range(2, share + 1) if share % s == 0]
             raise UserError(
@@ -306,13 +308,13 @@ class Config:
             raise UserError(
                 "optim.freeze_critic holds stages of a critic that has learnt before: give --init_from, with its critic"
             )
-        bounded = self.loss.penalised or self.model.norm_of_critic == "spectral"
+        bounded = self.loss.penalised or self.model.norm_of_critic == "spectral" or self.model.discriminator
         if self.loss.name == "wasserstein" and not bounded:
             raise UserError(
                 "loss.name wasserstein needs a critic whose slope is bounded: set --loss.gp_weight 10, or "
                 "--model.critic_norm spectral"
             )
-        if self.augment.target and self.loss.name in ("wasserstein", "relativistic"):
+        if self.augment.target and self.loss.name in DIFFERENCES:
             raise UserError(
                 f"augment.target follows the sign of the critic's logits, and with loss.name {self.loss.name} only differences "
                 "of logits mean anything: leave it 0 and set --augment.p"

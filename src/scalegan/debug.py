@@ -22,8 +22,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from scalegan.config import Config
-from scalegan.distributed import settle_precision
+from scalegan.data.index import read_index
+from scalegan.distributed import check_device, settle_precision
 from scalegan.errors import UserError
+from scalegan.train import check_data
 from scalegan.trial import Fault, Part, Trial
 
 
@@ -40,6 +42,9 @@ def debug(config: Config) -> int:
     """Try every part of a run; prints a table and returns the exit code, 0 where all passed. Raises `UserError`."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("--debug tries one process alone: start it as `scalegan train ... --debug`, without the launcher")
+    config.check(1)
+    check_data(config, read_index(config.data.path))
+    check_device(config.train)
     parent = Path(f"{config.run}-debug")
     parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="try-", dir=parent))

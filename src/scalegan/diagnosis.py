@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from scalegan.config import Config
+from scalegan.config import DIFFERENCES, Config
 from scalegan.remedies import classes_later, keep_up, more_augmentation, more_penalty, rates, smaller
 from scalegan.settings import read_config
 from scalegan.tracking import read_lines
@@ -35,6 +35,14 @@ GRIDS = 2
 """Sample grids that a verdict on samples has to hold for."""
 SKIPPED = 0.5
 """Share of steps without a finite gradient from which nothing is learned any more; under fp16 a few are usual."""
+BEYOND = {
+    "loss/D": "loss/D is",
+    "loss/G": "loss/G is",
+    "logits/real": "logits of real images are",
+    "logits/fake": "logits of fakes are",
+    "logits/generated": "logits of generated images are",
+}
+"""Means that are not there once the networks make no numbers, in words."""
 LOGIT = 1_000.0
 """Size of mean logits that no working critic reaches: with cross-entropy the gradient is gone beyond 100."""
 ALIKE = 0.35
@@ -113,19 +121,21 @@ def diagnose(record: Record) -> list[Verdict]:
 
 
 def diverged(record: Record) -> Verdict | None:
-    """Told by the last line alone: there is no way back."""
+    """Told by the last line alone: there is no way back. A few skipped steps are one, and their means are not there."""
     if not record.metrics:
         return None
     last, config = record.metrics[-1], record.config
+    evidence: list[str] = []
     before = record.metrics[-2]["images_seen"] if len(record.metrics) > 1 else 0
     steps = max(1, (last["images_seen"] - before) // config.train.batch)
-    evidence = [f"{name} is not a finite number" for name in ("loss/D", "loss/G") if last.get(name, 0.0) is None]
-    if last["skipped_steps"] >= SKIPPED * steps:
-        evidence.append(f"gradients were not finite {last['skipped_steps']:.0f} times in {steps} steps")
+    skipped, lost = last["skipped_steps"], [name for name in BEYOND if last.get(name, 0.0) is None]
+    if 0 < skipped < min(SKIPPED * steps, config.train.nonfinite_limit):
+        lost = []  # means of a step that was skipped: the training has gone on
+    elif skipped:
+        evidence.append(f"gradients were not finite {skipped:.0f} times in {steps} steps")
+    evidence += [f"{BEYOND[name]} not finite" for name in lost]
     real, fake = last["logits/real"], last["logits/fake"]
-    if last.get("logits/generated", 0.0) is None:
-        evidence.append("generated images are not finite")
-    if real is None or fake is None or abs(real - fake) > LOGIT:
+    if real is not None and fake is not None and abs(real - fake) > LOGIT:
         evidence.append(f"mean logits are {figure(real)} for real images and {figure(fake)} for fakes")
     if not evidence:
         return None
@@ -167,7 +177,7 @@ def too_strong(record: Record) -> Verdict | None:
     last = lines[-1]
     evidence = [
         f"loss/D is {spread(lines, 'loss/D')} in the last {len(lines)} lines; a guess costs {guess(record):.3g}",
-        accuracy(last),
+        accuracy(record),
     ]
     if "accuracy/held_out" in last:
         evidence.append(f"so it is of held-out real images, {last['accuracy/held_out']:.0%}: it is no overfitting")
@@ -193,7 +203,7 @@ def too_weak(record: Record) -> Verdict | None:
         "The generator fools a discriminator that does not keep up, so that what it makes need not look like the images.",
         (
             f"loss/D is {spread(lines, 'loss/D')} in the last {len(lines)} lines; a guess costs {guess(record):.3g}",
-            accuracy(lines[-1]),
+            accuracy(record),
         ),
         keep_up(record.config),
     )
@@ -238,7 +248,7 @@ def healthy(record: Record) -> Verdict | None:
         return None
     evidence = [
         f"loss/D {spread(lines, 'loss/D')} in the last {len(lines)} lines",
-        accuracy(last),
+        accuracy(record),
         alike(grid),
         f"nearest training image {grid['nearest_train']:.3g} grey levels away; of training images the nearest other one "
         f"{grid['nearest_train_real']:.3g}",
@@ -267,7 +277,7 @@ def too_early(record: Record) -> Verdict:
 
 def losses_between(record: Record, low_share: float, high_share: float) -> bool:
     """Whether the critic's loss lies there in all recent lines, as a share of a guess's; never where a guess has none."""
-    if record.config.loss.name not in GUESSING:
+    if record.config.loss.own or record.config.loss.name not in GUESSING:
         return False
     losses = finite(record.recent, "loss/D")
     return len(losses) == len(record.recent) and all(low_share <= loss / guess(record) <= high_share for loss in losses)
@@ -309,8 +319,11 @@ def alike(grid: dict[str, Any]) -> str:
     )
 
 
-def accuracy(line: dict[str, Any]) -> str:
+def accuracy(record: Record) -> str:
     """With the sign statistic that adaptive augmentation goes by (Karras et al. 2020, eq. 1), of runs that have it."""
+    line = record.metrics[-1]
+    if record.config.loss.name in DIFFERENCES:
+        return f"a real image has the higher logit in {line['accuracy/real']:.0%} of pairs"
     text = f"accuracy: {line['accuracy/real']:.0%} of real images, {line['accuracy/fake']:.0%} of fakes"
     return f"{text}; mean sign of real logits {line['sign/real']:.2f}" if "sign/real" in line else text
 

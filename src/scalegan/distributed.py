@@ -38,11 +38,8 @@ def settle_precision(config: Config, recorded: str | None = None) -> Config:
     return replace(config, train=replace(config.train, precision=precision))  # type: ignore[arg-type]
 
 
-def make_accelerator(train: TrainConfig) -> Accelerator:
-    """The accelerator of this process, for a settled `train.precision`.
-
-    Raises `UserError` where the launcher and Accelerate disagree or the device lacks.
-    """
+def check_device(train: TrainConfig) -> bool:
+    """Whether it is the CPU that trains. Raises `UserError` for a GPU that is not there, or is needed."""
     if train.device == "cuda" and not torch.cuda.is_available():
         raise MachineError(
             "train.device is cuda but torch sees no GPU here: use --train.device cpu, or check the driver and torch build"
@@ -50,6 +47,15 @@ def make_accelerator(train: TrainConfig) -> Accelerator:
     cpu = train.device == "cpu" or not torch.cuda.is_available()
     if cpu and train.precision == "fp16":
         raise UserError("train.precision fp16 needs a GPU: use --train.precision bf16 or fp32")
+    return cpu
+
+
+def make_accelerator(train: TrainConfig) -> Accelerator:
+    """The accelerator of this process, for a settled `train.precision`.
+
+    Raises `UserError` where the launcher and Accelerate disagree or the device lacks.
+    """
+    cpu = check_device(train)
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if launched > 1 and missing:
@@ -85,6 +91,11 @@ def control_group() -> dist.ProcessGroup | None:
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return None
     return dist.new_group(backend="gloo", timeout=TIMEOUT)  # type: ignore[no-any-return]
+
+
+def lost_another(error: RuntimeError) -> bool:
+    """Whether a collective failed because another process has ended, or answers no more."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error)
 
 
 def from_all(value: Any, group: dist.ProcessGroup | None) -> list[Any]:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from scalegan import checkpoint, figures, run, sampling, start
 from scalegan.config import Config
-from scalegan.data.index import Index, is_remote, read_index
+from scalegan.data.index import Index, read_index
 from scalegan.data.loader import Batch, batches
 from scalegan.data.order import make_order
 from scalegan.distributed import control_group, from_main, make_accelerator, settle_precision
@@ -72,10 +72,8 @@ def dry_run(config: Config) -> int:
     run.check(Path(config.run), config, index.sha256)
     origin = start.find(config, index)
     accelerator = make_accelerator(config.train)
-    with tempfile.TemporaryDirectory() as cache:
-        here = config
-        if is_remote(index.root):  # what a few steps read is not kept
-            here = replace(config, data=replace(config.data, cache=cache))
+    with tempfile.TemporaryDirectory() as cache:  # shards that a few steps fetch or check are not kept
+        here = replace(config, data=replace(config.data, cache=cache))
         game = Game(here, accelerator, DataFacts((index.channels, index.height, index.width), index.class_counts))
         measured = measure(here, index, accelerator, game)
     if accelerator.is_main_process:

@@ -2,8 +2,53 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
+
+
+def no_room(error: OSError) -> bool:
+    """Whether it is for want of room that something could not be written."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+class Lines:
+    """A file that lines are appended to. Those that a full disk has no room for wait, and are tried again with the next.
+
+    With `sync` a line is on the disk when `append` returns, and not only with the system.
+    """
+
+    def __init__(self, path: Path, *, sync: bool) -> None:
+        self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (as long as this object)
+        self._sync = sync
+        self._waiting = b""
+
+    @property
+    def empty(self) -> bool:
+        return not self._waiting and self._file.tell() == 0
+
+    def append(self, text: str) -> None:
+        """Write to the disk, or keep for the next time where there is no room."""
+        self._waiting += text.encode()
+        try:
+            while self._waiting:
+                self._waiting = self._waiting[self._file.write(self._waiting) :]
+            if self._sync:
+                os.fsync(self._file.fileno())
+        except OSError as error:
+            if not no_room(error):
+                raise
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing waits."""
+        return not self._waiting
+
+    def close(self) -> None:
+        """Also a second time."""
+        if not self._file.closed:
+            self.append("")
+            self._file.close()
 
 
 def write_atomically(path: Path, content: bytes) -> None:

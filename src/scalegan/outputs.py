@@ -22,6 +22,7 @@ from scalegan.data.index import Index, is_remote
 from scalegan.data.loader import open_reader
 from scalegan.data.order import make_order, samples_at
 from scalegan.distributed import has_bf16
+from scalegan.files import no_room
 from scalegan.likeness import Likeness
 from scalegan.start import described
 from scalegan.status import Status
@@ -110,6 +111,10 @@ class Outputs:
         if self.main:
             self.status.advance(images_seen)
 
+    def waiting(self) -> list[str]:
+        """Files with lines that the disk has no room for; process 0."""
+        return self.tracker.waiting()
+
     def losses(self, steps: list[tuple[int, float, float]]) -> None:
         if self.main:
             self.tracker.losses(steps)
@@ -143,8 +148,13 @@ class Outputs:
         labels = sampling.grid_labels(count, classes)
         images = self.draw(ema, 0, count, labels)
         path = self.run_dir / "samples" / f"{images_seen:09d}.png"
-        figures.save_png(path, images.numpy(), classes if 1 < classes <= 20 else None)
-        self.tracker.images(images_seen, path)
+        try:
+            figures.save_png(path, images.numpy(), classes if 1 < classes <= 20 else None)
+            self.tracker.images(images_seen, path)
+        except OSError as error:
+            if not no_room(error):
+                raise
+            self.say(f"samples at {images_seen} images were NOT written: {error.strerror}")
         self.tracker.likeness(images_seen, self.likeness.record(images, labels))
         self.left_out(start)
 

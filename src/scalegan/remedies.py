@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from scalegan.config import Config
+from scalegan.config import DIFFERENCES, Config
 
 
 def classes_later(config: Config) -> str:
@@ -30,11 +30,14 @@ def more_penalty(config: Config) -> str:
 
 
 def more_augmentation(config: Config) -> str:
-    if not config.augment.active:
-        return "adaptive augmentation, --augment.pipe photo --augment.target 0.6 (or another pipe, as the images allow)"
+    pipe = "" if config.augment.active else "--augment.pipe photo (or another, as the images allow) "
     if config.augment.target:
-        return f"more augmentation, --augment.target {config.augment.target - 0.1:.2g}"
-    return "as much augmentation as it takes, --augment.target 0.6"
+        return f"more augmentation, --augment.target {config.augment.target * 0.8:.2g}"
+    if config.loss.name not in DIFFERENCES and not config.loss.own and config.burn_in.augment == 1:
+        return f"as much augmentation as it takes, {pipe}--augment.target 0.6"
+    # Where p cannot follow the critic, it is set by hand; above 0.8 augmentations leak into what is generated.
+    often = min(0.8, 2 * config.augment.p) if config.augment.active else 0.2
+    return f"more augmentation, {pipe}--augment.p {often:.2g}"
 
 
 def smaller(config: Config) -> str:

@@ -35,6 +35,7 @@ def images_of(
     """Images first to first + count of a seed: uint8 [count, C, H, W] on the CPU.
 
     `labels` [count] are those of a conditional generator; None draws them by the data's histogram (`class_counts`).
+    Raises `UserError` for pixels that are no numbers, which would be black ones among the integers.
     """
     device = next(generator.parameters()).device
     blocks = []
@@ -47,6 +48,11 @@ def images_of(
         if labels is not None:
             chosen[low - start : high - start] = labels[low - first : high - first]
         images = generator(latents, chosen.to(device))
+        if not images.isfinite().all():
+            raise UserError(
+                f"the generator makes NaN or infinite pixels (images {start} to {start + BLOCK - 1} of seed {seed}), as its "
+                "training diverged: take an earlier checkpoint, or a lower optim.lr_g"
+            )
         blocks.append(to_uint8(images)[low - start : high - start].cpu())
     return torch.cat(blocks)
 

@@ -78,6 +78,13 @@ def fit(found: checkpoint.Checkpoint, config: Config, index: Index) -> dict[str,
             f"{where} has other networks ({'; '.join(unlike + named)}): set the same model and data, or take the layers that "
             "fit with --init_partial"
         )
+    if config.optim.freeze_critic and "critic" in matches:
+        frozen = {name for name, parameter in networks["critic"].named_parameters() if not parameter.requires_grad}
+        if unlearnt := [f"critic.{name}" for name in matches["critic"].lacking if name in frozen]:
+            raise UserError(
+                f"{where}: {listed(unlearnt)} would begin anew and stay frozen: lower optim.freeze_critic, or start from a run "
+                "whose first stages fit"
+            )
     for name, made in matches.items():
         if not made.fitting:
             raise UserError(f"{where}: not one tensor of the {name} fits: start from a run with networks more alike")
@@ -100,7 +107,9 @@ def load(game: Game, record: Mapping[str, Any]) -> None:
 
 
 def match(network: nn.Module, tensors: Mapping[str, Tensor]) -> Match:
-    own = network.state_dict()
+    """How far the classes have come in goes by the images seen (`model.class_ramp`): of the other run it is no weight."""
+    own = {name: t for name, t in network.state_dict().items() if not name.endswith(".strength")}
+    tensors = {name: t for name, t in tensors.items() if not name.endswith(".strength")}
     fitting = {name: t for name, t in tensors.items() if name in own and own[name].shape == t.shape}
     return Match(fitting, [n for n in own if n not in fitting], [n for n in tensors if n not in own])
 

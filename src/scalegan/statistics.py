@@ -34,6 +34,7 @@ class Statistics:
         self.sums = torch.zeros(len(self.NAMES), dtype=torch.float64, device=device)
         self.counts = torch.zeros(len(self.NAMES), dtype=torch.float64)
         self.row = torch.zeros(2, dtype=torch.float64, device=device)  # steps skipped in a row: by critic, by generator
+        self.longest = torch.zeros_like(self.row)  # since the last reading
         self.absent, self.missing = torch.zeros((), device=device), torch.full((), torch.nan, device=device)
         self.every_step = every_step
         self.steps: list[tuple[int, Tensor]] = []
@@ -46,6 +47,7 @@ class Statistics:
         for place, name in enumerate(self.NAMES[-2:]):
             if name in means:  # the generator may have had no step
                 self.row[place] = (self.row[place] + means[name]) * means[name]
+        self.longest = torch.maximum(self.longest, self.row)
         if self.every_step:
             self.steps.append((images_seen, torch.stack([means.get(name, self.missing) for name in self.NAMES[:2]]).double()))
 
@@ -63,7 +65,9 @@ class Statistics:
         skipped = totals[-2] + totals[-1]
         means = {name: value for name, value in means.items() if not name.startswith("skipped")}
         means["skipped_steps"] = skipped
-        return means, int(self.row.max().item())
+        longest = int(self.longest.max().item())
+        self.longest.zero_()
+        return means, longest
 
     def read_steps(self) -> list[tuple[int, float, float]]:
         """(images seen, loss of D, loss of G) of every step since the last reading, over all processes."""
@@ -83,7 +87,12 @@ class Statistics:
         if dist.is_initialized():
             sums = [torch.empty_like(self.sums) for _ in range(dist.get_world_size())]
             dist.all_gather(sums, self.sums)
-        return {"sums": torch.stack(sums), "counts": self.counts.clone(), "row": self.row.clone()}
+        return {
+            "sums": torch.stack(sums),
+            "counts": self.counts.clone(),
+            "row": self.row.clone(),
+            "longest": self.longest.clone(),
+        }
 
     def restore(self, state: dict[str, Tensor], rank: int, processes: int) -> None:
         """Each process takes its own sums; where their number has changed, each the mean, which has the same total."""
@@ -91,3 +100,4 @@ class Statistics:
         self.sums.copy_(sums[rank] if len(sums) == processes else sums.mean(0))
         self.counts.copy_(state["counts"])
         self.row.copy_(state["row"])
+        self.longest.copy_(state["longest"])

@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from scalegan.evaluation.names import distances
+from scalegan.files import Lines
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -80,7 +81,7 @@ class Status:
 
     def __init__(self, total_images: int, run_dir: Path, images_seen: int = 0) -> None:
         run_dir.mkdir(parents=True, exist_ok=True)
-        self._log = open(run_dir / "log.txt", "a", encoding="utf-8")  # noqa: SIM115 (open as long as the run)
+        self._log = Lines(run_dir / "log.txt", sync=False)
         self._total = total_images
         self._first = images_seen
         self._started = time.monotonic()
@@ -108,8 +109,7 @@ class Status:
         self.say(record_line(images_seen, record, best))
 
     def say(self, text: str) -> None:
-        self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
-        self._log.flush()
+        self._log.append(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
         try:
             if self._progress:
                 self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)

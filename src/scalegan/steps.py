@@ -85,6 +85,11 @@ class Game:
         self.learning = [parameter for parameter in self.bare_critic.parameters() if parameter.requires_grad]
         """Weights of the critic that are not frozen for good."""
         self.loss = own.loss_of(config.loss)
+        require(
+            not config.augment.target or self.loss.boundary is not None,
+            f"augment.target follows the sign of the critic's logits, and in loss.own {config.loss.own} only differences of "
+            "logits mean anything (its boundary is None): leave it 0 and set --augment.p",
+        )
         self.adaptive = Adaptive(config.augment, config.train.batch, self.loss.boundary or 0.0, accelerator.device)
 
     def discriminator_step(self, reals: Sequence[Batch], images_seen: int) -> Values:

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from scalegan.config import Config
-from scalegan.files import write_atomically
+from scalegan.files import Lines, write_atomically
 from scalegan.wandb_run import WandbRun
 
 LOSSES_HEADER = "images_seen,loss/D,loss/G\n"
@@ -49,7 +48,7 @@ class Tracker:
             cut_back(run_dir / name, images_seen)
         cut_back(run_dir / "timing.jsonl", None)
         self._run_dir = run_dir
-        self._files: dict[str, IO[str]] = {}
+        self._files: dict[str, Lines] = {}
         self._step_losses = config.log.step_losses
         self._wandb = WandbRun(run_dir, config, images_seen, wandb_id, say)
         self._catch_up()
@@ -87,10 +86,14 @@ class Tracker:
         """Rows (images_seen after the step, loss of D, loss of G) for losses.csv; dropped unless `log.step_losses`."""
         if self._step_losses:
             file = self._open("losses.csv")
-            if file.tell() == 0:
-                file.write(LOSSES_HEADER)
-            file.writelines(f"{seen},{d:.9g},{g:.9g}\n" for seen, d, g in steps)
-            file.flush()
+            header = LOSSES_HEADER if file.empty else ""
+            file.append(header + "".join(f"{seen},{d:.9g},{g:.9g}\n" for seen, d, g in steps))
+
+    def waiting(self) -> list[str]:
+        """The files with lines that the disk has no room for, after another try."""
+        for file in self._files.values():
+            file.append("")
+        return [name for name, file in self._files.items() if not file.complete]
 
     def close(self) -> None:
         for file in self._files.values():
@@ -98,10 +101,7 @@ class Tracker:
         self._wandb.close()
 
     def _append(self, name: str, images_seen: int, values: Mapping[str, Any]) -> None:
-        file = self._open(name)
-        file.write(json_line(images_seen, values))
-        file.flush()
-        os.fsync(file.fileno())
+        self._open(name).append(json_line(images_seen, values))
 
     def _send(self, name: str, images_seen: int, values: Mapping[str, Any]) -> None:
         kind, prefix = ROWS[name]
@@ -114,9 +114,9 @@ class Tracker:
             for line in read_lines(self._run_dir / name):
                 self._send(name, line["images_seen"], line)
 
-    def _open(self, name: str) -> IO[str]:
+    def _open(self, name: str) -> Lines:
         if name not in self._files:
-            self._files[name] = open(self._run_dir / name, "a", encoding="utf-8")  # noqa: SIM115 (open as long as the run)
+            self._files[name] = Lines(self._run_dir / name, sync=name != "losses.csv")
         return self._files[name]
 
 

@@ -45,7 +45,7 @@ def train(config: Config) -> bool:
 
     # All that needs no torch has been checked.
     from scalegan import own
-    from scalegan.distributed import control_group, from_all, from_main, make_accelerator, settle_precision
+    from scalegan.distributed import control_group, from_all, from_main, lost_another, make_accelerator, settle_precision
     from scalegan.trainer import Trainer
 
     own.check(config)
@@ -60,6 +60,11 @@ def train(config: Config) -> bool:
     from_main(claimed if isinstance(claimed, UserError) else None, group)
     try:
         reached = Trainer(config, accelerator, index, group).train()
+    except RuntimeError as error:
+        if not lost_another(error):
+            raise
+        reason = str(error).splitlines()[0]
+        raise UserError(f"another process of this run has ended, and says why where its own output goes ({reason})") from None
     finally:
         if isinstance(claimed, run.Lock):
             claimed.close()

@@ -170,7 +170,7 @@ class Trainer:
         self.tell(self.game.adaptive.warning())
         if row >= self.config.train.nonfinite_limit:
             raise UserError(
-                f"gradients were not finite in {row} steps in a row, up to image {images_seen} ({self.game.nonfinite()}): "
+                f"gradients were not finite in {row} steps in a row before image {images_seen} ({self.game.nonfinite()}): "
                 "lower optim.lr_g and optim.lr_d, raise loss.r1_gamma or set optim.clip; the last good checkpoint is kept"
             )
 
@@ -188,7 +188,13 @@ class Trainer:
         if self.accelerator.is_main_process:
             self.tell(self.saver.wait())
             also = [self.best["images_seen"]] if self.best else []
-            self.saver.start(self.clock.images_seen, self.tensors() | from_everyone, self.state(), also)
+            if waiting := self.outputs.waiting():  # a run that goes on from there would never write them
+                self.saver.refuse(
+                    f"checkpoint at {self.clock.images_seen} images was NOT saved: the disk has no room for lines of "
+                    f"{' and '.join(waiting)} from before it"
+                )
+            else:
+                self.saver.start(self.clock.images_seen, self.tensors() | from_everyone, self.state(), also)
         self.outputs.stalled += time.perf_counter() - start
 
     def snapshot(self) -> None:

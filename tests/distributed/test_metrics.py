@@ -74,11 +74,32 @@ def measure(visiting: int) -> dict:
     for side in ("real", "fake"):
         for first, count in team.Team(rank, processes).blocks(COUNTS[side], BATCH):
             distance.update(features(side)[first : first + count], real=side == "real")
-    distance.sync(dist_sync_fn=distance.dist_sync_fn)
     found["frechet"] = distance.compute()
     return {"largest": max(sent), "largest_sum": max(reduced)} | {
         n: float(v) if isinstance(v, torch.Tensor) else v for n, v in found.items()
     }
+
+
+def measured_twice() -> tuple[list[float], list[float]]:
+    """On two processes, the second time after an update of one of them alone."""
+    from test_evaluation import join
+
+    from scalegan.evaluation.frechet import FrechetDistance
+    from scalegan.evaluation.kid import KernelDistance
+
+    rank, _ = join()
+    metrics = FrechetDistance(WIDTH), KernelDistance()
+    found: tuple[list[float], list[float]] = [], []
+    for shares in ((slice(0, 20), slice(20, 30)), (slice(30, 40), slice(0, 0))):
+        for metric, values in zip(metrics, found, strict=True):
+            for side in ("real", "fake"):
+                rows = torch.arange(COUNTS[side])[shares[rank]]
+                if len(rows):
+                    more = {} if isinstance(metric, FrechetDistance) else {"indices": rows}
+                    metric.update(features(side)[rows], real=side == "real", **more)
+            value = metric.compute()
+            values.append(float(value["kid"] if isinstance(value, dict) else value))
+    return found
 
 
 def padded() -> None:
@@ -104,7 +125,7 @@ def test_every_metric_is_the_same_on_1_to_4_processes(tmp_path, worlds):
             assert other.value == ended[0].value  # to the bit, on every process
         found = ended[0].value
         assert found.pop("largest") <= 10 * (WIDTH + 2)  # one block, however many processes there are
-        assert found.pop("largest_sum") == WIDTH**2
+        assert found.pop("largest_sum") == 2 * (1 + WIDTH + WIDTH**2)  # all states in one
         assert {"kid_se", "coverage", "c_t", "fid_infinity", "inception_score", "fid_per_class"} <= found.keys()
         assert {"accuracy", "accuracy_real_per_class", "accuracy_held_out"} <= found.keys()
         for name, value in found.items():
@@ -112,6 +133,22 @@ def test_every_metric_is_the_same_on_1_to_4_processes(tmp_path, worlds):
                 assert [pair[:2] for pair in value] == [pair[:2] for pair in alone[name]]
             else:
                 assert value == pytest.approx(alone[name], rel=1e-9), (name, processes)
+
+
+def test_a_metric_can_go_on_after_compute_on_some_processes_alone(tmp_path):
+    from scalegan.evaluation.frechet import FrechetDistance
+    from scalegan.evaluation.kid import KernelDistance
+
+    ended = run_world(tmp_path, 2, measured_twice)
+    assert ended[0].value == ended[1].value, ended
+    distances, kernels = ended[0].value
+    for turn, count in enumerate((30, 40)):
+        real, fake = features("real")[:count], features("fake")[:count]
+        for metric, value in ((FrechetDistance(WIDTH), distances[turn]), (KernelDistance(), kernels[turn])):
+            metric.update(real, real=True)
+            metric.update(fake, real=False)
+            alone = metric.compute()
+            assert value == pytest.approx(float(alone["kid"] if isinstance(alone, dict) else alone), rel=1e-9)
 
 
 def test_an_image_that_comes_twice_is_refused_on_all_processes(tmp_path):

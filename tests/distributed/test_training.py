@@ -1,9 +1,11 @@
 """The same run on one, two and four processes: the same inputs, the same losses, the same networks."""
 
+import signal
+
 import numpy as np
 import pytest
 
-from helpers.runs import FULL, configured, contents, in_float64, metrics, tensors, training
+from helpers.runs import FULL, configured, contents, in_float64, metrics, stopped_training, tensors, training
 from helpers.worlds import run_world
 
 pytestmark = pytest.mark.distributed
@@ -48,8 +50,8 @@ def without_batch_norm():
     dcgan.batch_norm = PerImage
 
 
-def traced(config, case, double):
-    """`training`, with what went into each step on this process: {(what, step): rows}."""
+def traced(config, case, double, stop=0):
+    """`training`, or the part before a notice in step `stop`, with what went into each step here: {(what, step): rows}."""
     from scalegan.steps import Draws, Game
 
     if double:
@@ -82,8 +84,22 @@ def traced(config, case, double):
         return step(self, reals, images_seen)
 
     Game.discriminator_step = discriminator_step
-    assert training(config)
+    if stop:
+        assert not stopped_training(config, None, signal.SIGTERM, BATCH * stop)
+    else:
+        assert training(config)
     return {key: np.concatenate(rows) for key, rows in seen.items()}
+
+
+def config_of(case, shards, run, rounds=1):
+    changes = CASES[case] | {"train.accumulate": rounds, "optim.lr_g": 2e-4, "optim.lr_d": 2e-4, "train.batch": BATCH}
+    return configured(shards, run, BATCH * STEPS, **changes)
+
+
+def put_together(ended):
+    """The inputs of the global batches, of those of each process."""
+    assert [e.exitcode for e in ended] == [0] * len(ended), ended
+    return {key: np.concatenate([e.value[key] for e in ended]) for key in ended[0].value}
 
 
 @pytest.fixture(scope="module")
@@ -95,13 +111,8 @@ def runs(shards, tmp_path_factory):
         key = (case, processes, rounds, double)
         if key not in made:
             folder = tmp_path_factory.mktemp("run")
-            changes = CASES[case] | {"train.accumulate": rounds, "optim.lr_g": 2e-4, "optim.lr_d": 2e-4, "train.batch": BATCH}
-            config = configured(shards, folder / "run", BATCH * STEPS, **changes)
-            ended = run_world(folder, processes, traced, config, case, double)
-            assert [e.exitcode for e in ended] == [0] * processes, ended
-            parts = [e.value for e in ended]
-            inputs = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
-            made[key] = folder / "run", inputs
+            ended = run_world(folder, processes, traced, config_of(case, shards, folder / "run", rounds), case, double)
+            made[key] = folder / "run", put_together(ended)
         return made[key]
 
     return run
@@ -157,6 +168,22 @@ def test_in_float64_networks_end_the_same(runs, processes, case, network):
     for name, values in expected.items():
         assert values.dtype == np.float64
         np.testing.assert_allclose(found[name], values, atol=1e-10, rtol=0, err_msg=name)
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), pytest.param(4, 2, marks=pytest.mark.slow)])
+def test_another_number_of_processes_from_a_resume_on_changes_neither_inputs_nor_networks(
+    shards, runs, tmp_path, before, after
+):
+    config, inputs = config_of("everything", shards, tmp_path / "run"), {}
+    for processes, stop in ((before, 20), (after, 0)):
+        inputs |= put_together(run_world(tmp_path, processes, traced, config, "everything", True, stop))
+    alone, expected = runs("everything", 1, double=True)
+    assert inputs.keys() == expected.keys()
+    assert all(np.array_equal(inputs[key], rows) for key, rows in expected.items())
+    for network in ("generator", "critic", "ema"):
+        found = tensors(tmp_path / "run", network)
+        for name, values in tensors(alone, network).items():
+            np.testing.assert_allclose(found[name], values, atol=1e-10, rtol=0, err_msg=name)
 
 
 @pytest.mark.parametrize("network", ["generator", "critic"])

@@ -105,6 +105,7 @@ def test_a_damaged_shard_stops_the_run_with_its_name(tmp_path, kind, processes):
     assert said
     assert all(name in line for line in said if "process" not in line)
     assert any(name in line for line in said)
+    assert not any("Traceback" in e.stderr for e in ended), "neither where it was met nor where it was not"
 
 
 @pytest.mark.parametrize("order", ["full", "blocks"])

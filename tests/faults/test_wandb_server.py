@@ -133,5 +133,5 @@ def test_a_server_that_is_lost_on_the_way_costs_one_line_and_a_few_seconds(serve
     assert training.returncode == 0
     assert time.monotonic() - began < 30
     assert len(said) == 1
-    assert "wandb sync" in said[0]
+    assert "wandb sync --include-online" in said[0]
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 3

@@ -1,6 +1,7 @@
 """`--debug` tries every part of a run in little, and says which one is broken."""
 
 import importlib
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -92,13 +93,30 @@ def test_a_broken_part_is_named_the_others_are_tried_and_the_table_comes(config,
     assert not (tmp_path / "run").exists()
 
 
-def test_missing_data_is_the_first_part_that_fails(config, capsys, tmp_path):
-    config = replace(config, data=replace(config.data, path=str(tmp_path / "nowhere")))
-    assert debug(config) == 1
+@pytest.mark.parametrize(
+    ("section", "field", "value", "message"),
+    [
+        ("data", "path", "nowhere", "index.json is missing"),
+        ("train", "batch", 128, "110 images, fewer than"),
+        ("train", "device", "cuda", "torch sees no GPU here"),
+    ],
+)
+def test_what_a_training_would_refuse_is_refused_before_anything_is_tried(config, tmp_path, section, field, value, message):
+    if value == "cuda" and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(UserError, match=message):
+        debug(replace(config, **{section: replace(getattr(config, section), **{field: value})}))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_data_that_cannot_be_read_is_the_first_part_that_fails(config, data, capsys, tmp_path):
+    shutil.copytree(data, tmp_path / "damaged")
+    for shard in (tmp_path / "damaged").glob("*.tar"):
+        shard.write_bytes(bytes(shard.stat().st_size))
+    assert debug(replace(config, data=replace(config.data, path=str(tmp_path / "damaged")))) == 1
     printed = capsys.readouterr().out
     assert "failed: shards: " in printed
     assert printed.count("not tried") == 8
-    assert "index.json is missing" in printed
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from scalegan import diagnosis
+from scalegan import diagnosis, settings
 from scalegan.config import AugmentConfig, Config, LossConfig, OptimConfig, TrainConfig
 from scalegan.diagnosis import RECENT, Record, diagnose, read_record
 from scalegan.run import config_text
@@ -104,6 +104,12 @@ def test_what_is_not_finite_or_out_of_range_is_a_divergence_at_once(changes):
     assert "--optim.lr_g 5e-05 --optim.lr_d 5e-05" in verdict.remedy
 
 
+def test_the_last_line_without_a_mean_is_none_where_a_few_steps_were_skipped():
+    assert name(record([*lines(7), line(8) | {"loss/D": None, "logits/real": None, "skipped_steps": 1.0}])) == "healthy"
+    assert name(record([*lines(7), line(8) | {"loss/D": None, "skipped_steps": 20.0}])) == "diverged"  # where it would abort
+    assert name(record([*lines(7), line(8, logits_fake=-1e6) | {"skipped_steps": 1.0}])) == "diverged"
+
+
 def test_one_line_without_a_mean_is_none():
     """As a single skipped step leaves it."""
     rows = [row | held_out(2.0, 1.5, -1.0) for row in lines()]
@@ -132,7 +138,7 @@ def test_held_out_images_that_are_scored_like_fakes_are_overfitting():
     verdict = only(record([values | held_out(2.0, -0.8, -1.0) for values in lines()]))
     assert verdict.name == "discriminator overfitting"
     assert verdict.evidence[0] == "mean logits: training images 2, held-out real images -0.8, fakes -1"
-    assert "--augment.pipe photo --augment.target 0.6" in verdict.remedy
+    assert "--augment.pipe photo (or another, as the images allow) --augment.target 0.6" in verdict.remedy
 
 
 @pytest.mark.parametrize(
@@ -288,8 +294,42 @@ def test_the_remedy_starts_from_the_settings_of_the_run(config, wanted):
 
 @pytest.mark.parametrize(
     ("augment", "wanted"),
-    [(AugmentConfig(shift=0.1), "--augment.target 0.6"), (AugmentConfig(shift=0.1, target=0.6), "--augment.target 0.5")],
+    [
+        (AugmentConfig(shift=0.1), "--augment.target 0.6"),
+        (AugmentConfig(shift=0.1, target=0.6), "--augment.target 0.48"),
+        (AugmentConfig(shift=0.1, target=0.1), "--augment.target 0.08"),
+    ],
 )
 def test_augmentation_that_is_on_is_turned_up(augment, wanted):
     rows = [row | held_out(2.0, -0.8, -1.0) for row in lines()]
     assert wanted in only(replace(record(rows), config=Config(augment=augment))).remedy
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--loss.name=relativistic"],
+        ["--loss.name=wasserstein", "--loss.gp_weight=10"],
+        ["--burn_in.images=1000", "--burn_in.augment=2"],
+        ["--loss.name=relativistic", "--augment.pipe=photo", "--augment.p=0.3"],
+    ],
+)
+def test_where_augmentation_cannot_follow_the_critic_the_remedy_is_one_that_a_run_takes(options):
+    config = settings.parse(["--data.path=x", *options]).config
+    rows = [row | held_out(2.0, -0.8, -1.0) for row in lines(loss_D=0.6)]
+    remedy = only(replace(record(rows), config=config)).remedy
+    assert "--augment.target" not in remedy
+    tried = dict(word.split(" ")[:2] for word in remedy.split("--")[1:])
+    given = [f"--{name}={value.strip(',;')}" for name, value in tried.items() if name.startswith("augment.")]
+    settings.parse(["--data.path=x", *options, *given]).config.check(1)
+
+
+def test_a_loss_of_the_users_own_has_no_scale_that_is_known():
+    config = Config(loss=LossConfig(own="mine.LOSS"), train=TrainConfig(batch=10))
+    assert name(record(lines(loss_D=0.01), config=config)) == "healthy"
+
+
+def test_a_real_image_has_the_higher_logit_in_pairs_where_logits_alone_mean_nothing():
+    config = Config(loss=LossConfig(name="relativistic"), train=TrainConfig(batch=10))
+    rows = [row | {"sign/real": 0.9, "accuracy/real": 0.95} for row in lines(loss_D=0.01)]
+    assert "a real image has the higher logit in 95% of pairs" in only(record(rows, config=config)).evidence

@@ -56,6 +56,7 @@ def rows(printed: str) -> dict[str, str]:
 
 def test_nothing_is_written(config, data, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    config = replace(config, data=replace(config.data, cache=str(tmp_path / "cache"), reader="stream", workers=0))
     before = files(tmp_path, data.parent)
     assert dry_run.dry_run(config) == 0
     assert files(tmp_path, data.parent) == before

@@ -75,7 +75,7 @@ def test_a_run_is_measured_against_its_own_data(run, index, capsys):
     ):
         assert shown in printed
     (path,) = (run / "evaluations").iterdir()
-    assert path.name == f"000000640-fd_areas-16-30-seed0-{index.sha256[:8]}.json"
+    assert path.name.startswith("000000640-fd_areas-16-30-seed0-")
     assert str(path) in printed.replace("\n", "")
 
 
@@ -106,6 +106,14 @@ def test_the_same_command_gives_the_same_values(run):
     cli.main(["evaluate", str(run)])
     (again,) = records(run)
     assert first | {"seconds": 0} == again | {"seconds": 0}
+
+
+def test_other_metrics_are_another_record(run):
+    for metrics in ("", "prdc", "kid"):
+        assert cli.main(["evaluate", str(run), "--metrics", metrics]) == 0
+    assert [{"precision", "kd_areas"} & record.keys() for record in sorted(records(run), key=len)] == [
+        set(), {"kd_areas"}, {"precision"}
+    ]  # fmt: skip
 
 
 def test_other_data_can_be_compared_with(run, tmp_path):
@@ -270,6 +278,9 @@ def test_a_generator_that_diverged_is_not_measured(run, capsys, index):
     state = checkpoint.read(run / "checkpoints" / "000000640").state
     checkpoint.save(run, 960, {"ema": broken.state_dict()}, state)
     assert "has NaN or infinite weights" in refused(capsys, str(run))
+    assert cli.main(["evaluate", str(run), "--checkpoint", "all"]) == 0
+    assert "left out of the curve: " in capsys.readouterr().err
+    assert [record["images_seen"] for record in records(run)] == [320, 640]
 
 
 def test_bad_sides_are_one_line(folders, run, index, tmp_path, capsys):
@@ -283,6 +294,7 @@ def test_bad_sides_are_one_line(folders, run, index, tmp_path, capsys):
     assert "made holds 3x16x12 images and" in refused(capsys, made, "--against", small)
     assert "--samples 13 is more than the 12 images" in refused(capsys, made, "--against", real, "--samples", "13")
     assert "4 real images are to be compared" in refused(capsys, made, "--against", str(tmp_path / "few"))
+    assert "few holds 1 image, and a Frechet distance needs 2" in refused(capsys, str(tmp_path / "few"), "--against", real)
     assert "is a pickle" in refused(capsys, made, "--against", str(tmp_path / "edm2.pkl"))
     assert "are damaged" in refused(capsys, made, "--against", str(tmp_path / "cut.npz"))
     assert "does not exist" in refused(capsys, made, "--against", str(tmp_path / "nowhere"))

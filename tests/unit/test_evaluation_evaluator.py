@@ -204,4 +204,7 @@ def test_an_unreadable_image_is_named_or_skipped_as_the_data_config_says(tmp_pat
     config = EvaluationConfig(samples=20, batch=8)
     with pytest.warns(UserWarning, match="left out"):
         record = evaluate(lambda first, count: made[first:][:count], index, config, cache=tmp_path, data=skipping, **FACTS)
-    assert record["real"] == 20
+    assert (record["real"], record["real_unreadable"]) == (20, 1)
+    # Statistics with a neighbour in its place are not kept: who wants every image is still told.
+    with pytest.raises(UserError, match=r"image 0*7.png of shard .* is no JPEG"):
+        run(index, tmp_path, made)

@@ -39,6 +39,14 @@ def exact(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a.mean(0) - b.mean(0)).square().sum() + x.square().sum() + y.square().sum() - 2 * overlap)
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_features_that_are_no_numbers_are_refused(value):
+    broken = features(10, 4, seed=1)
+    broken[3, 2] = value
+    with pytest.raises(UserError, match="features of fake images hold NaN or infinity"):
+        measured(features(10, 4, seed=2), broken).compute()
+
+
 def test_a_set_is_at_no_distance_from_itself():
     same = features(50, 24, seed=1)
     assert abs(measured(same, same).compute()) < 1e-12

@@ -111,8 +111,10 @@ def test_too_few_and_repeated_images_are_refused():
         measured(points(5, 3, 0), points(2, 3, 1))
     with pytest.raises(UserError, match="needs 1000 real images and was given 5"):
         measured(points(5, 3, 0), points(5, 3, 1), SubsetKernelDistance())
-    metric = KernelDistance()
-    metric.update(torch.from_numpy(points(4, 3, 0)), True, torch.tensor([0, 1, 2, 2]))
-    metric.update(torch.from_numpy(points(4, 3, 0)), False)
-    with pytest.raises(UserError, match="the 4 real images are not each there once"):
-        metric.compute()
+    # The second has the sum and the squares of 0 to 7.
+    for indices in ([0, 1, 2, 2], [0, 1, 1, 4, 5, 5, 6, 6]):
+        metric = KernelDistance()
+        metric.update(torch.from_numpy(points(len(indices), 3, 0)), True, torch.tensor(indices))
+        metric.update(torch.from_numpy(points(4, 3, 0)), False)
+        with pytest.raises(UserError, match=f"the {len(indices)} real images are not each there once"):
+            metric.compute()

@@ -8,7 +8,10 @@ import pytest
 from scalegan.evaluation import real_cache
 from scalegan.evaluation.real_cache import RealStatistics, Reference
 
-REFERENCE = Reference(index_sha256="ab", extractor="lite0", weights_sha256="cd", resize="bilinear", dtype="float32", images=5)
+REFERENCE = Reference(
+    index_sha256="ab", extractor="lite0", weights_sha256="cd", resize="bilinear", dtype="float32", device="cpu", torch="2.13.0",
+    images=5,
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -34,7 +37,8 @@ def test_there_is_nothing_before_it_was_saved(tmp_path):
 
 @pytest.mark.parametrize(
     "change",
-    [{"index_sha256": "x"}, {"extractor": "x"}, {"weights_sha256": "x"}, {"resize": "x"}, {"dtype": "x"}, {"images": 4}],
+    [{field: "x"} for field in ("index_sha256", "extractor", "weights_sha256", "resize", "dtype", "device", "torch")]
+    + [{"images": 4}],
 )
 def test_other_data_or_another_way_to_look_at_it_is_another_file(tmp_path, change):
     assert replace(REFERENCE, **change).file(tmp_path) != REFERENCE.file(tmp_path)

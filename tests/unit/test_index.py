@@ -91,6 +91,9 @@ def test_only_named_protocols_are_remote() -> None:
     assert not is_remote("/data/x")
     with pytest.raises(UserError, match="ftp:// is not read"):
         is_remote("ftp://host/x")
+    for chained in ("s3://bucket/x::https://host/y", "https://host/x.zip::file://y", "simplecache::s3://bucket/x"):
+        with pytest.raises(UserError, match=r"chained URLs \(::\) are not read"):
+            is_remote(chained)
 
 
 def test_a_folder_without_index_says_how_to_make_one(tmp_path: Path) -> None:

@@ -298,3 +298,20 @@ def test_groups_of_batch_norm_have_to_fit_the_processes(group, processes, accumu
     config = Config(model=ModelConfig(norm_group=group), train=TrainConfig(batch=64, accumulate=accumulate))
     with nullcontext() if fits else pytest.raises(UserError, match=f"model.norm_group {group} does not fit the"):
         config.check(processes)
+
+
+CRITICS = STILL | {
+    "dcgan, classifier": replace(SMALL, conditional=True, critic_norm="none", class_head="classifier"),
+    "projected": replace(SMALL, critic_family="projected", backbone_size=64),
+}
+
+
+@pytest.mark.parametrize("name", CRITICS)
+def test_logits_have_the_digits_of_float32_under_autocast(name):
+    torch.manual_seed(0)
+    critic = build_discriminator(CRITICS[name], (3, 32, 32), 4)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        logits, auxiliary = critic(torch.randn(8, 3, 32, 32), torch.arange(8) % 4)
+    for found in (logits, *(auxiliary[kind] for kind in auxiliary if kind == "class")):
+        assert found.dtype == torch.float32
+        assert not torch.equal(found, found.bfloat16().float())

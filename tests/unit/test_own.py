@@ -132,6 +132,15 @@ def test_a_bad_name_is_told_in_one_line(name, message):
     assert "\n" not in str(told.value)
 
 
+def test_signs_are_not_followed_where_a_loss_gives_them_no_meaning(config, index):
+    with open("mine.py", "a") as file:
+        file.write("\nimport dataclasses\nAPART = dataclasses.replace(LOSS, boundary=None)\n")
+    sys.modules.pop("mine", None)
+    apart = replace(config, loss=replace(config.loss, own="mine.APART"), augment=replace(config.augment, shift=0.1, target=0.6))
+    with pytest.raises(UserError, match=r"in loss.own mine.APART only differences of logits mean anything"):
+        Game(apart, Accelerator(cpu=True), start.facts_of(index))
+
+
 def test_a_loss_is_an_object_of_its_class():
     with pytest.raises(UserError, match=r"--loss.own mine.smoothed is no scalegan.losses.Loss"):
         own.loss_of(LossConfig(own="mine.smoothed"))

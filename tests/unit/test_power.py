@@ -204,9 +204,9 @@ def test_its_evaluations_go_into_its_run_under_names_of_their_own(trained):
         **made,
         "images_seen": 960,
     }
-    assert record_path(record, folder).name == "000000960-fd_lite0-8-8-seed0-std0.07-00000000.json"
+    assert record_path(record, folder).name.startswith("000000960-fd_lite0-8-8-seed0-std0.07-")
     del record["ema_std"]
-    assert record_path(record, folder).name == "000000960-fd_lite0-8-8-seed0-00000000.json"
+    assert record_path(record, folder).name.startswith("000000960-fd_lite0-8-8-seed0-")
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,12 @@ def test_a_generator_gives_as_many_images_as_asked_for(generator):
     assert images.dtype == torch.uint8
 
 
+def test_pixels_that_are_no_numbers_are_refused(generator):
+    generator.network.to_image.conv.weight.data[0] = torch.nan
+    with pytest.raises(UserError, match=r"NaN or infinite pixels \(images 64 to 127 of seed 3\)"):
+        generator.sample_range(70, 5, seed=3)
+
+
 def test_other_numbers_and_other_seeds_are_other_images(generator):
     images = generator.sample(8)
     assert len({image.numpy().tobytes() for image in images}) == 8

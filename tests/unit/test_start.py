@@ -172,6 +172,22 @@ def test_in_part_something_has_to_fit(config, index, tmp_path):
         start.find(replace(config, init_partial=True, model=other), index)
 
 
+def test_a_stage_that_begins_anew_is_not_frozen(config, index):
+    partial = replace(config, init_partial=True, optim=replace(config.optim, freeze_critic=1))
+    assert start.find(partial, index)
+    wider = replace(partial, model=replace(config.model, critic_width=6))
+    with pytest.raises(UserError, match=r"critic\.\S+ would begin anew and stay frozen: lower optim.freeze_critic"):
+        start.find(wider, index)
+
+
+def test_how_far_classes_have_come_in_is_no_weight(config, index, tmp_path):
+    ramped = make_config(Path(index.root), tmp_path / "ramped", model={"conditional": True, "class_ramp": 64})
+    save(ramped, index)
+    assert start.find(replace(config, init_from=ramped.run), index)
+    again = replace(ramped, run=str(tmp_path / "again"), init_from=config.init_from)
+    assert start.find(again, index)
+
+
 def test_a_run_with_a_checkpoint_of_its_own_looks_at_no_other(config, index):
     save(config, index)
     assert start.find(replace(config, init_from="nowhere"), index) is None

@@ -73,7 +73,7 @@ def test_skipped_steps_are_counted():
     add(kept, 3)
     means, row = kept.read()
     assert means["skipped_steps"] == 3.0
-    assert row == 0
+    assert row == 2
     assert not [name for name in means if name.startswith("skipped/")]
 
 
@@ -84,6 +84,17 @@ def test_a_row_of_skipped_steps_goes_on_over_a_reading_and_ends_with_a_good_step
         add(kept, number, g_skipped=skipped)
         rows.append(kept.read()[1])
     assert rows == [1, 2, 3, 0, 1, 2]
+
+
+def test_the_longest_row_since_the_last_reading_is_told_though_a_good_step_ended_it():
+    kept = make()
+    for number, skipped in enumerate([0, 1, 1, 1, 0, 1], 1):
+        add(kept, number, d_skipped=skipped)
+    assert kept.read()[1] == 3
+    add(kept, 7, d_skipped=1)
+    assert kept.read()[1] == 2
+    add(kept, 8)
+    assert kept.read()[1] == 0
 
 
 def test_rows_of_critic_and_generator_are_counted_apart():

@@ -125,6 +125,8 @@ def is_remote(root: str) -> bool:
     """Whether `root` is a URL; `UserError` for a protocol that is not read."""
     if "://" not in root:
         return False
+    if "::" in root:
+        raise UserError(f"{root}: chained URLs (::) are not read: give one local folder or one URL")
     protocol = root.split("://", 1)[0]
     if protocol not in REMOTE_PROTOCOLS:
         allowed = ", ".join(f"{name}://" for name in REMOTE_PROTOCOLS)

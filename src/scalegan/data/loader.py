@@ -99,6 +99,11 @@ class Reader:
             replace_rows(pixels, rows, self.stream.load(samples[rows]))
         return on_device(pixels.images, pixels.labels, self.device)
 
+    @property
+    def unreadable(self) -> int:
+        """Images that could not be read so far, and were replaced."""
+        return len(self.tolerance.unreadable)
+
     def close(self) -> None:
         self.stream.close()
 

@@ -147,6 +147,7 @@ def of_run(
     found = choose(Path(args.source), run_dir, args.checkpoint)
     against = sides.reference(args.against, args.window, team) if args.against else sides.trained_on(found[0])
     extractor = own_extractor(args, device)
+    left_out = 0
     for checkpoint in found:
         loaded = load_generator(checkpoint.path, device, network)
         config = overridden(loaded.config.evaluation, args)
@@ -155,7 +156,16 @@ def of_run(
             against, config, extractor, team, device, run_dir / "cache", data, run_dir / "evaluations"
         )
         seed = loaded.config.train.seed if args.seed is None else args.seed
-        yield config, comparison.measure(sides.made_by(loaded, seed, checkpoint.state.get("ema_std")), progress)
+        try:
+            made = sides.made_by(loaded, seed, checkpoint.state.get("ema_std"))
+        except UserError as error:
+            left_out += 1
+            if left_out == len(found):
+                raise
+            if team.first:
+                print(f"scalegan: left out of the curve: {error}", file=sys.stderr)
+            continue
+        yield config, comparison.measure(made, progress)
 
 
 def of_images(

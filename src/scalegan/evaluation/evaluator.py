@@ -33,6 +33,7 @@ from scalegan.evaluation.suite import Suite
 from scalegan.evaluation.team import Team
 from scalegan.evaluation_config import EvaluationConfig
 from scalegan.figures import save_png
+from scalegan.files import no_room
 
 SampleFn = Callable[[int, int], Tensor]
 """(first, count) -> uint8 [count, C, H, W]: the generated images of those global indices."""
@@ -96,7 +97,7 @@ def evaluate(
         record: dict[str, Any] = {}
         with team.as_one():
             if real is not None:
-                value, closest = float(distance.compute()), figures.pop("closest", None)
+                value, closest = float(distance.distance()), figures.pop("closest", None)
                 figures = {"fid": value, "fid_floor": real.floor} | with_mifid(figures, value)
                 record = {extractor.key(name): figure for name, figure in figures.items()}
                 if sums is not None:
@@ -106,7 +107,8 @@ def evaluate(
                 record |= {"images_seen": images_seen, "seed": seed, "ema": ema}
                 record |= provenance(index, held_out, config, extractor, real, processes)
                 if closest is not None:
-                    record |= show_closest(closest, generator, images, images_seen, pictures)
+                    way = f"{images_seen:09d}-{extractor.key('closest')}-{config.samples}-{images.count}-seed{seed}"
+                    record |= show_closest(closest, generator, images, pictures, f"{way}.png")
                 record["seconds"] = round(time.perf_counter() - began, 2)
     shared: dict[str, Any] = team.from_first(record)
     return shared
@@ -237,7 +239,7 @@ def compare(
             suite.add("fake", features, first, classes)
             if sums is not None and classes is not None:
                 sums.add(thumbnails(made), torch.from_numpy(classes))
-    distance.sync(dist_sync_fn=distance.dist_sync_fn)
+    distance.sync()
     counts = int(distance.fake_features_num_samples), int(distance.real_features_num_samples)
     assert counts == (config.samples, real_count), f"{counts} images were counted, not {config.samples} and {real_count}"
     return distance
@@ -273,10 +275,10 @@ def similarity(samples: Tensor, real: RealStatistics, images: RealImages, wanted
 
 
 def show_closest(
-    pairs: list[tuple[int, int, float]], generator: SampleFn, images: RealImages, images_seen: int, folder: Path | None
+    pairs: list[tuple[int, int, float]], generator: SampleFn, images: RealImages, folder: Path | None, name: str
 ) -> dict[str, Any]:
-    """The pairs (generated, place of the real image, distance) as the record has them, and as a picture: samples above the
-    training images that they are nearest to."""
+    """The pairs (generated, place of the real image, distance) as the record has them, and as a picture `name`: samples above
+    the training images that they are nearest to."""
     found: dict[str, Any] = {
         "closest": [
             {"generated": made, "real": int(images.samples[place]), "distance": distance} for made, place, distance in pairs
@@ -285,8 +287,12 @@ def show_closest(
     if folder is not None:
         samples = torch.cat([generator(made, 1).cpu() for made, _, _ in pairs])
         real = torch.cat([images.read(place, 1).cpu() for _, place, _ in pairs])
-        found["closest_picture"] = f"{images_seen:09d}-closest.png"
-        save_png(folder / found["closest_picture"], torch.cat([samples, real]).numpy(), len(pairs))
+        try:
+            save_png(folder / name, torch.cat([samples, real]).numpy(), len(pairs))
+            found["closest_picture"] = name
+        except OSError as error:
+            if not no_room(error):
+                raise
     return found
 
 
@@ -299,10 +305,17 @@ def provenance(
     processes: int,
 ) -> dict[str, Any]:
     kept_out = {} if held_out is None else {"held_out": held_out.samples, "held_out_sha256": held_out.sha256}
-    return kept_out | {
-        "generated": config.samples,
-        "real": real.images,
-        "floor_counts": list(real.halves),
-        "index_sha256": index.sha256,
-        **extractor.provenance(processes),
-    }
+    notes: dict[str, Any] = {"real_unreadable": real.unreadable} if real.unreadable else {}
+    if note := index.details.get("held_out_note"):
+        notes["note"] = note
+    return (
+        kept_out
+        | notes
+        | {
+            "generated": config.samples,
+            "real": real.images,
+            "floor_counts": list(real.halves),
+            "index_sha256": index.sha256,
+            **extractor.provenance(processes),
+        }
+    )

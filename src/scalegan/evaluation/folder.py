@@ -145,6 +145,11 @@ class FolderReader:
         except Unreadable as problem:
             raise UserError(f"{path} {problem}: it has changed since the folder was looked at") from None
 
+    @property
+    def unreadable(self) -> int:
+        """A folder's images are all read, or the first that cannot be ends it."""
+        return 0
+
     def close(self) -> None:
         self.pool.shutdown(cancel_futures=True)
 

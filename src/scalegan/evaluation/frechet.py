@@ -31,37 +31,47 @@ class Features(nn.Module):
         return features
 
 
-def summed(state: Tensor, group: Any = None) -> list[Tensor]:
-    """torchmetrics' `dist_sync_fn`: the sum over processes, as the one entry of the list that it would add up itself.
-
-    Its own way gathers every process' copy first: 100 MB for each of them at 2048 features.
-    """
-    return [add_up(state, group)]
-
-
 class FrechetDistance(FrechetInceptionDistance):
     """torchmetrics' FID on features [n, width], exact to 1e-9 and for any number of images from 2 on.
 
-    `update(features, real=...)` on any number of processes, also none on some; `sync()`, then `compute()` where wanted.
+    `update(features, real=...)` on any number of processes, also none on some, then `compute()` on all of them; or `sync()`
+    on all and `distance()` where it is wanted.
     """
 
     def __init__(self, width: int) -> None:
-        super().__init__(feature=Features(width), dist_sync_fn=summed, sync_on_compute=False)
+        super().__init__(feature=Features(width), compute_with_cache=False)
+
+    def _sync_dist(self, dist_sync_fn: Any = None, process_group: Any = None) -> None:
+        """All states in one sum over processes; torchmetrics gathers a copy of each process, 100 MB a copy at 2048 features."""
+        states = {name: getattr(self, name) for name in self._reductions}
+        packed = add_up(torch.cat([state.double().flatten() for state in states.values()]), process_group)
+        parts = torch.split(packed, [state.numel() for state in states.values()])
+        for (name, state), part in zip(states.items(), parts, strict=True):
+            setattr(self, name, part.view(state.shape).to(state.dtype))
 
     def moments(self, real: bool) -> tuple[Tensor, Tensor, int]:
         """Mean [width], covariance [width, width], both float64 on the CPU, and count of one side.
 
-        Raises `UserError` for fewer than two images, which have no covariance.
+        Raises `UserError` for fewer than two images, which have no covariance, and for features that are no numbers.
         """
         side = "real" if real else "fake"
         total, squares = (getattr(self, f"{side}_features_{name}").double().cpu() for name in ("sum", "cov_sum"))
         count = int(getattr(self, f"{side}_features_num_samples"))
         if count < 2:
             raise UserError(f"FrechetDistance needs 2 {side} images and was given {count}: give it more")
+        if not squares.isfinite().all():
+            raise UserError(
+                f"features of {side} images hold NaN or infinity: the extractor cannot take such images, or its weights are "
+                "damaged"
+            )
         return *mean_and_covariance(total, squares, count), count
 
     def compute(self) -> Tensor:
-        """The distance: a float64 scalar."""
+        """Collective: the distance, a float64 scalar."""
+        return self.distance()
+
+    def distance(self) -> Tensor:
+        """The distance by the states as they are: those of all processes after `sync()`, else of this one."""
         return frechet_distance(*self.moments(real=True), *self.moments(real=False))
 
 

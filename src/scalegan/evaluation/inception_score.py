@@ -25,7 +25,7 @@ class InceptionScore(Metric):
     counts: Tensor
 
     def __init__(self, classes: int, splits: int = INCEPTION_SPLITS) -> None:
-        super().__init__(sync_on_compute=False)
+        super().__init__(sync_on_compute=False, compute_with_cache=False)
         self.splits = splits
         self.add_state("entropies", torch.zeros(splits, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("probabilities", torch.zeros(splits, classes, dtype=torch.float64), dist_reduce_fx="sum")

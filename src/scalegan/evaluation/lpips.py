@@ -168,7 +168,7 @@ class PairDistance(Metric):
 
     def __init__(self, distance: Callable[[Tensor, Tensor], Tensor], name: str = "lpips_pairs") -> None:
         """`distance` takes images twice, in any form that `update` is to be given, and gives their distances [n]."""
-        super().__init__(sync_on_compute=False)
+        super().__init__(sync_on_compute=False, compute_with_cache=False)
         self.distance, self.name = distance, name
         self.add_state("moments", torch.zeros(3, dtype=torch.float64), dist_reduce_fx="sum")
 

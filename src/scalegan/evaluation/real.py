@@ -32,6 +32,10 @@ Keep = Callable[[Tensor, int], None]
 
 
 class Reads(Protocol):
+    @property
+    def unreadable(self) -> int:
+        """Images that could not be read so far, and were replaced."""
+
     def read(self, samples: NDArray[np.int64]) -> Batch: ...
 
 
@@ -88,13 +92,13 @@ def real_statistics(
     `keep` is given the features of this process' images and the place of the first of them; they are then always measured.
     """
     of_features = extractor.name, extractor.weights_sha256, extractor.network.resize, extractor.dtype
-    reference = Reference(images.index.sha256, *of_features, images.count)
+    reference = Reference(images.index.sha256, *of_features, extractor.device.type, torch.__version__, images.count)
     path = reference.file(cache)
     known = real_cache.load(path) if team.first else None
     if team.from_first(known is not None) and keep is None:
         return known
     measured = measure(images, extractor, batch, team, progress, keep)
-    if known is None and measured is not None:
+    if known is None and measured is not None and not measured.unreadable:
         real_cache.save(path, measured)
     return known or measured
 
@@ -119,8 +123,8 @@ def measure(
             low, high = np.searchsorted(images.shown, (first, first + size))
             thumbs[low:high] = thumbnails(pixels[torch.from_numpy(images.shown[low:high] - first)]).cpu()
             total += pixels.long().sum(0).cpu()
-    halves.sync(dist_sync_fn=halves.dist_sync_fn)
-    thumbs, total = add_up(thumbs), add_up(total)
+    halves.sync()
+    thumbs, total, unreadable = add_up(thumbs), add_up(total), int(add_up(torch.tensor(images.reader.unreadable)))
     counts = int(halves.real_features_num_samples), int(halves.fake_features_num_samples)
     assert sum(counts) == images.count, f"{sum(counts)} real images were counted, not {images.count}"
     similarity = 0.0
@@ -132,5 +136,5 @@ def measure(
         return None
     sums = (halves.real_features_sum + halves.fake_features_sum).cpu().numpy()
     squares = (halves.real_features_cov_sum + halves.fake_features_cov_sum).cpu().numpy()
-    floor = float(halves.compute())  # last: after it the metric has the states of this process alone again
-    return RealStatistics(sums, squares, counts, floor, thumbs.numpy(), similarity)
+    floor = float(halves.distance())
+    return RealStatistics(sums, squares, counts, floor, thumbs.numpy(), similarity, unreadable)

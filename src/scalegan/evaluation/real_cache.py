@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from scalegan.files import write_atomically
+from scalegan.files import no_room, write_atomically
 
 FORMAT = 1
 """To be raised when the numbers below come about in another way."""
@@ -30,6 +30,8 @@ class Reference:
     weights_sha256: str
     resize: str
     dtype: str
+    device: str
+    torch: str
     images: int
 
     def file(self, folder: Path) -> Path:
@@ -51,6 +53,8 @@ class RealStatistics:
     """[m, 32, 32] of all images, or of some tens of thousands of them."""
     ssim_mean_image: float
     """Largest SSIM of the mean image to a real one; 0 for images too small to have one."""
+    unreadable: int = 0
+    """Images that could not be read, in whose place the next ones count twice; such statistics are not kept."""
 
     @property
     def images(self) -> int:
@@ -81,11 +85,16 @@ def checksum(arrays: dict[str, NDArray[np.generic]]) -> NDArray[np.uint8]:
 
 
 def save(path: Path, statistics: RealStatistics) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Where the disk has no room, the images are looked at again next time, nothing more."""
     arrays = statistics.arrays()
     buffer = io.BytesIO()
     np.savez(buffer, checksum=checksum(arrays), **arrays)  # type: ignore[arg-type]
-    write_atomically(path, buffer.getvalue())
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, buffer.getvalue())
+    except OSError as error:
+        if not no_room(error):
+            raise
 
 
 def load(path: Path) -> RealStatistics | None:

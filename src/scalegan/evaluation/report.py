@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -35,11 +36,13 @@ def record_path(record: dict[str, Any], run_dir: Path) -> Path:
     way = metric if resize == "tf1" else f"{metric}-{resize}"
     name = f"{record['images_seen']:09d}-{way}-{record['generated']}-{record['real'] or 'unknown'}-seed{record['seed']}"
     name += f"-std{record['ema_std']:g}" if "ema_std" in record else ""
-    return run_dir / "evaluations" / f"{name}-{reference_sha256(record)[:8]}.json"
+    return run_dir / "evaluations" / f"{name}-{comparison_sha256(record)[:8]}.json"
 
 
-def reference_sha256(record: dict[str, Any]) -> str:
-    return str(record.get("index_sha256") or record["statistics_sha256"])
+def comparison_sha256(record: dict[str, Any]) -> str:
+    """Of which figures there are, and of what was compared by what."""
+    facts = {name: value for name, value in record.items() if name.endswith("sha256")}
+    return hashlib.sha256(json.dumps([sorted(record), facts], sort_keys=True).encode()).hexdigest()
 
 
 def show(records: list[dict[str, Any]], run_dir: Path | None, best: str) -> None:
@@ -60,6 +63,8 @@ def show(records: list[dict[str, Any]], run_dir: Path | None, best: str) -> None
         line += f"; record{'s' * (len(records) > 1)}: "
         line += str(record_path(record, run_dir) if len(records) == 1 else run_dir / "evaluations")
     console.print(line, soft_wrap=True, markup=False)
+    if "note" in record:
+        console.print(f"note: {record['note']}", soft_wrap=True, markup=False)
 
 
 def origin(record: dict[str, Any]) -> str:

@@ -96,6 +96,8 @@ def made_by(loaded: LoadedGenerator, seed: int, ema_std: float | None = None) ->
 
 def found_in(index: Index, wanted: int, stack: ExitStack) -> Made:
     """Images that lie in a folder or in shards: `wanted` of them, a fixed random choice, read as long as `stack` is open."""
+    if index.samples < 2:
+        raise UserError(f"{index.root} holds {index.samples} image, and a Frechet distance needs 2: give more")
     if wanted > index.samples:
         raise UserError(f"--samples {wanted} is more than the {index.samples} images of {index.root}: leave it out to take all")
     chosen = np.sort(permute(np.arange(wanted), index.samples, index.samples, draw(0, COMPARED)))

@@ -155,7 +155,7 @@ def compare(
         for first, count in team.blocks(config.samples, config.batch):
             progress("generated images", first, config.samples)
             made.update(extractor(sample(first, count)), real=False)
-    made.sync(dist_sync_fn=made.dist_sync_fn)
+    made.sync()
     record: dict[str, Any] = {}
     if team.first:
         mean, covariance = torch.from_numpy(statistics.mean), torch.from_numpy(statistics.covariance)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scalegan.model_config import ModelConfig
-from scalegan.models.layers import BatchNorm, ConditionalBatchNorm, at_least_float32
+from scalegan.models.layers import BatchNorm, ConditionalBatchNorm, at_least_float32, in_float32
 
 
 class Judgement(NamedTuple):
@@ -89,4 +89,4 @@ class ClassHead(nn.Module):
         if self.projects:
             projection = at_least_float32(self.classes(labels) * features).sum(1)
             return Judgement(logits + projection.view(-1, *[1] * (logits.ndim - 1)), {})
-        return Judgement(logits, {"class": F.cross_entropy(at_least_float32(self.classes(features)), labels, reduction="none")})
+        return Judgement(logits, {"class": F.cross_entropy(in_float32(self.classes, features), labels, reduction="none")})

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from scalegan.model_config import ModelConfig
 from scalegan.models.conditions import ClassHead, Judgement, batch_norm, class_input
-from scalegan.models.layers import BatchNorm, at_least_float32, halvings, normalise_weights, start_dcgan
+from scalegan.models.layers import BatchNorm, at_least_float32, halvings, in_float32, normalise_weights, start_dcgan
 
 
 class Upsample(nn.Module):
@@ -97,7 +97,7 @@ class Discriminator(nn.Module):
 
     def forward(self, images: Tensor, labels: Tensor) -> Judgement:
         h = self.layers(images).flatten(1)
-        logits = at_least_float32(self.score(h)[:, 0])
+        logits = in_float32(self.score, h)[:, 0]
         return Judgement(logits, {}) if self.head is None else self.head(h, labels, logits)
 
 

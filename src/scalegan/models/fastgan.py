@@ -26,6 +26,7 @@ from scalegan.models.layers import (
     at_least_float32,
     critic_normalisation,
     halvings,
+    in_float32,
     normalise_weights,
     start_dcgan,
 )
@@ -245,8 +246,9 @@ class Discriminator(nn.Module):
         before = last = self.stem(images)
         for down in self.downs:
             before, last = last, down(last)
-        logits = at_least_float32(self.patches(last)).flatten(1)
-        small = at_least_float32(self.small_patches(pooled(images, self.smaller))).flatten(1)
+        logits = in_float32(self.patches[-1], self.patches[:-1](last)).flatten(1)
+        seen = self.small_patches[:-1](pooled(images, self.smaller))
+        small = in_float32(self.small_patches[-1], seen).flatten(1)
         judgement = Judgement(logits, {}) if self.head is None else self.head(last.mean((2, 3)), labels, logits)
         painted = {"reconstruction": self.painter(at_least_float32(images), before, last)}
         return Judgement(torch.cat([judgement.logits, small], dim=1), judgement.auxiliary | painted)

@@ -323,6 +323,17 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def in_float32(layer: nn.Module, x: Tensor) -> Tensor:
+    """The layer that makes a logit, in no less than float32 also under autocast.
+
+    bfloat16 has 8 bits: logits near 4 would come in steps of 1/32, and the differences that a relativistic loss goes by would
+    vanish.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        logits: Tensor = layer(at_least_float32(x))
+    return logits
+
+
 def out_of_float16(device: torch.device) -> AbstractContextManager[None]:
     """For a gradient of a gradient: float16 has too few exponents for it; bfloat16 has as many as float32."""
     half = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type) == torch.float16

@@ -23,8 +23,8 @@ from scalegan.models.layers import (
     Halve,
     Norm,
     Slope,
-    at_least_float32,
     critic_normalisation,
+    in_float32,
     normalise_weights,
     start_dcgan,
 )
@@ -91,8 +91,8 @@ class Discriminator(nn.Module):
         maps = self.backbone(pixels)
         mixed = self.mixing([maps[stage] for stage in STAGES])
         features = [head(x) for head, x in zip(self.heads, mixed, strict=True)]
-        patches = [patch(x).flatten(1) for patch, x in zip(self.patches, features, strict=True)]
-        logits = at_least_float32(torch.cat(patches, dim=1))
+        patches = [in_float32(patch, x).flatten(1) for patch, x in zip(self.patches, features, strict=True)]
+        logits = torch.cat(patches, dim=1)
         seen = torch.cat([x.mean((2, 3)) for x in features], dim=1)
         return Judgement(logits, {}) if self.head is None else self.head(seen, labels, logits)
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from scalegan.model_config import ModelConfig
 from scalegan.models.conditions import ClassHead, Judgement, class_embedding
-from scalegan.models.layers import at_least_float32, halvings, stage_widths
+from scalegan.models.layers import at_least_float32, halvings, in_float32, stage_widths
 from scalegan.models.resampling import LowPass
 
 Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
@@ -117,7 +117,7 @@ class Discriminator(nn.Module):
 
     def forward(self, images: Tensor, labels: Tensor) -> Judgement:
         h = self.pool(self.layers(images)).flatten(1)
-        scores = at_least_float32(self.score(h))
+        scores = in_float32(self.score, h)
         if self.embed is not None:  # the projection alone, without a logit that knows no class
             return Judgement((scores * at_least_float32(self.embed(labels))).sum(1), {})
         return Judgement(scores[:, 0], {}) if self.head is None else self.head(h, labels, scores[:, 0])

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from scalegan.model_config import ModelConfig
 from scalegan.models.conditions import ClassHead, Judgement, batch_norm, class_input
-from scalegan.models.layers import BatchNorm, at_least_float32, halvings, normalise_weights, stage_widths
+from scalegan.models.layers import BatchNorm, at_least_float32, halvings, in_float32, normalise_weights, stage_widths
 
 
 class UpBlock(nn.Module):
@@ -126,7 +126,7 @@ class Discriminator(nn.Module):
 
     def forward(self, images: Tensor, labels: Tensor) -> Judgement:
         h = at_least_float32(F.relu(self.layers(images))).sum(dim=(2, 3))
-        logits = at_least_float32(self.score(h)[:, 0])
+        logits = in_float32(self.score, h)[:, 0]
         return Judgement(logits, {}) if self.head is None else self.head(h, labels, logits)
 
 
