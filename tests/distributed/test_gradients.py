@@ -126,7 +126,7 @@ def test_gradients_equal_those_of_one_process(worlds, case):
 
 
 def rounding(case):
-    """Of float32. Residual networks are deeper, the projected critic most; a difference of logits is divided by a step of 0.01."""
+    """Of float32. Residual networks are deeper, the projected critic most; a difference of logits is divided by 0.01."""
     if "difference" in case or case == "projected":
         return 3e-5
     return 1e-5 if "model__family" in CASES[case] else 1e-6
