@@ -11,7 +11,8 @@ images to ask for, so that schedules end where the training does. The seconds in
 the start of the process to its last step, with sample grids and checkpoints; the evaluation after that is not in them. What
 has been measured before, at the same commit and with the same settings, is skipped unless --again: a benchmark that was
 stopped goes on by the same command. Figures are appended to benchmarks/out/quality.jsonl, and the last grid of each run is kept
-beside the real one, with the samples that are nearest to training images, in benchmarks/out/grids.
+beside the real one, with the samples that are nearest to training images and with random ones above the training images
+nearest to them, in benchmarks/out/grids.
 """
 
 from __future__ import annotations
@@ -189,6 +190,7 @@ def keep_grids(run_dir: Path, name: str, images_seen: int) -> Path:
     shutil.copy(run_dir / "samples" / "real.png", folder / f"{name}-real.png")
     for picture in (run_dir / "evaluations").glob("*-closest*.png"):
         shutil.copy(picture, folder / f"{name}-closest.png")
+    shutil.copy(run_dir / "figures" / "random.png", folder / f"{name}-random.png")
     return Path(shutil.copy(run_dir / "samples" / f"{images_seen:09d}.png", folder / f"{name}.png"))
 
 

@@ -42,7 +42,7 @@ TASKS = {
     "kiwi64": Task("kiwi_small", "dcgan", 5, generated=512, real=0, dry_images=768, goal=30, held_out="kiwi64-test"),
     "kiwi100": Task("kiwi_small", "dcgan", 5, generated=512, real=0, dry_images=768),
     "fruits12": Task(
-        "kiwi_small", "dcgan", 10, generated=2000, real=2000, dry_images=768, options=CONDITIONAL, held_out="fruits12-test",
+        "fruits_small", "dcgan", 10, generated=2000, real=2000, dry_images=768, options=CONDITIONAL, held_out="fruits12-test",
         classifier=True,
     ),
     "brain": Task(

@@ -16,9 +16,9 @@ STRENGTHS = tuple(n for n in (*SHARES, *ANGLES, *SWITCHES) if n not in ("colour"
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    pipe: Literal["", "photo", "medical", "digits"] = ""
-    """A named set of the fields below, for a kind of image (`PIPES` in augment_config.py): `photo` is ADA's; `medical` and
-    `digits` neither mirror nor turn. What is given beside it overrides it."""
+    pipe: Literal["", "photo", "medical", "digits", "diffaugment"] = ""
+    """A named set of the fields below (`PIPES` in augment_config.py): `photo` is ADA's; `medical` and `digits` neither mirror
+    nor turn; `diffaugment` is that of Zhao et al. 2020. What is given beside it overrides it."""
     brightness: float = 0.0
     """Largest change of brightness, in units of the [-1, 1] range."""
     saturation: float = 0.0
@@ -110,4 +110,9 @@ PIPES: dict[str, dict[str, Any]] = {
     | {"spread": "normal", "brightness": 0.1, "contrast": 0.25, "p": 0.5},
     # A hand's slant and size; a mirrored or upended digit is another one, or none.
     "digits": OFF | {"shift": 0.1, "scale": 0.1, "rotate": 6.0, "aniso": 0.1, "p": 0.5},
+    # Zhao et al. 2020, the policies color, translation and cutout: brightness x + [-0.5, 0.5], saturation x [0, 2], contrast
+    # x [0.5, 1.5], shift by an eighth, a square of half the side.
+    "diffaugment": OFF
+    | {"brightness": 0.5, "saturation": 1.0, "contrast": 0.5, "shift": 0.125, "cutout": 0.5}
+    | {"spread": "uniform", "p": 1.0},
 }

@@ -72,7 +72,7 @@ def plot_run(run_dir: Path) -> list[Path]:
     """Draw all that a run has data for; returns the files that were written, none for a run that has only begun."""
     history = read_history(run_dir)
     drawn = [draw_losses(history), draw_accuracy(history), draw_quality(history), draw_schedule(history)]
-    drawn += [draw_epochs(history), draw_nearest(history), make_gif(run_dir)]
+    drawn += [draw_epochs(history), draw_nearest(history), draw_random(history), make_gif(run_dir)]
     return [path for path in drawn if path]
 
 
@@ -234,12 +234,22 @@ def draw_epochs(history: History, count: int = 5) -> Path | None:
 
 def draw_nearest(history: History, count: int = 8) -> Path | None:
     """The samples of the last grid that lie nearest to training images, above these: the eye tells a copy from a likeness."""
+    return draw_pairs(history, "nearest.png", lambda distances: np.argsort(distances, kind="stable")[:count])
+
+
+def draw_random(history: History, count: int = 16) -> Path | None:
+    """The first samples of the last grid, which are as good as any, above the training images nearest to them."""
+    return draw_pairs(history, "random.png", lambda distances: np.arange(min(count, len(distances))))
+
+
+def draw_pairs(history: History, name: str, choose: Callable[[list[float]], NDArray[np.int64]]) -> Path | None:
+    """Samples of the last grid, chosen by their distances [n] to training images, above the nearest ones."""
     paths, index = dict(history.samples), history.data
     lines = [line for line in history.likeness if line["images_seen"] in paths]
     if not lines or index is None:
         return None
     last = lines[-1]
-    chosen = np.argsort(last["nearest_distances"], kind="stable")[:count]
+    chosen = choose(last["nearest_distances"])
     with Image.open(paths[last["images_seen"]]) as picture:
         samples = tiles(picture, index.height, index.width)[chosen]
     try:
@@ -248,7 +258,7 @@ def draw_nearest(history: History, count: int = 8) -> Path | None:
     except UserError:  # as of the index, of single shards
         return None
     pairs = fit(grid(np.concatenate([samples, real]), len(chosen)), 480, 960)
-    path = history.run_dir / "figures" / "nearest.png"
+    path = history.run_dir / "figures" / name
     save_picture(path, captioned(pairs, f"{history.caption(last['images_seen'])}: nearest training images below"))
     return path
 

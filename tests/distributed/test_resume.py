@@ -110,6 +110,25 @@ def test_the_loss_scale_of_fp16_goes_on_where_it_was(shards, tmp_path):
     assert scales[0]["scale"] == 4.0 * 2 ** (2 * IMAGES // 32 // 5)
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("damage", ["flipped", "cut"])
+def test_from_the_checkpoint_before_a_damaged_one_it_goes_on_to_the_same_bytes(shards, unbroken, tmp_path, damage, processes):
+    command = configured(shards, tmp_path / "run", IMAGES, **CHANGES | {"log__keep": 3})
+    stopped = run_world(tmp_path, processes, stopped_training, command, None, signal.SIGTERM, 32 * 9)
+    assert [e.value for e in stopped] == [False] * processes, stopped
+    hurt, before = newest(tmp_path / "run") / "opt_d.safetensors", newest(tmp_path / "run").with_name(f"{256:09d}")
+    whole = hurt.read_bytes()
+    assert before.is_dir()
+    assert hurt.parent != before
+    middle = len(whole) // 2
+    hurt.write_bytes(whole[:middle] if damage == "cut" else whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :])
+    again = run_world(tmp_path, processes, training, command)
+    assert [e.value for e in again] == [True] * processes, again
+    (told,) = [line for line in again[0].stderr.splitlines() if "going on with the one before" in line]
+    assert "opt_d.safetensors is damaged" in told
+    assert_same(tmp_path / "run", unbroken(processes))
+
+
 def test_a_finished_run_started_again_changes_nothing(shards, unbroken, tmp_path):
     shutil.copytree(unbroken(1), tmp_path / "run")
     before = contents(tmp_path / "run")

@@ -149,6 +149,13 @@ def test_the_samples_nearest_to_training_images_are_shown_above_these(tmp_path: 
     assert np.array_equal(small[:16, :16], small[-16:, :16])  # the nearest first
     assert np.array_equal(small[:16, :16].reshape(16, 16, -1), images[7])
     assert np.array_equal(small[-16:, -16:].reshape(16, 16, -1), images[3])
+    path = plots.draw_random(read_history(run))
+    assert path == run / "figures" / "random.png"
+    with Image.open(path) as picture:
+        times = picture.width // (4 * 16 + 3 * GAP)
+        small = np.asarray(picture)[-times * (2 * 16 + GAP) :][times // 2 :: times, times // 2 :: times]
+    assert np.array_equal(small[:16, :16].reshape(16, 16, -1), real[0].transpose(1, 2, 0))
+    assert np.array_equal(small[-16:, :16].reshape(16, 16, -1), images[0])
 
 
 def test_without_the_data_at_hand_that_picture_is_left_out(tmp_path: Path) -> None:
