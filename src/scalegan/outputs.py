@@ -192,6 +192,7 @@ class Outputs:
             labels=self.drawn_labels if self.config.model.conditional else None,
             paths=LatentPaths(ema, self.config.model.z_dim, self.class_counts, self.config.train.seed),
             pictures=self.run_dir / "evaluations",
+            progress=self.status.looking if self.main else lambda what, done, count: None,
         )
         if self.main:
             self.tracker.record(images_seen, record)

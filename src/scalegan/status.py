@@ -104,9 +104,16 @@ class Status:
         if self._progress:
             self._progress.update(self._task, completed=images_seen)
 
+    def looking(self, what: str, done: int, count: int) -> None:
+        """How far an evaluation is, beside the bar: `done` of `count` images or pairs."""
+        if self._progress:
+            self._progress.update(self._task, description=f"evaluation: {what} {done:,}/{count:,}")
+
     def record(self, images_seen: int, record: Mapping[str, Any], best: str = "") -> None:
         """One line from an evaluation record."""
         self.say(record_line(images_seen, record, best))
+        if self._progress:
+            self._progress.update(self._task, description="training")
 
     def say(self, text: str) -> None:
         self._log.append(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")

@@ -105,8 +105,8 @@ class Tracker:
 
     def _send(self, name: str, images_seen: int, values: Mapping[str, Any]) -> None:
         kind, prefix = ROWS[name]
-        numbers = {key: value for key, value in values.items() if isinstance(value, (int, float)) and key != "images_seen"}
-        self._wandb.log(kind, images_seen, {f"{prefix}{key}": value for key, value in numbers.items()})
+        numbers = {f"{prefix}{key}": value for key, value in numbers_in(values).items() if key != "images_seen"}
+        self._wandb.log(kind, images_seen, numbers)
 
     def _catch_up(self) -> None:
         """Send what an earlier process wrote here but could not send: W&B was down, or off."""
@@ -118,6 +118,15 @@ class Tracker:
         if name not in self._files:
             self._files[name] = Lines(self._run_dir / name, sync=name != "losses.csv")
         return self._files[name]
+
+
+def numbers_in(values: Mapping[str, Any]) -> dict[str, float]:
+    """Those of the values, and of a figure by class one for each class: `fd_lite0_per_class/Kiwi`."""
+    flat = {key: value for key, value in values.items() if isinstance(value, (int, float))}
+    for name, by_class in values.items():
+        if isinstance(by_class, Mapping):
+            flat |= {f"{name}/{key}": value for key, value in by_class.items() if isinstance(value, (int, float))}
+    return flat
 
 
 def json_line(images_seen: int, values: Mapping[str, Any]) -> str:

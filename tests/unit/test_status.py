@@ -96,7 +96,8 @@ def test_a_reader_who_leaves_does_not_stop_the_run(tmp_path: Path) -> None:
 def test_a_terminal_gets_a_bar_and_a_pipe_does_not(tmp_path: Path) -> None:
     code = (
         "import sys, time; from pathlib import Path; from scalegan.status import Status\n"
-        "with Status(1000, Path(sys.argv[1])) as s: s.advance(250); s.tick(500, {'loss/D': 1.0}, {}); s.advance(1000)"
+        "with Status(1000, Path(sys.argv[1])) as s:\n    s.advance(250); s.tick(500, {'loss/D': 1.0}, {}); s.advance(1000)\n"
+        "    s.looking('real images', 2000, 5000); time.sleep(1)"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]
     piped = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -117,3 +118,4 @@ def test_a_terminal_gets_a_bar_and_a_pipe_does_not(tmp_path: Path) -> None:
     assert process.wait() == 0
     assert b"kimg 0.5  D 1" in shown
     assert b"1,000/1,000 images" in shown
+    assert b"evaluation: real images 2,000/5,000" in shown

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from scalegan.config import Config, LogConfig
-from scalegan.tracking import Tracker, cut_back, json_line, read_lines
+from scalegan.tracking import Tracker, cut_back, json_line, numbers_in, read_lines
 
 LOCAL = Config(log=LogConfig(wandb="off", step_losses=True))
 
@@ -98,3 +98,15 @@ def test_a_file_that_needs_no_cut_is_not_touched(tmp_path: Path) -> None:
 def test_step_losses_are_written_only_when_asked_for(tmp_path: Path) -> None:
     train(tmp_path, 0, 1000, Config(log=LogConfig(wandb="off")))
     assert not (tmp_path / "losses.csv").exists()
+
+
+def test_a_figure_by_class_is_a_number_a_class_for_wandb() -> None:
+    values = {
+        "images_seen": 8,
+        "fd_lite0": 3.0,
+        "best": "fid",
+        "fd_lite0_per_class": {"Kiwi": 1.5, "Plum": 2.5},
+        "closest": [1],
+    }
+    found = {"images_seen": 8, "fd_lite0": 3.0, "fd_lite0_per_class/Kiwi": 1.5, "fd_lite0_per_class/Plum": 2.5}
+    assert numbers_in(values) == found

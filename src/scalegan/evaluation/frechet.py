@@ -102,7 +102,8 @@ class Gaussian:
 
     def distance(self, other: Gaussian) -> Tensor:
         overlap: Tensor = torch.linalg.svdvals(self.factor.T @ other.factor).sum()
-        return (self.mean - other.mean).square().sum() + self.trace + other.trace - 2 * overlap
+        squared = (self.mean - other.mean).square().sum() + self.trace + other.trace - 2 * overlap
+        return squared.clamp(min=0)  # of equal sets rounding is left, of either sign
 
 
 def mean_and_covariance(total: Tensor, squares: Tensor, count: int) -> tuple[Tensor, Tensor]:
