@@ -16,6 +16,7 @@ from scalegan.errors import UserError
 from scalegan.evaluation import evaluator, real
 from scalegan.evaluation.evaluator import evaluate
 from scalegan.evaluation.features import Extractor
+from scalegan.evaluation.frechet import FrechetDistance
 from scalegan.evaluation.real import RealImages
 from scalegan.evaluation.team import Team
 from scalegan.evaluation_config import EvaluationConfig
@@ -71,6 +72,20 @@ def test_the_data_itself_is_at_distance_zero(index, tmp_path):
     assert record["fd_areas"] == pytest.approx(0, abs=1e-9)
     assert record["fd_areas_floor"] > 0.01
     assert record["ssim_max"] == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize("samples", [60, 10])
+def test_what_the_floor_is_held_against_has_its_counts(index, tmp_path, samples):
+    made, whole = pictures(samples, 1, index), pictures(COUNT, 0, index)
+    record, _ = run(index, tmp_path, made)
+    again, _ = run(index, tmp_path, made)  # from the file
+    half = RealImages(index, 0, None).in_first_half
+    direct = FrechetDistance(48)
+    direct.update(Areas()(whole[half]), real=True)
+    direct.update(Areas()(made[: int(half.sum())]), real=False)
+    assert record["half_counts"] == [min(samples, COUNT // 2), COUNT // 2]
+    assert record["floor_counts"] == [COUNT // 2, COUNT - COUNT // 2]
+    assert record["fd_areas_half"] == again["fd_areas_half"] == pytest.approx(float(direct.compute()), rel=1e-6)
 
 
 def test_other_images_of_the_kind_are_near_and_noise_is_far(index, tmp_path):

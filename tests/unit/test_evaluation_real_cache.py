@@ -18,7 +18,8 @@ REFERENCE = Reference(
 def statistics() -> RealStatistics:
     generator = np.random.default_rng(0)
     thumbnails = generator.integers(0, 256, (5, 32, 32), dtype=np.uint8)
-    return RealStatistics(generator.normal(size=7), generator.normal(size=(7, 7)), (2, 3), 1 / 3, thumbnails, 0.7)
+    sums = (generator.normal(size=shape) for shape in (7, (7, 7), 7, (7, 7)))
+    return RealStatistics(*sums, (2, 3), 1 / 3, thumbnails, 0.7)
 
 
 def test_what_is_saved_is_loaded_to_the_bit(tmp_path, statistics):

@@ -89,7 +89,7 @@ def evaluate(
             add_held_out(suite, held_out, data, extractor, config.batch, team, progress)
         told = labels is not None and index.labelled and len(index.classes) > 1
         sums = ClassSums.none(len(index.classes)) if told and "ssim" in config.wanted else None
-        distance = compare(generator, real, images.count, config, extractor, team, progress, suite, labels, sums)
+        distance, at_half = compare(generator, real, images, config, extractor, team, progress, suite, labels, sums)
         sums = sums and sums.of_all(team)
         figures = suite.record(distance, team)
         if perceptual is not None:
@@ -98,7 +98,8 @@ def evaluate(
         with team.as_one():
             if real is not None:
                 value, closest = float(distance.distance()), figures.pop("closest", None)
-                figures = {"fid": value, "fid_floor": real.floor} | with_mifid(figures, value)
+                beside = {"fid_floor": real.floor, "fid_half": float(at_half.distance())}
+                figures = {"fid": value} | beside | with_mifid(figures, value)
                 record = {extractor.key(name): figure for name, figure in figures.items()}
                 if sums is not None:
                     record |= diversity_in_class(sums, sums_of(real, images))
@@ -214,7 +215,7 @@ def add_held_out(
 def compare(
     generator: SampleFn,
     real: RealStatistics | None,
-    real_count: int,
+    images: RealImages,
     config: EvaluationConfig,
     extractor: Extractor,
     team: Team,
@@ -222,27 +223,30 @@ def compare(
     suite: Suite,
     labels: LabelFn | None,
     sums: ClassSums | None,
-) -> FrechetDistance:
-    """Generated images against the real statistics, which process 0 brings: the metric with the states of all processes.
+) -> tuple[FrechetDistance, FrechetDistance]:
+    """Generated images against the real statistics, which process 0 brings: the metric with the states of all processes, and
+    another of as many generated images as a half of the real ones against one half, which the floor is to be held against.
     `suite` gets the features too, and `sums` the images."""
-    distance = FrechetDistance(extractor.width).to(extractor.device)
+    distance, at_half = (FrechetDistance(extractor.width).to(extractor.device) for _ in range(2))
     if real is not None:
-        distance.real_features_sum += torch.from_numpy(real.features_sum).to(extractor.device)
-        distance.real_features_cov_sum += torch.from_numpy(real.features_squares).to(extractor.device)
-        distance.real_features_num_samples += real.images
+        distance.set_real(real.features_sum, real.features_squares, real.images)
+        at_half.set_real(real.half_sum, real.half_squares, images.half)
     with team.as_one():
         for first, count in team.blocks(config.samples, config.batch):
             progress("generated images", first, config.samples)
             made, classes = generator(first, count), None if labels is None else labels(first, count)
             features = extractor(made)
             distance.update(features, real=False)
+            if first < images.half:
+                at_half.update(features[: images.half - first], real=False)
             suite.add("fake", features, first, classes)
             if sums is not None and classes is not None:
                 sums.add(thumbnails(made), torch.from_numpy(classes))
     distance.sync()
+    at_half.sync()
     counts = int(distance.fake_features_num_samples), int(distance.real_features_num_samples)
-    assert counts == (config.samples, real_count), f"{counts} images were counted, not {config.samples} and {real_count}"
-    return distance
+    assert counts == (config.samples, images.count), f"{counts} images were counted, not {config.samples} and {images.count}"
+    return distance, at_half
 
 
 def with_mifid(figures: dict[str, Any], distance: float) -> dict[str, Any]:
@@ -315,6 +319,7 @@ def provenance(
             "generated": config.samples,
             "real": real.images,
             "floor_counts": list(real.halves),
+            "half_counts": [min(config.samples, real.halves[0]), real.halves[0]],
             "index_sha256": index.sha256,
             **extractor.provenance(processes),
         }

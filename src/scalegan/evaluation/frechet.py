@@ -12,7 +12,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
@@ -48,6 +50,12 @@ class FrechetDistance(FrechetInceptionDistance):
         parts = torch.split(packed, [state.numel() for state in states.values()])
         for (name, state), part in zip(states.items(), parts, strict=True):
             setattr(self, name, part.view(state.shape).to(state.dtype))
+
+    def set_real(self, total: NDArray[np.float64], squares: NDArray[np.float64], count: int) -> None:
+        """The real side as sums [width] and [width, width] of `count` images, on one of the processes."""
+        self.real_features_sum += torch.from_numpy(total).to(self.real_features_sum.device)
+        self.real_features_cov_sum += torch.from_numpy(squares).to(self.real_features_cov_sum.device)
+        self.real_features_num_samples += count
 
     def moments(self, real: bool) -> tuple[Tensor, Tensor, int]:
         """Mean [width], covariance [width, width], both float64 on the CPU, and count of one side.

@@ -58,6 +58,8 @@ class RealImages:
         """int64 [count], in the order they are read."""
         self.in_first_half = torch.from_numpy(np.isin(self.samples, order[: self.count // 2]))
         """bool [count]"""
+        self.half = self.count // 2
+        """Images of the first half."""
         self.shown = np.unique(np.linspace(0, self.count - 1, min(self.count, MOST_THUMBNAILS)).astype(np.int64))
         """Places in `samples` that thumbnails are kept of."""
 
@@ -136,5 +138,6 @@ def measure(
         return None
     sums = (halves.real_features_sum + halves.fake_features_sum).cpu().numpy()
     squares = (halves.real_features_cov_sum + halves.fake_features_cov_sum).cpu().numpy()
+    half = halves.real_features_sum.cpu().numpy(), halves.real_features_cov_sum.cpu().numpy()
     floor = float(halves.distance())
-    return RealStatistics(sums, squares, counts, floor, thumbs.numpy(), similarity, unreadable)
+    return RealStatistics(sums, squares, *half, counts, floor, thumbs.numpy(), similarity, unreadable)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from scalegan.files import no_room, write_atomically
 
-FORMAT = 1
+FORMAT = 2
 """To be raised when the numbers below come about in another way."""
 
 
@@ -45,6 +45,10 @@ class RealStatistics:
     """[d]"""
     features_squares: NDArray[np.float64]
     """[d, d]: sum of outer products."""
+    half_sum: NDArray[np.float64]
+    """[d] of the first half alone, to hold as many generated images against."""
+    half_squares: NDArray[np.float64]
+    """[d, d] of the first half alone."""
     halves: tuple[int, int]
     """Images in each of the two random halves that `floor` compares."""
     floor: float
@@ -69,6 +73,8 @@ class RealStatistics:
         return {
             "features_sum": self.features_sum,
             "features_squares": self.features_squares,
+            "half_sum": self.half_sum,
+            "half_squares": self.half_squares,
             "halves": np.array(self.halves, np.int64),
             "floor": np.array(self.floor, np.float64),
             "thumbnails": self.thumbnails,
@@ -108,6 +114,8 @@ def load(path: Path) -> RealStatistics | None:
         return RealStatistics(
             arrays["features_sum"],
             arrays["features_squares"],
+            arrays["half_sum"],
+            arrays["half_squares"],
             (first, second),
             float(arrays["floor"]),
             arrays["thumbnails"],

@@ -20,6 +20,7 @@ class Line:
 
 
 LINES = (
+    Line("fid_half", ".2f", "fid_floor", "real against real: of as many images, one half of the real ones on either side"),
     Line("fid_se", ".2g", words="standard error, other samples of this generator"),
     Line("fid_infinity", ".2f", "fid_infinity_r2", "r2 of the line over 1/N"),
     Line("fid_per_class_mean", ".2f", words="mean over the classes"),
