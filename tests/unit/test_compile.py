@@ -11,14 +11,14 @@ from helpers.runs import only_traced
 CASES = {
     "r1, classifier": {"loss__r1_gamma": 1.0, "model__class_head": "classifier"},
     "r1 and r2, r3gan": {
-        "model__family": "r3gan", "model__critic_norm": "batch", "model__init": "dcgan", "model__group_width": 4,
+        "model__family": "r3gan", "model__critic_norm": "auto", "model__init": "dcgan", "model__group_width": 4,
         "model__critic_width": 8, "loss__name": "relativistic", "loss__r1_gamma": 1.0, "loss__r2_gamma": 1.0,
     },
     "wgan-gp, spectral": {"model__critic_norm": "spectral", "loss__name": "wasserstein", "loss__gp_weight": 10.0},
     "r1, batch norm": {"model__critic_norm": "batch", "loss__r1_gamma": 1.0, "model__norm_group": 4},
     "difference": {"loss__r1_gamma": 1.0, "loss__penalty_form": "difference"},
 }  # fmt: skip
-QUICK = ("difference",)
+QUICK = ("r1, classifier", "difference")
 
 
 @pytest.fixture
@@ -41,16 +41,17 @@ def steps(case: str, **options: Any) -> list[torch.Tensor]:
     return found
 
 
-def assert_alike(eager: list[torch.Tensor], compiled: list[torch.Tensor]) -> None:
+def assert_alike(case: str, eager: list[torch.Tensor], compiled: list[torch.Tensor]) -> None:
+    rounding = 3e-5 if case == "difference" else 1e-5  # a difference of two logits is divided by a step of 0.01
     for one, other in zip(eager, compiled, strict=True):
-        assert (one - other).norm() <= 1e-5 * one.norm()
+        assert (one - other).norm() <= rounding * one.norm()
 
 
 @pytest.mark.parametrize("case", [pytest.param(case, marks=[] if case in QUICK else pytest.mark.slow) for case in CASES])
 @pytest.mark.usefixtures("traced")
 def test_a_traced_step_is_the_eager_one(case: str) -> None:
     eager = steps(case)
-    assert_alike(eager, steps(case, train__compile="true"))
+    assert_alike(case, eager, steps(case, train__compile="true"))
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 4
     assert not torch._dynamo.utils.counters["graph_break"]
 
@@ -58,4 +59,4 @@ def test_a_traced_step_is_the_eager_one(case: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_a_compiled_step_is_the_eager_one(case: str) -> None:
-    assert_alike(steps(case), steps(case, train__compile="true"))
+    assert_alike(case, steps(case), steps(case, train__compile="true"))
