@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from scalegan import run, settings
 from scalegan.config import Config
@@ -42,6 +43,9 @@ def train(config: Config) -> bool:
     except UserError as error:
         raise MachineError(str(error)) from None
     check_data(config, index)
+    if recorded := run.recorded_precision(Path(config.run)):
+        settled: Any = recorded if config.train.precision == "auto" else config.train.precision
+        run.check(Path(config.run), replace(config, train=replace(config.train, precision=settled)), index.sha256)
 
     # All that needs no torch has been checked.
     from scalegan import own
@@ -49,7 +53,7 @@ def train(config: Config) -> bool:
     from scalegan.trainer import Trainer
 
     own.check(config)
-    config = settle_precision(config, run.recorded_precision(Path(config.run)))
+    config = settle_precision(config, recorded)
     accelerator = make_accelerator(config.train)
     group = control_group()
     if len(found := set(from_all(config.train.precision, group))) > 1:

@@ -12,6 +12,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -260,8 +261,19 @@ def test_a_batch_that_does_not_divide_is_told_once_by_the_first_process(shards, 
 
 
 @pytest.mark.distributed
-def test_the_launcher_passes_the_line_on_and_fails(shards, tmp_path):
-    process = start(arguments(shards, tmp_path / "run", 64, train__batch=33))
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"train__batch": 33},
+        pytest.param({"data__path": "nowhere"}, marks=pytest.mark.slow),
+        pytest.param(
+            {"train__device": "cuda"}, marks=[pytest.mark.slow, pytest.mark.skipif(torch.cuda.is_available(), reason="GPU")]
+        ),
+    ],
+    ids=str,
+)
+def test_the_launcher_passes_the_line_on_and_fails(shards, tmp_path, wrong):
+    process = start(arguments(shards, tmp_path / "run", 64, **wrong))
     _, errors = process.communicate(timeout=240)
     assert process.returncode != 0
     assert len(lines(errors)) == 1
@@ -279,6 +291,16 @@ def test_a_run_folder_of_another_configuration_is_refused_with_the_difference(sh
     assert "another configuration (model.z_dim: 100 -> 7; optim.lr_g: 0.0002 -> 0.5)" in line
     assert all(not lines(e.stderr) for e in ended[1:])
     assert files(tmp_path / "run") == before
+
+
+def test_it_is_refused_in_5_s(shards, tmp_path):
+    run_world(tmp_path, 1, training, configured(shards, tmp_path / "run", 64))
+    changed = arguments(shards, tmp_path / "run", 64, optim__lr_g=0.5)
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, "-m", "scalegan.cli", "train", *changed], capture_output=True, text=True)
+    assert time.monotonic() - began < 5
+    assert done.returncode == 2
+    assert "optim.lr_g: 0.0002 -> 0.5" in done.stderr
 
 
 def test_what_may_change_goes_on_with_override_resume_and_stays_on_record(shards, tmp_path):

@@ -63,6 +63,23 @@ def test_an_unknown_key_in_a_file_is_named_with_its_neighbour(tmp_path):
         settings.parse(["--config", str(path)])
 
 
+def test_a_wrong_type_in_a_file_is_named_in_one_line(tmp_path):
+    path = tmp_path / "bad.yaml"
+    path.write_text("data: {path: x}\nmodel: {width: wide}\n")
+    with pytest.raises(UserError, match=r"model.width is wide: expected a int") as told:
+        settings.parse(["--config", str(path)])
+    assert "\n" not in str(told.value)
+
+
+def test_the_printed_configuration_is_the_one_that_would_run(preset, tmp_path, capsys):
+    given = ["--config", preset, "--model.width", "48", "--optim.betas_g=[0.1,0.9]"]
+    with pytest.raises(SystemExit) as left:
+        settings.parse([*given, "--print_config"])
+    assert not left.value.code
+    (tmp_path / "printed.yaml").write_text(capsys.readouterr().out)
+    assert settings.parse(["--config", str(tmp_path / "printed.yaml")]).config == settings.parse(given).config
+
+
 def test_a_batch_must_divide_over_processes_and_rounds():
     config = settings.to_config({**Config().to_dict(), "run": "r"})
     with pytest.raises(UserError, match=r"not divisible by 3 processes x train.accumulate 1: try --train.batch 63"):
