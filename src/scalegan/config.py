@@ -34,6 +34,8 @@ class DataConfig:
     """Most memory the resident images may take, in GB a process."""
     workers: int = 2
     """Loader processes of the stream reader; 0 reads in the training process."""
+    start_method: Literal["forkserver", "fork"] = "forkserver"
+    """How they are started. `fork` is for machines on which no fork server can run: it copies whatever locks threads hold."""
     on_error: Literal["fail", "skip"] = "fail"
     """What an unreadable image does: stop the run, or be replaced by another of the same stream."""
     skip_budget: float = 0.001

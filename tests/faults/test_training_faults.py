@@ -132,15 +132,25 @@ def told(config, numbers, workers):
     return disturbed_training(config, 32 * 5, disturb)
 
 
-@pytest.mark.parametrize("workers", [2, pytest.param(0, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("workers", "start_method"),
+    [
+        (2, "forkserver"),
+        pytest.param(2, "fork", marks=pytest.mark.slow),
+        pytest.param(0, "forkserver", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize(
     "numbers",
     [(signal.SIGCONT, signal.SIGTERM), *(pytest.param((n,), marks=pytest.mark.slow) for n in (signal.SIGUSR1, signal.SIGTERM))],
     ids=lambda numbers: "+".join(n.name for n in numbers),
 )
 @pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.distributed)])
-def test_signals_to_every_process_of_the_step_lose_no_step(shards, tmp_path, undisturbed, processes, numbers, workers):
-    config = configured(shards, tmp_path / "run", 32 * 14, **KILLED | {"data.workers": workers})
+def test_signals_to_every_process_of_the_step_lose_no_step(
+    shards, tmp_path, undisturbed, processes, numbers, workers, start_method
+):
+    loader = {"data.workers": workers, "data.start_method": start_method}
+    config = configured(shards, tmp_path / "run", 32 * 14, **KILLED | loader)
     stopped = run_world(tmp_path, processes, told, config, numbers, workers)
     assert [(e.value, e.exitcode) for e in stopped] == [(False, 0)] * processes, stopped
     at = int((tmp_path / "run" / "requeue").read_text())

@@ -1,8 +1,8 @@
 """Processes that read and decode batches ahead of the training.
 
-They come from a fork server, not from a fork of the training process: that one runs threads (gloo, NCCL, autograd, W&B)
-whose locks a fork would copy in whatever state they are in, and a CUDA context that no child may use. The server loads
-this module once, so that the workers start at once and share its memory.
+They come from a fork server, not from a fork of the training process (`data.start_method fork`): that one runs threads (gloo,
+NCCL, autograd, W&B) whose locks a fork would copy in whatever state they are in, and a CUDA context that no child may use. The
+server loads this module once, so that the workers start at once and share its memory.
 
 Slurm sends its signals to every process of a job step. A worker that died of one would take the training down before
 it can save, so the workers, and the server, are born with them blocked.
@@ -111,8 +111,9 @@ class Workers:
     """Iterates over the decoded tasks, in order, whatever the number of processes."""
 
     def __init__(self, decoder: Decoder, tasks: Iterator[Task], processes: int, *, pin: bool) -> None:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([__name__])
+        context = multiprocessing.get_context(decoder.data.start_method)
+        if decoder.data.start_method == "forkserver":
+            context.set_forkserver_preload([__name__])
         loader = DataLoader(
             decoder,
             batch_size=None,
