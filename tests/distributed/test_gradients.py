@@ -57,11 +57,13 @@ PENALTIES = {
     "zero-centred": {"loss__gp_weight": 10.0, "loss__gp_centre": 0.0},
     "difference": R1 | {"loss__penalty_form": "difference"},
 }
-CASES |= {
+ROUNDS = {
     f"rounds, {loss}, {penalty}": PLAIN | {"loss__name": loss, "train__accumulate": 2} | options
     for loss in LOSSES
     for penalty, options in PENALTIES.items()
 }
+# Each penalty once, with another loss each; all pairs are slow.
+CASES |= {name: options for at, (name, options) in enumerate(ROUNDS.items()) if at % (len(PENALTIES) + 1) == 0}
 
 
 def gradients(configs, double):
@@ -113,7 +115,22 @@ def worlds(request, shards, tmp_path_factory):
 
 @pytest.mark.parametrize("case", CASES)
 def test_gradients_equal_those_of_one_process(worlds, case):
-    double, found = worlds
+    assert_equal(case, *worlds)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("double", [True, False], ids=["float64", "float32"])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_gradients_of_every_loss_with_every_penalty_in_rounds(shards, tmp_path, loss, double):
+    cases = {name: case for name, case in ROUNDS.items() if name.startswith(f"rounds, {loss},")}
+    configs = {name: configured(shards, tmp_path / "run", 32, train__batch=16, **case) for name, case in cases.items()}
+    found = {n: [e.value for e in run_world(tmp_path, n, gradients, configs, double)] for n in (1, 2)}
+    for case in cases:
+        assert_equal(case, double, found)
+
+
+def assert_equal(case, double, found):
+    """Of a case on two processes, and to one process; `found` has the gradients of each by the number of processes."""
     (whole,) = (gradients[case] for gradients in found[1])
     first, second = (gradients[case] for gradients in found[2])
     assert {array.dtype for array in whole.values()} == {np.dtype(np.float64 if double else np.float32)}
@@ -129,7 +146,7 @@ def rounding(case):
     """Of float32. Residual networks are deeper, the projected critic most; a difference of logits is divided by 0.01."""
     if "difference" in case or case == "projected":
         return 3e-5
-    return 1e-5 if "model__family" in CASES[case] else 1e-6
+    return 1e-5 if "model__family" in CASES.get(case, ()) else 1e-6
 
 
 def traced_gradients(configs):

@@ -96,7 +96,7 @@ def test_patches_of_both_branches_count_alike(shape):
     critic = build_discriminator(APART, shape, 0).eval()
     images = views(2, *shape)
     whole = critic(images, labels(2)).logits
-    critic.small_patches.register_forward_hook(lambda module, inputs, output: output + 1)
+    critic.small_patches[-1].register_forward_hook(lambda module, inputs, output: output + 1)
     assert ((critic(images, labels(2)).logits - whole).mean(1) - 0.5).abs().max() < 1e-6
 
 

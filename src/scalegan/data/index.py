@@ -125,12 +125,12 @@ def is_remote(root: str) -> bool:
     """Whether `root` is a URL; `UserError` for a protocol that is not read."""
     if "://" not in root:
         return False
-    if "::" in root:
-        raise UserError(f"{root}: chained URLs (::) are not read: give one local folder or one URL")
     protocol = root.split("://", 1)[0]
     if protocol not in REMOTE_PROTOCOLS:
         allowed = ", ".join(f"{name}://" for name in REMOTE_PROTOCOLS)
         raise UserError(f"{root}: protocol {protocol}:// is not read: give a local folder or {allowed}")
+    if "::" in root:
+        raise UserError(f"{root}: a chain of URLs (::) is not read: give one of them")
     return True
 
 
