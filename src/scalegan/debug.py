@@ -43,7 +43,7 @@ def debug(config: Config) -> int:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("--debug tries one process alone: start it as `scalegan train ... --debug`, without the launcher")
     config.check(1)
-    check_data(config, read_index(config.data.path))
+    check_data(config, read_index(config.data.path, compare=config.data.on_error == "fail"))
     check_device(config.train)
     parent = Path(f"{config.run}-debug")
     parent.mkdir(parents=True, exist_ok=True)

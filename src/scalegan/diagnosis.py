@@ -339,7 +339,7 @@ def low(lines: Lines, name: str) -> float:
 
 def spread(lines: Lines, name: str) -> str:
     values = finite(lines, name)
-    return f"{min(values):.3g} to {max(values):.3g}"
+    return f"{min(values):.3g} to {max(values):.3g}" if values else "not finite"
 
 
 def figure(value: float | None) -> str:

@@ -22,6 +22,7 @@ class Lines:
         self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (as long as this object)
         self._sync = sync
         self._waiting = b""
+        self._settled = True
 
     @property
     def empty(self) -> bool:
@@ -34,15 +35,17 @@ class Lines:
             while self._waiting:
                 self._waiting = self._waiting[self._file.write(self._waiting) :]
             if self._sync:
+                self._settled = False
                 os.fsync(self._file.fileno())
+                self._settled = True
         except OSError as error:
             if not no_room(error):
                 raise
 
     @property
     def complete(self) -> bool:
-        """Whether nothing waits."""
-        return not self._waiting
+        """Whether nothing waits, and the disk has taken what was written."""
+        return not self._waiting and self._settled
 
     def close(self) -> None:
         """Also a second time."""

@@ -22,6 +22,7 @@ from scalegan.data.index import Index, is_remote
 from scalegan.data.loader import open_reader
 from scalegan.data.order import make_order, samples_at
 from scalegan.distributed import has_bf16
+from scalegan.errors import UserError
 from scalegan.files import no_room
 from scalegan.likeness import Likeness
 from scalegan.start import described
@@ -146,7 +147,11 @@ class Outputs:
         start = time.perf_counter()
         count, classes = self.config.log.grid, len(self.index.classes) if self.config.model.conditional else 0
         labels = sampling.grid_labels(count, classes)
-        images = self.draw(ema, 0, count, labels)
+        try:
+            images = self.draw(ema, 0, count, labels)
+        except UserError as error:  # of this process alone, while the others go on
+            self.say(f"samples at {images_seen} images were NOT made: {error}")
+            return
         path = self.run_dir / "samples" / f"{images_seen:09d}.png"
         try:
             figures.save_png(path, images.numpy(), classes if 1 < classes <= 20 else None)

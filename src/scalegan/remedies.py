@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from scalegan.config import DIFFERENCES, Config
 
+OFTEN = 0.8
+"""Probability from about which on the generator learns augmentations too."""
+
 
 def classes_later(config: Config) -> str:
     """Against one picture a class (Shahbazi et al. 2022): what the classes share is learnt first."""
@@ -36,7 +39,9 @@ def more_augmentation(config: Config) -> str:
     if config.loss.name not in DIFFERENCES and not config.loss.own and config.burn_in.augment == 1:
         return f"as much augmentation as it takes, {pipe}--augment.target 0.6"
     # Where p cannot follow the critic, it is set by hand; above 0.8 augmentations leak into what is generated.
-    often = min(0.8, 2 * config.augment.p) if config.augment.active else 0.2
+    if config.augment.active and config.augment.p >= OFTEN:
+        return "stronger or further augmentations, such as --augment.cutout 0.5"
+    often = min(OFTEN, 2 * config.augment.p) if config.augment.active else 0.2
     return f"more augmentation, {pipe}--augment.p {often:.2g}"
 
 

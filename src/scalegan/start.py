@@ -19,6 +19,7 @@ from scalegan.data.index import Index
 from scalegan.draws import DataFacts
 from scalegan.errors import UserError
 from scalegan.model_config import ModelConfig
+from scalegan.models.conditions import RampedEmbedding
 from scalegan.sampling import find_checkpoint
 from scalegan.steps import Game, build_networks
 
@@ -108,8 +109,10 @@ def load(game: Game, record: Mapping[str, Any]) -> None:
 
 def match(network: nn.Module, tensors: Mapping[str, Tensor]) -> Match:
     """How far the classes have come in goes by the images seen (`model.class_ramp`): of the other run it is no weight."""
-    own = {name: t for name, t in network.state_dict().items() if not name.endswith(".strength")}
-    tensors = {name: t for name, t in tensors.items() if not name.endswith(".strength")}
+    ramps = {f"{name}.strength" for name, module in network.named_modules() if isinstance(module, RampedEmbedding)}
+    weights = {name for name, _ in network.named_parameters()}
+    own = {name: t for name, t in network.state_dict().items() if name not in ramps}
+    tensors = {name: t for name, t in tensors.items() if name in weights or not name.endswith(".strength")}
     fitting = {name: t for name, t in tensors.items() if name in own and own[name].shape == t.shape}
     return Match(fitting, [n for n in own if n not in fitting], [n for n in tensors if n not in own])
 

@@ -100,4 +100,4 @@ class Statistics:
         self.sums.copy_(sums[rank] if len(sums) == processes else sums.mean(0))
         self.counts.copy_(state["counts"])
         self.row.copy_(state["row"])
-        self.longest.copy_(state["longest"])
+        self.longest.copy_(state.get("longest", state["row"]))  # which older checkpoints have not

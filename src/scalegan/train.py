@@ -67,8 +67,10 @@ def train(config: Config) -> bool:
     except RuntimeError as error:
         if not lost_another(error):
             raise
-        reason = str(error).splitlines()[0]
-        raise UserError(f"another process of this run has ended, and says why where its own output goes ({reason})") from None
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"another process of this run has ended, and says why in its own output; or its network failed: {reason}"
+        ) from None
     finally:
         if isinstance(claimed, run.Lock):
             claimed.close()

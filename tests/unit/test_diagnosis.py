@@ -324,6 +324,17 @@ def test_where_augmentation_cannot_follow_the_critic_the_remedy_is_one_that_a_ru
     settings.parse(["--data.path=x", *options, *given]).config.check(1)
 
 
+def test_more_augmentation_is_never_a_lower_probability():
+    config = settings.parse(["--data.path=x", "--loss.name=relativistic", "--augment.brightness=0.5"]).config
+    rows = [row | held_out(2.0, -0.8, -1.0) for row in lines(loss_D=0.6)]
+    assert "stronger or further augmentations" in only(replace(record(rows), config=config)).remedy
+
+
+def test_a_run_whose_recent_losses_were_all_lost_to_single_skips_is_told_without_a_figure():
+    rows = [row | {"loss/D": None, "skipped_steps": 1.0} for row in lines()]
+    assert "loss/D not finite" in only(record(rows)).evidence[0]
+
+
 def test_a_loss_of_the_users_own_has_no_scale_that_is_known():
     config = Config(loss=LossConfig(own="mine.LOSS"), train=TrainConfig(batch=10))
     assert name(record(lines(loss_D=0.01), config=config)) == "healthy"

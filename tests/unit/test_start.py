@@ -188,6 +188,18 @@ def test_how_far_classes_have_come_in_is_no_weight(config, index, tmp_path):
     assert start.find(again, index)
 
 
+def test_the_strength_of_fastgans_noise_is_a_weight(index, folder, tmp_path):
+    learnt = make_config(folder / "data", tmp_path / "learnt", model={"family": "fastgan", "critic_norm": "auto"})
+    networks, facts = build_networks(learnt, start.facts_of(index)), start.facts_of(index)
+    strengths = {name: p for name, p in networks[0].named_parameters() if name.endswith(".strength")}
+    assert strengths
+    for parameter in strengths.values():
+        parameter.data.fill_(0.7)
+    found = start.match(build_networks(learnt, facts)[0], networks[0].state_dict())
+    assert strengths.keys() <= found.fitting.keys()
+    assert not found.lacking
+
+
 def test_a_run_with_a_checkpoint_of_its_own_looks_at_no_other(config, index):
     save(config, index)
     assert start.find(replace(config, init_from="nowhere"), index) is None

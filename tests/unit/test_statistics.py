@@ -139,6 +139,15 @@ def test_a_restart_between_two_readings_changes_no_mean():
     assert second.read() == unbroken.read()
 
 
+def test_a_state_of_before_the_longest_row_was_kept_is_taken_up():
+    kept, again = make(), make()
+    add(kept, 1, d_skipped=1)
+    state = kept.state()
+    del state["longest"]
+    again.restore(state, 0, 1)
+    assert again.read()[1] == 1
+
+
 def test_a_saved_state_stays_as_it_was_saved():
     kept = make()
     add(kept, 1)

@@ -134,10 +134,13 @@ def measure(
         if team.first and images.has_ssim:
             mean = (total.double() / images.count).round().to(torch.uint8)
             similarity = float(best_matches(mean[None], thumbs, images.read_shown))
+    floor = 0.0
+    with team.as_one():
+        if team.first:
+            floor = float(halves.distance())
     if not team.first:
         return None
     sums = (halves.real_features_sum + halves.fake_features_sum).cpu().numpy()
     squares = (halves.real_features_cov_sum + halves.fake_features_cov_sum).cpu().numpy()
     half = halves.real_features_sum.cpu().numpy(), halves.real_features_cov_sum.cpu().numpy()
-    floor = float(halves.distance())
     return RealStatistics(sums, squares, *half, counts, floor, thumbs.numpy(), similarity, unreadable)

@@ -78,7 +78,7 @@ def made_by(loaded: LoadedGenerator, seed: int, ema_std: float | None = None) ->
 
     Raises `UserError` where its weights are no numbers.
     """
-    if not all(bool(p.isfinite().all()) for p in loaded.network.parameters()):
+    if not all(bool(t.isfinite().all()) for t in loaded.network.state_dict().values()):
         raise UserError(f"{loaded.path} has NaN or infinite weights, as its training diverged: take an earlier --checkpoint")
     facts = {"images_seen": loaded.images_seen, "seed": seed, "ema": True, "checkpoint": str(loaded.path)}
     if ema_std is not None:

@@ -157,18 +157,19 @@ def compare(
             made.update(extractor(sample(first, count)), real=False)
     made.sync()
     record: dict[str, Any] = {}
-    if team.first:
-        mean, covariance = torch.from_numpy(statistics.mean), torch.from_numpy(statistics.covariance)
-        count = statistics.count or len(mean) + 1  # unknown: of full rank
-        distance = frechet_distance(*made.moments(real=False), mean, covariance, count)
-        record = {
-            extractor.key("fid"): float(distance),
-            "generated": config.samples,
-            "real": statistics.count,
-            "statistics_sha256": statistics.sha256,
-            "statistics": statistics.provenance,
-            **extractor.provenance(team.processes),
-            "seconds": round(time.perf_counter() - began, 2),
-        }
+    with team.as_one():
+        if team.first:
+            mean, covariance = torch.from_numpy(statistics.mean), torch.from_numpy(statistics.covariance)
+            count = statistics.count or len(mean) + 1  # unknown: of full rank
+            distance = frechet_distance(*made.moments(real=False), mean, covariance, count)
+            record = {
+                extractor.key("fid"): float(distance),
+                "generated": config.samples,
+                "real": statistics.count,
+                "statistics_sha256": statistics.sha256,
+                "statistics": statistics.provenance,
+                **extractor.provenance(team.processes),
+                "seconds": round(time.perf_counter() - began, 2),
+            }
     shared: dict[str, Any] = team.from_first(record)
     return shared

@@ -246,12 +246,19 @@ class Discriminator(nn.Module):
         before = last = self.stem(images)
         for down in self.downs:
             before, last = last, down(last)
-        logits = in_float32(self.patches[-1], self.patches[:-1](last)).flatten(1)
-        seen = self.small_patches[:-1](pooled(images, self.smaller))
-        small = in_float32(self.small_patches[-1], seen).flatten(1)
+        logits = judged(self.patches, last)
+        small = judged(self.small_patches, pooled(images, self.smaller))
         judgement = Judgement(logits, {}) if self.head is None else self.head(last.mean((2, 3)), labels, logits)
         painted = {"reconstruction": self.painter(at_least_float32(images), before, last)}
         return Judgement(torch.cat([judgement.logits, small], dim=1), judgement.auxiliary | painted)
+
+
+def judged(layers: nn.Sequential, x: Tensor) -> Tensor:
+    """Logits [N, K], by the last of the layers in float32."""
+    *body, last = layers
+    for layer in body:
+        x = layer(x)
+    return in_float32(last, x).flatten(1)
 
 
 def small_branch(channels: int, widths: list[int], norm: Norm, *, bias: bool) -> list[nn.Module]:
