@@ -97,7 +97,7 @@ test-slurm: install
 test-all: lint test-parity
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu and not slurm and not parity" \
 		$(IN_PARALLEL) $(PYTEST_FLAGS) tests/faults tests/distributed tests/unit
-	$(BIN)/python -m pytest -m "gpu or slurm" -rs $(PYTEST_FLAGS) tests/gpu tests/slurm
+	$(BIN)/python -m pytest -m "gpu or slurm" -rs $(PYTEST_FLAGS) tests
 
 clean:
 	rm -rf $(VENV) .venv-parity build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info

@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
 def no_room(error: OSError) -> bool:
     """Whether it is for want of room that something could not be written."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+@contextmanager
+def if_there_is_room() -> Iterator[None]:
+    """Around writing what can be done without: a full disk ends it here, and any other error goes on."""
+    try:
+        yield
+    except OSError as error:
+        if not no_room(error):
+            raise
 
 
 class Lines:
@@ -31,16 +43,13 @@ class Lines:
     def append(self, text: str) -> None:
         """Write to the disk, or keep for the next time where there is no room."""
         self._waiting += text.encode()
-        try:
+        with if_there_is_room():
             while self._waiting:
                 self._waiting = self._waiting[self._file.write(self._waiting) :]
             if self._sync:
                 self._settled = False
                 os.fsync(self._file.fileno())
                 self._settled = True
-        except OSError as error:
-            if not no_room(error):
-                raise
 
     @property
     def complete(self) -> bool:

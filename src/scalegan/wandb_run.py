@@ -18,7 +18,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from scalegan.config import Config, LogConfig
-from scalegan.files import no_room, write_atomically
+from scalegan.files import if_there_is_room, write_atomically
 
 PATIENCE = 30.0
 """Seconds that W&B gets to answer at the start and to finish uploading at the end; a preempted job has little more."""
@@ -96,11 +96,8 @@ class WandbRun:
             self._run.log({"images_seen": images_seen, **values})
         if self._run is not None:
             self._sent[kind] = images_seen
-            try:
+            with if_there_is_room():
                 self._keep()
-            except OSError as error:
-                if not no_room(error):
-                    raise
 
     def close(self) -> None:
         if self._run is not None:

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from scalegan.errors import UserError
+from scalegan.files import no_room
 
 TRIES = 4
 PAUSE = 0.5  # seconds before the second try of a download, doubled before each further one
@@ -82,7 +83,7 @@ class Cache:
                 finally:
                     part.unlink(missing_ok=True)
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            if no_room(error):
                 raise UserError(f"no space left for {url} in {self.folder}: set data.cache, or less data.cache_gb") from None
             raise UserError(f"{self.folder} cannot be written ({error.strerror}): set another data.cache") from None
 

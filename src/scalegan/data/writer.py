@@ -7,7 +7,6 @@ Plain `webdataset.WebDataset` reads them: members `<key>.jpg` or `<key>.png`, th
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import hashlib
 import io
@@ -24,6 +23,7 @@ import numpy as np
 
 from scalegan.data.index import INDEX_NAME, TAR_BLOCK, Index, Shard, index_text, make_index
 from scalegan.errors import UserError
+from scalegan.files import no_room
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,7 @@ def new_folder(out: Path, *, force: bool = False) -> Iterator[Path]:
             _publish(partial, out, force=force)
         except OSError as error:
             shutil.rmtree(partial, ignore_errors=True)
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            if no_room(error):
                 raise UserError(f"no space left on the disk of {out.parent}: free some, or write elsewhere") from None
             raise
         except BaseException:

@@ -33,7 +33,7 @@ from scalegan.evaluation.suite import Suite
 from scalegan.evaluation.team import Team
 from scalegan.evaluation_config import EvaluationConfig
 from scalegan.figures import save_png
-from scalegan.files import no_room
+from scalegan.files import if_there_is_room
 
 SampleFn = Callable[[int, int], Tensor]
 """(first, count) -> uint8 [count, C, H, W]: the generated images of those global indices."""
@@ -291,12 +291,9 @@ def show_closest(
     if folder is not None:
         samples = torch.cat([generator(made, 1).cpu() for made, _, _ in pairs])
         real = torch.cat([images.read(place, 1).cpu() for _, place, _ in pairs])
-        try:
+        with if_there_is_room():
             save_png(folder / name, torch.cat([samples, real]).numpy(), len(pairs))
             found["closest_picture"] = name
-        except OSError as error:
-            if not no_room(error):
-                raise
     return found
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from scalegan.files import no_room, write_atomically
+from scalegan.files import if_there_is_room, write_atomically
 
 FORMAT = 2
 """To be raised when the numbers below come about in another way."""
@@ -95,12 +95,9 @@ def save(path: Path, statistics: RealStatistics) -> None:
     arrays = statistics.arrays()
     buffer = io.BytesIO()
     np.savez(buffer, checksum=checksum(arrays), **arrays)  # type: ignore[arg-type]
-    try:
+    with if_there_is_room():
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, buffer.getvalue())
-    except OSError as error:
-        if not no_room(error):
-            raise
 
 
 def load(path: Path) -> RealStatistics | None:
