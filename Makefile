@@ -89,7 +89,7 @@ test-parity: install
 		touch .venv-parity/.installed; }
 	$(BIN)/python -m pytest -m parity $(PYTEST_FLAGS) tests/parity
 
-# Two jobs on a real two-node Slurm; skipped with its reason where there is none. All of them are in `make test-all`.
+# Two jobs and an accident, another one each day, on a real two-node Slurm; skipped with its reason where there is none. All of them are in `make test-all`.
 test-slurm: install
 	$(BIN)/python -m pytest -m "slurm and not slow" -rs $(PYTEST_FLAGS) tests/slurm
 

@@ -27,6 +27,8 @@ from scalegan.data.index import Index, read_index
 from scalegan.data.loader import open_reader
 from scalegan.sampling import load_generator
 
+NAMES = ("fruits12", "fashion", "fruits100")
+"""Shards that there is a classifier for, by their names in `common.DATA`."""
 IMAGES_SEEN = 60_000
 BATCH = 64
 SHIFT = 4
@@ -103,7 +105,7 @@ def recognised(name: str, run: Path, count: int, seed: int = 0) -> dict[str, flo
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", choices=("fruits12", "fashion"))
+    parser.add_argument("name", choices=NAMES)
     parser.add_argument("--run", type=Path, help="run folder of a conditional generator")
     parser.add_argument("--count", type=int, default=2000, help="generated images (default: 2000)")
     args = parser.parse_args()

@@ -40,11 +40,15 @@ DATA = {
     "brain": DataSet("brain", ("--split", "train", "--channels", "1", "--size", "104x88")),
     "fashion": DataSet("fashion-mnist", ("--split", "train")),
     "fruits12": DataSet("fruits360", ("--split", "Training", "--size", "64")),
+    "fruits100": DataSet("fruits360", ("--split", "Training")),
+    "brain208": DataSet("brain", ("--split", "train", "--channels", "1")),
     "kiwi64-test": DataSet("fruits360", ("--classes", "Kiwi", "--split", "Test", "--size", "64")),
     "kiwi100-test": DataSet("fruits360", ("--classes", "Kiwi", "--split", "Test")),
     "brain-test": DataSet("brain", ("--split", "test", "--channels", "1", "--size", "104x88")),
     "fashion-test": DataSet("fashion-mnist", ("--split", "test")),
     "fruits12-test": DataSet("fruits360", ("--split", "Test", "--size", "64")),
+    "fruits100-test": DataSet("fruits360", ("--split", "Test")),
+    "brain208-test": DataSet("brain", ("--split", "test", "--channels", "1")),
 }
 
 

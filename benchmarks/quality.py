@@ -4,6 +4,7 @@
     python benchmarks/quality.py --recipe dcgan           the same with the well-known DCGAN, as the reference
     python benchmarks/quality.py --only kiwi64 --recipe fastgan --seed 1
     python benchmarks/quality.py --only kiwi64 -- --optim.lr_g=5e-4      other settings of `scalegan train`
+    python benchmarks/quality.py --device cuda            the presets for a GPU at native sizes, 20 minutes each
     python benchmarks/quality.py --table                  all that was ever measured, and which goals that reaches
 
 Each training is one `scalegan train`, as long as fits into the time: a short one before it tells images/s, and so how many
@@ -30,7 +31,7 @@ from typing import Any
 import yaml
 
 import common
-from quality_table import HEAD, TASKS, report, row
+from quality_table import HEAD, ON_GPU, TASKS, report, row, shards_of
 
 FIGURES = common.OUT / "quality.jsonl"
 WARM_UP = 128
@@ -52,6 +53,7 @@ RECIPES: dict[str, tuple[str, ...]] = {
     "small": (),
     "half": ("--model.width=16", "--model.max_width=128", "--model.critic_width=16", "--model.critic_max_width=128"),
     "dcgan": (),
+    "diffaugment": ("--augment.pipe=diffaugment",),
     "resnet": (*OTHER_FAMILY, "--model.family=resnet", "--model.width=32", "--model.critic_width=32", *HINGE, *SLOW),
     "fastgan": (*OTHER_FAMILY, "--model.family=fastgan", "--model.width=16", "--model.critic_width=16", *HINGE, *SLOW),
     "projected": (
@@ -65,16 +67,23 @@ RECIPES: dict[str, tuple[str, ...]] = {
     ),
     "r3gan": R3GAN,
 }  # fmt: skip
-"""Options of `scalegan train` that make another recipe of a small preset; `dcgan` is a preset, which `Task.reference` names."""
+"""Options of `scalegan train` that make another recipe of a small preset, or of the references."""
+REFERENCES = ("dcgan", "diffaugment")
+"""Recipes of the preset that `Task.reference` names: as it is, and with differentiable augmentation (Zhao et al. 2020)."""
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=TASKS, action="append", help="this data set alone (may be given several times)")
+    parser.add_argument(
+        "--only", choices=[*TASKS, *ON_GPU], action="append", help="this data set alone (may be given several times)"
+    )
     parser.add_argument("--recipe", choices=RECIPES, default="small", help="small: the presets configs/*_small.yaml")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, help="wall time of each training (default: 5, or 10 for fruits12 and brain)")
     parser.add_argument("--threads", type=int, default=2, help="threads of the training (default: 2)")
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cpu", help="cuda: as much as fits on one GPU (default: cpu)"
+    )
     parser.add_argument("--again", action="store_true", help="measure anew what is in the figures already")
     parser.add_argument("--table", action="store_true", help="measure nothing: print what was measured, and the goals")
     parser.add_argument(
@@ -85,30 +94,45 @@ def main() -> int:
         print("\n".join(report(common.read_jsonl(FIGURES))))
         return 0
 
-    print(common.headline(threads=args.threads))
+    print(common.headline(threads=args.threads, device=(device := device_name(args.device))))
     print(HEAD, flush=True)
-    for name in args.only or TASKS:
-        identity = {
-            "name": name, "recipe": args.recipe, "seed": args.seed, "minutes": args.minutes or TASKS[name].minutes,
-            "threads": args.threads, "options": args.options, "commit": common.commit(),
+    tasks = TASKS if args.device == "cpu" else ON_GPU
+    if elsewhere := set(args.only or ()) - tasks.keys():
+        sys.exit(f"--only {elsewhere.pop()} is no task of --device {args.device}: there are {', '.join(tasks)}")
+    for name in args.only or tasks:
+        asked = {
+            "name": name, "recipe": args.recipe, "seed": args.seed, "minutes": args.minutes or tasks[name].minutes,
+            "threads": args.threads, "options": args.options,
         }  # fmt: skip
+        identity = asked | {"device": device, "commit": common.commit()}
         known = [figure for figure in common.read_jsonl(FIGURES) if identity.items() <= figure.items()]
         if not known or args.again:
-            known.append(identity | common.machine() | measure(**{k: identity[k] for k in identity if k != "commit"}))
+            known.append(identity | common.machine() | measure(**asked, device=args.device))
             common.append_jsonl(FIGURES, known[-1])
         print(row(known[-1]), flush=True)
     print(f"grids: {common.OUT / 'grids'}")
     return 0
 
 
-def measure(name: str, recipe: str, seed: int, minutes: float, threads: int, options: list[str]) -> dict[str, Any]:
+def device_name(device: str) -> str:
+    """What a figure says it was trained on."""
+    if device == "cpu":
+        return "cpu"
+    import torch
+
+    if not torch.cuda.is_available():
+        sys.exit("--device is cuda but torch sees no GPU here: leave it out, or check the driver and torch build")
+    return torch.cuda.get_device_name()
+
+
+def measure(name: str, recipe: str, seed: int, minutes: float, threads: int, options: list[str], device: str) -> dict[str, Any]:
     """Train for `minutes`, evaluate, keep the grids."""
     from scalegan import settings
 
-    task = TASKS[name]
-    preset = task.reference if recipe == "dcgan" else task.preset
+    task = (TASKS | ON_GPU)[name]
+    preset = task.reference if recipe in REFERENCES else task.preset
     asked = [
-        f"--config={preset}", f"--data.path={common.shards(name)}", "--train.device=cpu", "--log.wandb=off",
+        f"--config={preset}", f"--data.path={common.shards(shards_of(name))}", f"--train.device={device}", "--log.wandb=off",
         "--evaluation.every=0", "--evaluation.extractor=lite0", f"--evaluation.samples={task.generated}",
         f"--evaluation.real={task.real}", f"--train.seed={seed}", *task.options, *RECIPES[recipe], *options,
     ]  # fmt: skip
@@ -142,7 +166,7 @@ def measure(name: str, recipe: str, seed: int, minutes: float, threads: int, opt
 
 def judged(name: str, run_dir: Path, threads: int) -> dict[str, Any]:
     """What a second look says: other metrics of the same features, other features, copies, and classes."""
-    task = TASKS[name]
+    task = (TASKS | ON_GPU)[name]
     metrics = "kid,prdc,ssim"
     held_out: tuple[str, ...] = ()
     if task.held_out:
@@ -151,7 +175,7 @@ def judged(name: str, run_dir: Path, threads: int) -> dict[str, Any]:
     pixels = evaluated(run_dir, threads, "--extractor=benchmarks.pixels:Pixels", "--metrics=")
     found |= {key: value for key, value in pixels.items() if "fd_pixels" in key}
     if task.classifier:
-        command = [sys.executable, str(common.REPO / "benchmarks" / "classifier.py"), name, f"--run={run_dir}"]
+        command = [sys.executable, str(common.REPO / "benchmarks" / "classifier.py"), shards_of(name), f"--run={run_dir}"]
         found |= json.loads(common.run(command, threads).text)
     return found
 
@@ -166,7 +190,7 @@ def evaluated(run_dir: Path, threads: int, *options: str) -> dict[str, Any]:
 def try_out(name: str, options: list[str], batch: int, timed: int, threads: int) -> tuple[float, float]:
     """Images per second of a short training, and the seconds from the start of a process to its first step."""
     run_dir = fresh(common.OUT / "runs" / f"{name}-try")
-    warm_up = max(2 * batch, WARM_UP)
+    warm_up = max(2 * batch, WARM_UP, timed // 8)
     images = warm_up * (1 + max(1, timed // warm_up))
     short = [f"--run={run_dir}", f"--train.images={images}", f"--log.every={warm_up}", f"--log.checkpoint={images}"]
     short += [f"--log.samples={images}", "--evaluation.samples=64", "--evaluation.real=64"]

@@ -33,6 +33,8 @@ class Task:
     """Shards of the test split, to tell copies by."""
     classifier: bool = False
     """Whether a classifier of real images is asked for the class of generated ones."""
+    data: str = ""
+    """Shards to train on, where their name in `common.DATA` is not that of the task."""
     ssim: bool = False
     """Whether SSIM has a goal: above 0.6 and the mean image's, with at least half the diversity of real images."""
 
@@ -53,13 +55,24 @@ TASKS = {
         classifier=True,
     ),
 }  # fmt: skip
+ON_GPU = {
+    "kiwi100-gpu": Task("kiwi", "dcgan", 20, generated=2000, real=0, dry_images=16384, held_out="kiwi100-test", data="kiwi100"),
+    "fruits100-gpu": Task(
+        "fruits360", "dcgan", 20, generated=5000, real=5000, dry_images=16384, options=CONDITIONAL, held_out="fruits100-test",
+        data="fruits100", classifier=True,
+    ),
+    "brain208-gpu": Task(
+        "brain", "oasis", 20, generated=5000, real=5000, dry_images=8192, held_out="brain208-test", data="brain208", ssim=True,
+    ),
+}  # fmt: skip
+"""The presets at native sizes, for `--device cuda`; no goals but those that the second look has."""
 RECOGNISED, SSIM, OF_DCGAN, OF_SMALL = 0.9, 0.6, 0.25, 0.7
 """Goals: share of samples recognised as their class, similarity, and the shares of the references' distances."""
 
 COLUMNS = (
     "data set", "recipe", "seed", "fd_lite0", "floor", "kd_lite0", "fd_pixels", "precision / recall",
     "SSIM / mean image", "spread", "in class", "near copies", "recognised", "generated / real", "images seen", "images/s",
-    "seconds", "train MB", "dtype", "commit",
+    "seconds", "train MB", "dtype", "device", "commit",
 )  # fmt: skip
 HEAD = f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}"
 
@@ -91,7 +104,7 @@ def recipes(figures: Sequence[Figure]) -> dict[tuple[str, float, str], list[Figu
 def goals(figures: Sequence[Figure]) -> list[str]:
     """One line a goal that can be told: the recipe with the least mean distance beside what it is to reach."""
     lines = []
-    for name, task in TASKS.items():
+    for name, task in (TASKS | ON_GPU).items():
         ours = {recipe: runs for (n, m, recipe), runs in recipes(figures).items() if (n, m) == (name, task.minutes)}
         if not ours:
             continue
@@ -101,7 +114,9 @@ def goals(figures: Sequence[Figure]) -> list[str]:
         if goal is None and {"dcgan", "small"} <= means.keys():
             goal = min(OF_DCGAN * means["dcgan"], OF_SMALL * means["small"])
             words = f"{OF_DCGAN} of dcgan's {means['dcgan']:.1f} and {OF_SMALL} of small's {means['small']:.1f}"
-        if goal is None:
+        if name in ON_GPU:
+            lines.append(f"{name}: {means[best]:.1f} by {best}")
+        elif goal is None:
             lines.append(f"{name}: {means[best]:.1f} by {best}; no goal without runs of dcgan and small")
         else:
             lines.append(f"{name}: {means[best]:.1f} by {best}; at most {goal:.1f} ({words}): {verdict(means[best] <= goal)}")
@@ -144,7 +159,7 @@ def title(figure: Figure) -> str:
 def row(figure: Figure) -> str:
     """A line of the Markdown table."""
     record = figure["evaluation"]
-    size = "x".join(str(n) for n in image_size(figure["name"]))
+    size = "x".join(str(n) for n in image_size(shards_of(figure["name"])))
     cells = (
         f"{figure['name']} {size}", title(figure), figure["seed"],
         f"{record['fd_lite0']:.1f}", f"{record['fd_lite0_floor']:.1f}", f"{record['kd_lite0']:.3f}",
@@ -154,7 +169,7 @@ def row(figure: Figure) -> str:
         beside(record, "near_copies", ".1%", "near_copies_held_out"),
         beside(record, "recognised", ".1%"), f"{record['generated']} / {record['real']}", figure["images_seen"],
         f"{figure['images_per_s']:.0f}", f"{figure['seconds']:.0f}", figure["training_memory_mb"], figure["precision"],
-        figure["commit"],
+        figure.get("device", "cpu"), figure["commit"],
     )  # fmt: skip
     return f"| {' | '.join(str(cell) for cell in cells)} |"
 
@@ -162,6 +177,11 @@ def row(figure: Figure) -> str:
 def beside(record: Mapping[str, Any], name: str, form: str, control: str = "") -> str:
     """A figure beside that of real images."""
     return f"{record[name]:{form}} (real {record[control or f'{name}_real']:{form}})" if name in record else ""
+
+
+def shards_of(name: str) -> str:
+    """The shards of a task, by their name in `common.DATA`."""
+    return (TASKS | ON_GPU)[name].data or name
 
 
 def image_size(name: str) -> tuple[int, int]:

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
+from scalegan import launcher
 from scalegan.config import Config, TrainConfig
 from scalegan.errors import MachineError, UserError
 
@@ -56,13 +57,7 @@ def make_accelerator(train: TrainConfig) -> Accelerator:
     Raises `UserError` where the launcher and Accelerate disagree or the device lacks.
     """
     cpu = check_device(train)
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
-    missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
-    if launched > 1 and missing:
-        raise UserError(
-            f"WORLD_SIZE is {launched} but {', '.join(missing)} not set: start with `accelerate launch`, or unset WORLD_SIZE "
-            "for one process"
-        )
+    launched = launcher.world_size()
     if cpu and launched > 1:
         os.environ["ACCELERATE_USE_CPU"] = "true"  # else Accelerate makes a world of one out of each process
     # Accelerate has no name yet for what torch 2.13 would rather be told.

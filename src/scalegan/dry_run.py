@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-import os
 import shutil
 import sys
 import tempfile
@@ -21,14 +20,14 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from scalegan import checkpoint, figures, run, sampling, start
+from scalegan import checkpoint, figures, launcher, run, sampling, start
 from scalegan.config import Config
 from scalegan.data.index import Index, read_index
 from scalegan.data.loader import Batch, batches
 from scalegan.data.order import make_order
 from scalegan.distributed import control_group, from_main, make_accelerator, settle_precision
 from scalegan.draws import DataFacts
-from scalegan.evaluation.features import Extractor, load_extractor
+from scalegan.evaluation.features import Extractor, load_extractor, to_download
 from scalegan.evaluation.names import METRICS
 from scalegan.evaluation.team import Team
 from scalegan.statistics import Statistics
@@ -47,6 +46,8 @@ MOST_STEPS = 200
 class Measured:
     """Seconds on this process, and bytes."""
 
+    download: str = ""
+    """Weights of the extractor that are not here, so that evaluation cannot be timed: to fetch them would leave a file."""
     start: float = 0.0
     """To the first batch."""
     steps: int = 0
@@ -65,7 +66,7 @@ class Measured:
 
 def dry_run(config: Config) -> int:
     """Print what `config` would do, on as many processes as were started; returns the exit code. Raises `UserError`."""
-    config.check(int(os.environ.get("WORLD_SIZE", "1")))
+    config.check(launcher.world_size())
     config = settle_precision(config, run.recorded_precision(Path(config.run)))
     index = read_index(config.data.path)
     check_data(config, index)
@@ -91,10 +92,10 @@ def dry_run(config: Config) -> int:
 def measure(config: Config, index: Index, accelerator: Accelerator, game: Game) -> Measured:
     group, device = control_group(), accelerator.device
     place = accelerator.process_index, accelerator.num_processes
-    extractor = load_extractor(config.evaluation, device, Team(*place))
+    measured = Measured(download=from_main(to_download(config.evaluation), group))
+    extractor = None if measured.download else load_extractor(config.evaluation, device, Team(*place))
     game.prime()
     statistics = Statistics(device, every_step=False)
-    measured = Measured()
     began = time.perf_counter()
     with closing(batches(index, config, 0, *place, device)) as loader:
         reals = [next(loader) for _ in range(config.train.accumulate)]
@@ -125,7 +126,7 @@ def measure(config: Config, index: Index, accelerator: Accelerator, game: Game) 
         measured.waited /= measured.steps
         measured.grid = grid_bytes(reals, min(config.log.grid, index.samples), config.log.grid)
     measured.drawing, images = draw(config, index, game)
-    measured.features = time_features(extractor, images)
+    measured.features = time_features(extractor, images) if extractor else 0.0
     measured.checkpoint = checkpoint_bytes(game)
     measured.snapshot = sum(t.nbytes for average in game.powers.values() for t in average.state_dict().values())
     measured.memory_mb = memory_mb(device)
@@ -211,11 +212,12 @@ def report(config: Config, index: Index, accelerator: Accelerator, game: Game, m
     training = remaining * measured.step
     evaluations = times(config.evaluation.every, train.images - done, train.batch, done) if remaining else 1
     evaluating = evaluation_seconds(config, index, evaluations, measured) / processes
+    untimed = f" without their features (the start of the run downloads {measured.download})" if measured.download else ""
     yield (
         "time",
         (
             f"{human_time(measured.start + training + evaluating)}: {human_time(training)} for {remaining:,} steps, "
-            f"{human_time(evaluating)} for {evaluations} evaluation{'s' * (evaluations != 1)}"
+            f"{human_time(evaluating)} for {evaluations} evaluation{'s' * (evaluations != 1)}{untimed}"
         ),
     )
     device = "GPU" if accelerator.device.type == "cuda" else "main memory, without loader workers"

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scalegan.errors import UserError
+from scalegan.launcher import OF_MPI
 
 if TYPE_CHECKING:
     from multiprocessing.synchronize import Barrier
@@ -164,6 +165,9 @@ def rendezvous() -> Iterator[Finding]:
     address, tasks = os.environ.get("MASTER_ADDR", ""), number("SLURM_NTASKS")
     if world is None:
         text = "1 process (WORLD_SIZE is not set)"
+        if alone := next((name for name in OF_MPI if (number(name) or 1) > 1), ""):
+            yield fail("launch", f"{alone} is {number(alone)} but WORLD_SIZE is not set: start through accelerate launch")
+            return
         hint = f"{text} though Slurm gives {tasks} tasks: start through the scripts in slurm/"
         yield ok("launch", text) if (tasks or 1) == 1 else warn("launch", hint)
     elif world < 1 or (rank is not None and rank >= world):

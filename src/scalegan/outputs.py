@@ -36,6 +36,30 @@ MOST_COMPARED = 50_000
 """Training images that samples are compared with at most."""
 
 
+class Fetched:
+    """What each process has fetched of remote shards, as a whole and in this epoch.
+
+    An epoch begins with the last line of the log in the one before: where epochs are shorter than `log.every`, with the last
+    line there was. After a resume it begins there.
+    """
+
+    def __init__(self, length: int, images_seen: int) -> None:
+        self.length = length
+        """Images of an epoch."""
+        self.epoch = images_seen // length
+        self.before: list[float] = []
+        self.last: list[float] = []
+
+    def line(self, images_seen: int, fetched: list[float]) -> dict[str, list[float]]:
+        """`fetched` in MB by process, since the start."""
+        epoch = (images_seen - 1) // self.length  # that of the last image
+        if epoch > self.epoch:
+            self.epoch, self.before = epoch, self.last
+        self.last = fetched
+        before = self.before or [0.0] * len(fetched)
+        return {"fetched_mb": fetched, "fetched_mb_epoch": [now - then for now, then in zip(fetched, before, strict=True)]}
+
+
 class Outputs:
     """Only process 0 writes; what needs every process is called on every process."""
 
@@ -57,6 +81,7 @@ class Outputs:
         """Seconds since the last line of metrics: for data, and in saving."""
         self.began = self.read_at = time.perf_counter()
         self.read_images = images_seen
+        self.fetched = Fetched(make_order(config.data, index, config.train.seed).epoch, images_seen)
         if self.main:
             self.status = Status(config.train.images, self.run_dir, images_seen)
             self.tracker = Tracker(self.run_dir, config, images_seen, wandb_id, say=self.status.say)
@@ -132,7 +157,7 @@ class Outputs:
             "memory_mb": memory,
         }
         if fetched is not None:
-            timing["fetched_mb"] = fetched
+            timing |= self.fetched.line(images_seen, fetched)
         self.read_at, self.read_images = now, images_seen
         self.waited = self.stalled = 0.0
         if self.main:

@@ -18,6 +18,7 @@ from scalegan.errors import UserError
 from scalegan.files import write_atomically
 
 IDENTITY = "run.json"
+LOCK = ".lock"
 MAY_CHANGE = (
     "loss.",
     "augment.",
@@ -51,31 +52,54 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     return [f"{n}: {old.get(n)} -> {new.get(n)}" for n in names if old.get(n) != new.get(n)]
 
 
-class Lock:
-    """The run folder, held for writing by this process until `close` or its end. Raises `UserError` when another holds it."""
+class Held(UserError):
+    """Another process holds a lock."""
 
-    def __init__(self, run_dir: Path) -> None:
+    def __init__(self, run_dir: Path, owner: str) -> None:
+        self.owner = owner.strip() or "another process"
+        super().__init__(f"run folder {run_dir} is being written by {self.owner}: stop it, or give --run another folder")
+
+
+class Lock:
+    """The run folder, held for writing by this process until `close` or its end. Raises `Held` when another holds it."""
+
+    def __init__(self, run_dir: Path, name: str = LOCK) -> None:
+        """`name` of the file that is locked: another is of something else in that folder."""
         run_dir.mkdir(parents=True, exist_ok=True)
-        self._file = (run_dir / ".lock").open("a+")
+        self._file = (run_dir / name).open("a+")
+        # A loader worker that was forked, and outlives a killed training for some seconds, does not hold the folder.
+        os.register_at_fork(after_in_child=self._file.close)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self._file.seek(0)
-            owner = self._file.read().strip() or "another process"
+            owner = self._file.read()
             self._file.close()
-            raise UserError(
-                f"run folder {run_dir} is being written by {owner}: stop it, or give --run another folder"
-            ) from None
+            raise Held(run_dir, owner) from None
         except OSError as error:
             if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
                 raise
-            print(f"scalegan: {run_dir} is on a file system without locks: see that one training at a time writes there")
+            if name == LOCK:
+                print(f"scalegan: {run_dir} is on a file system without locks: see that one training at a time writes there")
         self._file.truncate(0)
         self._file.write(f"process {os.getpid()} on {os.uname().nodename} since {time.strftime('%F %T')}\n")
         self._file.flush()
 
     def close(self) -> None:
         self._file.close()
+
+
+def refuse_second_writer(run_dir: Path) -> None:
+    """Raises `Held` where another process holds the folder: long before `Lock` would, which waits for all of the run."""
+    if not (run_dir / LOCK).is_file():
+        return
+    with (run_dir / LOCK).open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared, as the processes of one run look at the same time
+        except BlockingIOError:
+            raise Held(run_dir, file.read()) from None
+        except OSError:  # a file system without locks, or one for writers alone: `Lock` says so
+            return
 
 
 def check(run_dir: Path, config: Config, data_sha256: str) -> list[str]:

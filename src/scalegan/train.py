@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scalegan import run, settings
+from scalegan import launcher, run, settings
 from scalegan.config import Config
 from scalegan.data.held_out import read_held_out
 from scalegan.data.index import Index, read_index
@@ -37,7 +36,7 @@ def main(argv: Sequence[str]) -> int:
 
 def train(config: Config) -> bool:
     """One run, new or continued, on every process of the launcher; whether its end was reached. Raises `UserError`."""
-    config.check(int(os.environ.get("WORLD_SIZE", "1")))
+    config.check(launcher.world_size())
     try:
         index = read_index(config.data.path, compare=config.data.on_error == "fail")
     except UserError as error:
@@ -46,6 +45,7 @@ def train(config: Config) -> bool:
     if recorded := run.recorded_precision(Path(config.run)):
         settled: Any = recorded if config.train.precision == "auto" else config.train.precision
         run.check(Path(config.run), replace(config, train=replace(config.train, precision=settled)), index.sha256)
+    run.refuse_second_writer(Path(config.run))
 
     # All that needs no torch has been checked.
     from scalegan import own

@@ -2,7 +2,8 @@
 
 W&B can neither be cut back nor told a step twice (it throws away what is not above its last one). So steps are never
 given, the axis of every curve is `images_seen`, and `RUN/wandb.json` keeps the id and, per kind of row, the last
-`images_seen` that was sent. A process that is killed can lose what it sent in its last 15 seconds, there and only there.
+`images_seen` that was sent (`RUN/wandb_evaluations.json` what `scalegan evaluate` sent). One process at a time sends. A
+process that is killed can lose what it sent in its last 15 seconds, there and only there.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import netrc
 import os
 import secrets
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,22 +21,35 @@ from urllib.parse import urlsplit
 
 from scalegan.config import Config, LogConfig
 from scalegan.files import if_there_is_room, write_atomically
+from scalegan.run import Held, Lock
 
 PATIENCE = 30.0
 """Seconds that W&B gets to answer at the start and to finish uploading at the end; a preempted job has little more."""
+TRAINING, EVALUATIONS = "wandb.json", "wandb_evaluations.json"
+"""What was sent, by a training and by `scalegan evaluate`."""
+LOCK = ".wandb.lock"
 
 
 class WandbRun:
     """Sends rows while W&B works, and says once when it does not. `wandb` is imported only if it is wanted."""
 
     def __init__(
-        self, run_dir: Path, config: Config, images_seen: int, wandb_id: str | None, say: Callable[[str], None]
+        self,
+        run_dir: Path,
+        config: Config,
+        images_seen: int,
+        wandb_id: str | None,
+        say: Callable[[str], None],
+        kept_in: str = TRAINING,
+        patience: float = 2 * PATIENCE,
     ) -> None:
+        """`patience` in seconds, until another process has sent what it has: a training waits for a `scalegan evaluate`."""
         self.id = wandb_id
         self._run: Any = None
+        self._lock: Lock | None = None
         self._failed = False
         self._say = say
-        self._path = run_dir / "wandb.json"
+        self._path = run_dir / kept_in
         self._sent: dict[str, int] = {}
         # A run that is known from its checkpoint alone has got everything up to there.
         self._sent_before = -1 if wandb_id is None else images_seen
@@ -44,10 +59,14 @@ class WandbRun:
         kept = json.loads(self._path.read_text()) if self._path.exists() else None
         if kept and wandb_id in (None, kept["id"]):
             self.id, self._sent, self._sent_before = kept["id"], kept["sent"], -1
+        other = run_dir / (EVALUATIONS if kept_in == TRAINING else TRAINING)
+        if self.id is None and other.exists():
+            self.id = json.loads(other.read_text())["id"]
         known = self.id is not None
         self.id = self.id or secrets.token_hex(4)
-        self._keep()
         with self._guarded("W&B does not start"):
+            self._lock = held(run_dir, patience)
+            self._keep()
             self._start(run_dir, config, asked, known)
 
     def _start(self, run_dir: Path, config: Config, asked: str, known: bool) -> None:
@@ -84,15 +103,15 @@ class WandbRun:
         """Whether a row would be sent: W&B works and no earlier process has sent it."""
         return self._run is not None and images_seen > self._sent.get(kind, self._sent_before)
 
-    def log(self, kind: str, images_seen: int, values: Mapping[str, Any], image: Path | None = None) -> None:
-        """Send one row of a kind, if it is wanted; a picture goes under the name of the kind."""
+    def log(self, kind: str, images_seen: int, values: Mapping[str, Any], image: Path | None = None, panel: str = "") -> None:
+        """Send one row of a kind, if it is wanted; a picture goes under the name of the kind, or of `panel`."""
         if not self.wants(kind, images_seen):
             return
         with self._guarded("W&B failed"):
             if image:
                 import wandb
 
-                values = {kind: wandb.Image(str(image), caption=f"{images_seen / 1000:.1f} kimg"), **values}
+                values = {panel or kind: wandb.Image(str(image), caption=f"{images_seen / 1000:.1f} kimg"), **values}
             self._run.log({"images_seen": images_seen, **values})
         if self._run is not None:
             self._sent[kind] = images_seen
@@ -111,6 +130,8 @@ class WandbRun:
 
                 wandb.teardown()
         self._run = None
+        if self._lock is not None:
+            self._lock.close()
 
     def _keep(self) -> None:
         write_atomically(self._path, json.dumps({"id": self.id, "sent": self._sent}, sort_keys=True).encode())
@@ -124,6 +145,18 @@ class WandbRun:
             self._run = None
             self._failed = True
             self._say(f"{what} ({one_line(error)}); the files in the run folder have it all")
+
+
+def held(run_dir: Path, patience: float) -> Lock:
+    """The right to send. Raises `RuntimeError` where another process keeps it for longer than `patience`, in seconds."""
+    until = time.monotonic() + patience
+    while True:
+        try:
+            return Lock(run_dir, LOCK)
+        except Held as error:
+            if time.monotonic() >= until:
+                raise RuntimeError(f"{error.owner} is sending to it") from None
+        time.sleep(0.2)
 
 
 def wanted_mode(log: LogConfig) -> str:

@@ -1,6 +1,9 @@
 """An evaluation gives the same on any number of processes, and what one process meets, all of them raise."""
 
 import io
+import os
+import socket
+import time
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +78,25 @@ def missing_lpips_weights(shards: Path, cache: Path) -> None:
     from scalegan.evaluation.team import Team
 
     load_lpips(EvaluationConfig(lpips_weights=str(cache / "no.pth")), torch.device("cpu"), Team(*join()))
+
+
+def offline(url: str, cache: Path) -> tuple[float, str]:
+    """Seconds until it is told that the weights cannot be fetched from `url`, and how."""
+    from dataclasses import replace
+
+    from scalegan.evaluation import weights
+    from scalegan.evaluation.features import load_extractor
+    from scalegan.evaluation.team import Team
+
+    os.environ["XDG_CACHE_HOME"] = os.environ["TORCH_HOME"] = str(cache)
+    weights.INCEPTION = replace(weights.INCEPTION, url=url)
+    team = Team(*join())
+    began = time.monotonic()
+    try:
+        load_extractor(EvaluationConfig(extractor="inception"), torch.device("cpu"), team)
+    except UserError as error:
+        return time.monotonic() - began, str(error)
+    raise AssertionError("there were weights")
 
 
 def missing_weights(shards: Path, cache: Path) -> None:
@@ -202,6 +224,21 @@ def test_what_process_0_alone_cannot_read_stops_all_of_them(tmp_path, failing):
     made, real = fill(tmp_path / "made", 5, 5), fill(tmp_path / "real", 5, 0)
     ended = run_world(tmp_path, 2, compared, made, real, tmp_path / "cache", failing)
     assert ["the disk is gone" in str(process.value) for process in ended] == [True, True]
+
+
+def test_without_weights_and_without_an_answer_all_say_so_in_5_s(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        ended = run_world(tmp_path, 2, offline, f"http://127.0.0.1:{silent.getsockname()[1]}/weights.pth", tmp_path / "cache")
+    for process in ended:
+        seconds, said = process.value
+        assert seconds < 5
+        assert (
+            "extractor inception needs the file pt_inception-2015-12-05-6726825d.pth, which is not here and could not be"
+            in said
+        )
+        assert "evaluation.weights (`scalegan evaluate`: --weights)" in said
+        assert "SCALEGAN_INCEPTION_WEIGHTS" in said
+    assert ended[0].value[1] == ended[1].value[1]
 
 
 @pytest.mark.parametrize("missing", [missing_weights, missing_lpips_weights])

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -107,13 +108,28 @@ def test_a_launch_that_makes_a_world_of_one_each_is_seen_through(tmp_path):
     assert [json.loads(path.read_text())["sum"] for path in tmp_path.glob("*.json")] == [2, 2]
 
 
-def test_a_launcher_that_tells_half_is_refused(shards, tmp_path):
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        (
+            {"WORLD_SIZE": "2", "RANK": "0"},
+            "WORLD_SIZE is 2 but LOCAL_RANK, MASTER_ADDR, MASTER_PORT not set: start with `accel",
+        ),
+        (
+            {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "0"},
+            "OMPI_COMM_WORLD_SIZE is 2 but WORLD_SIZE is not set, so ",
+        ),
+    ],
+)
+def test_a_launcher_that_tells_half_is_refused_in_5_s(shards, tmp_path, told, said):
     """One that sets only some of the variables: each process would train alone and write to the same folder."""
-    environment = os.environ | {"WORLD_SIZE": "2", "RANK": "0"}
+    environment = {name: value for name, value in os.environ.items() if name != "WORLD_SIZE"} | told
     command = [sys.executable, "-m", "scalegan.train", f"--data.path={shards}", f"--run={tmp_path / 'run'}"]
+    began = time.monotonic()
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert time.monotonic() - began < 5
     assert ended.returncode == 2
     lines = [line for line in ended.stderr.splitlines() if line.startswith("scalegan: error: ")]
     assert len(lines) == 1
-    assert "WORLD_SIZE is 2 but LOCAL_RANK, MASTER_ADDR, MASTER_PORT not set: start with `accelerate launch`" in lines[0]
+    assert said in lines[0]
     assert not Path(tmp_path / "run").exists()

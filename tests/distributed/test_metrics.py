@@ -6,6 +6,7 @@ import torch
 
 from helpers.worlds import run_world
 from scalegan.errors import UserError
+from scalegan.evaluation.ssim import THUMBNAIL
 
 pytestmark = pytest.mark.distributed
 
@@ -17,6 +18,12 @@ COUNTS = {"real": 53, "held_out": 37, "fake": 47}
 def features(side: str) -> torch.Tensor:
     draw = np.random.default_rng(list(COUNTS).index(side))
     return torch.from_numpy((draw.normal(size=(COUNTS[side], WIDTH)) + 0.1).astype(np.float32))
+
+
+def pixels(side: str) -> torch.Tensor:
+    """uint8 [count, 1, 12, 12]"""
+    draw = np.random.default_rng(list(COUNTS).index(side))
+    return torch.from_numpy(draw.integers(0, 256, (COUNTS[side], 1, 12, 12), dtype=np.uint8))
 
 
 def measure(visiting: int) -> dict:
@@ -31,8 +38,10 @@ def measure(visiting: int) -> dict:
     from scalegan.evaluation.inception_score import InceptionScore
     from scalegan.evaluation.kid import KernelDistance, SubsetKernelDistance
     from scalegan.evaluation.memorisation import Memorisation, MemorisationInformedDistance
+    from scalegan.evaluation.path_length import PathLength
     from scalegan.evaluation.per_class import PerClassDistance
     from scalegan.evaluation.prdc import PrecisionRecall
+    from scalegan.evaluation.similarity import BestMatch, Diversity, DiversityInClass, Gallery, PairSimilarity
 
     rank, processes = join()
     team.VISITING = pairs.OWN = visiting
@@ -48,6 +57,9 @@ def measure(visiting: int) -> dict:
 
     dist.broadcast, dist.all_gather = watched, refused
     score = InceptionScore(WIDTH, splits=3)
+    best, varied, in_class = BestMatch(), Diversity(), DiversityInClass(2)
+    pairs_alike = PairSimilarity(similarity=lambda a, b: (a.double() - b.double()).abs().mean((1, 2, 3)))
+    steps = PathLength(lambda a, b: (a - b).square().flatten(1).mean(1), COUNTS["fake"])
     metrics = [
         KernelDistance(), SubsetKernelDistance(20, 7), PrecisionRecall(3), PerClassDistance(("even", "odd")), Memorisation(),
         MemorisationInformedDistance(), ClassAccuracy(("even", "odd")), FrechetSpread(WIDTH),
@@ -65,8 +77,18 @@ def measure(visiting: int) -> dict:
                     metric.feed(side, part, indices, indices % 2)
             if side == "fake":
                 score.update(part.softmax(1), indices)
+                made = pixels("fake")[first : first + count]
+                best.update(made, Gallery.of(pixels("real")))
+                pairs_alike.update(made)
+                varied.update(made)
+                steps.update(made.float(), made.flip(3).float(), first)
+            if side != "held_out":
+                in_class.update(pixels(side)[first : first + count], indices % 2, real=side == "real")
     found = {}
     for metric in [*metrics, score]:
+        found |= metric.compute()
+    largest, sent[:] = max(sent), [0]
+    for metric in (best, pairs_alike, varied, in_class, steps):
         found |= metric.compute()
     reduced, reduce = [0], dist.all_reduce
     dist.all_reduce = lambda tensor, **options: (reduced.append(tensor.numel()), reduce(tensor, **options))
@@ -75,7 +97,7 @@ def measure(visiting: int) -> dict:
         for first, count in team.Team(rank, processes).blocks(COUNTS[side], BATCH):
             distance.update(features(side)[first : first + count], real=side == "real")
     found["frechet"] = distance.compute()
-    return {"largest": max(sent), "largest_sum": max(reduced)} | {
+    return {"largest": largest, "largest_of_images": max(sent), "largest_sum": max(reduced)} | {
         n: float(v) if isinstance(v, torch.Tensor) else v for n, v in found.items()
     }
 
@@ -125,8 +147,10 @@ def test_every_metric_is_the_same_on_1_to_4_processes(tmp_path, worlds):
             assert other.value == ended[0].value  # to the bit, on every process
         found = ended[0].value
         assert found.pop("largest") <= 10 * (WIDTH + 2)  # one block, however many processes there are
+        assert found.pop("largest_of_images") <= 10 * (THUMBNAIL**2 + 2)
         assert found.pop("largest_sum") == 2 * (1 + WIDTH + WIDTH**2)  # all states in one
         assert {"kid_se", "coverage", "c_t", "fid_infinity", "inception_score", "fid_per_class"} <= found.keys()
+        assert {"ssim_max", "ms_ssim_pairs_se", "diversity", "diversity_in_class_real", "ppl_z_se"} <= found.keys()
         assert {"accuracy", "accuracy_real_per_class", "accuracy_held_out"} <= found.keys()
         for name, value in found.items():
             if name == "closest":

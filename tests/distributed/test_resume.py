@@ -67,6 +67,8 @@ def test_a_run_stopped_by_a_signal_goes_on_to_the_same_bytes(shards, tmp_path, u
 @pytest.mark.parametrize("family", [
     {"model__family": "stylegan2", "model__map_layers": 2, "loss__path_weight": 2.0, "loss__path_every": 2},
     pytest.param({"model__family": "biggan", "model__attention": 8, "model__class_ramp": 256}, marks=pytest.mark.slow),
+    pytest.param({"model__family": "fastgan"}, marks=pytest.mark.slow),
+    pytest.param({"model__family": "r3gan", "model__group_width": 4, "loss__name": "relativistic"}, marks=pytest.mark.slow),
 ], ids=lambda changes: changes["model__family"])  # fmt: skip
 def test_a_family_whose_state_is_more_than_weights_goes_on_to_the_same_bytes(shards, tmp_path, family):
     """Running means, hashed noise and path lengths; vectors of spectral norms and classes that come in."""

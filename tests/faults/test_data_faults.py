@@ -105,6 +105,9 @@ def test_a_damaged_shard_stops_the_run_with_its_name(tmp_path, kind, processes):
     assert said
     assert all(name in line for line in said if "process" not in line)
     assert any(name in line for line in said)
+    place = {"missing": "cannot be opened", "cut between members": "(first damaged: image 9 of 16, after key '000000039')"}
+    wanted = place.get(kind, "(first damaged: image 9 of 16, key '000000040')")
+    assert all(wanted in line for line in said if "process" not in line), said
     assert not any("Traceback" in e.stderr for e in ended), "neither where it was met nor where it was not"
 
 

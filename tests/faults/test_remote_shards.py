@@ -79,7 +79,9 @@ def test_from_s3_each_machine_fetches_its_own_shards_and_trains_as_from_a_disk(s
     for rank in range(2):
         assert fetched[rank].keys() <= shards_of(shards, rank)
     assert len(fetched[0].keys() & fetched[1].keys()) <= 2, "at most one shared at each of the two borders"
-    told = json.loads((tmp_path / "run" / "timing.jsonl").read_text().splitlines()[-1])["fetched_mb"]
+    line = json.loads((tmp_path / "run" / "timing.jsonl").read_text().splitlines()[-1])
+    told = line["fetched_mb"]
+    assert line["fetched_mb_epoch"] == told, "the run is less than an epoch long"
     assert np.array(told) * 1e6 == pytest.approx([sum(sizes.values()) for sizes in fetched])
 
 

@@ -378,9 +378,20 @@ def test_a_second_writer_is_refused(shards, tmp_path, processes):
     assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
 
 
+def test_a_second_writer_is_refused_in_5_s(shards, tmp_path):
+    lock = Lock(tmp_path / "run")
+    began = time.monotonic()
+    command = [sys.executable, "-m", "scalegan.cli", "train", *arguments(shards, tmp_path / "run", 64)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    lock.close()
+    assert time.monotonic() - began < 5
+    assert done.returncode == 2
+    assert f"is being written by process {os.getpid()} on " in done.stderr
+
+
 @pytest.mark.parametrize(("local", "told"), [("0", True), ("1", False)])
 def test_shards_missing_on_another_machine_are_told_by_its_first_process(tmp_path, monkeypatch, capsys, local, told):
-    for name, value in {"RANK": "3", "LOCAL_RANK": local, "WORLD_SIZE": "4"}.items():
+    for name, value in {"RANK": "3", "LOCAL_RANK": local, "WORLD_SIZE": "4", "MASTER_ADDR": "x", "MASTER_PORT": "1"}.items():
         monkeypatch.setenv(name, value)
     assert command(arguments(tmp_path / "nowhere", tmp_path / "run", 64)) == 2
     found = lines(capsys.readouterr().err)

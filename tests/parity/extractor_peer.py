@@ -2,10 +2,12 @@
 
     extractor_peer.py PLACE FOLDER
 
-PLACE holds weights.npz, by their names, and images.npz, uint8 [n, H, W, 3] each. features.npz and, of the images in FOLDER,
-pytorch-fid's statistics.npz are written there.
+PLACE holds weights.npz, by their names, and images.npz, uint8 [n, H, W, 3] each. features.npz, with torch-fidelity's logits
+too, and, of the images in FOLDER, the files of statistics that pytorch-fid and clean-fid write are left there.
 """
 
+import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -30,8 +32,8 @@ def torch_fidelity(state: dict[str, Tensor]):
     from torch_fidelity import feature_extractor_inceptionv3 as module
 
     module.load_state_dict_from_url = lambda *args, **kwargs: state
-    network = module.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
-    return lambda images: network(planes(images))[0]
+    network = module.FeatureExtractorInceptionV3("inception-v3-compat", ["2048", "logits_unbiased"])
+    return lambda images: network(planes(images))
 
 
 def pytorch_fid(state: dict[str, Tensor]) -> torch.nn.Module:
@@ -63,26 +65,34 @@ def clean_fid(network: torch.nn.Module):
     return features
 
 
-def statistics(folder: str, network: torch.nn.Module) -> dict[str, np.ndarray]:
-    from pytorch_fid.fid_score import compute_statistics_of_path
+def write_statistics(place: Path, folder: str, network: torch.nn.Module) -> None:
+    """By the programs' own functions; clean-fid keeps its file beside its code."""
+    from cleanfid import fid
+    from pytorch_fid.fid_score import save_fid_stats
 
-    mu, sigma = compute_statistics_of_path(folder, network, 5, 2048, "cpu", num_workers=0)
-    return {"mu": mu, "sigma": sigma}
+    save_fid_stats([folder, str(place / "pytorch-fid.npz")], 5, "cpu", 2048, num_workers=0)
+    fid.build_feature_extractor = lambda *args, **kwargs: lambda images: bare(network, (images - 128) / 128)
+    name = f"scalegan_test_{os.getpid()}"
+    fid.make_custom_stats(name, folder, mode="clean", num_workers=0, batch_size=5, device="cpu", verbose=False)
+    for written in (Path(fid.__file__).parent / "stats").glob(f"{name}*.npz"):
+        kept = place / ("clean-fid-features.npz" if written.stem.endswith("_kid") else "clean-fid.npz")
+        shutil.move(written, kept)
 
 
 def main(place: Path, folder: str) -> None:
     with np.load(place / "weights.npz") as file:
         state = {name: torch.from_numpy(file[name]) for name in file.files}
-    network = pytorch_fid(state)
+    network, fidelity = pytorch_fid(state), torch_fidelity(state)
     peers = {
-        "torch-fidelity": torch_fidelity(state),
+        "torch-fidelity": lambda images: fidelity(images)[0],
+        "torch-fidelity logits": lambda images: fidelity(images)[1],
         "pytorch-fid": lambda images: network(planes(images).float() / 255)[0].flatten(1),
         "clean-fid": clean_fid(network),
     }
     with np.load(place / "images.npz") as file:
         found = {f"{peer} {name}": make(file[name]).numpy() for peer, make in peers.items() for name in file.files}
     np.savez(place / "features.npz", **found)
-    np.savez(place / "statistics.npz", **statistics(folder, network))
+    write_statistics(place, folder, network)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,8 @@ from scalegan.evaluation.features import Extractor
 from scalegan.evaluation.folder import FolderReader, read_folder
 from scalegan.evaluation.frechet import FrechetDistance
 from scalegan.evaluation.inception import Inception
+from scalegan.evaluation.inception_score import InceptionScore
+from scalegan.evaluation.suite import ClassScore
 
 HERE = Path(__file__).parent
 PYTHON = os.environ.get("SCALEGAN_PARITY_PYTHON", str(HERE.parents[1] / ".venv-parity" / "bin" / "python"))
@@ -41,6 +43,11 @@ def pictures(count: int, height: int, width: int) -> Tensor:
     return (shapes + 12 * torch.randn(shapes.shape, generator=draw)).clamp(0, 255).round().to(torch.uint8)
 
 
+def head() -> Tensor:
+    """[1008, 2048]: the last layer, whose bias the Inception Score leaves out."""
+    return torch.randn(1008, 2048, generator=torch.Generator().manual_seed(1)) / 2048**0.5
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("images")
@@ -51,9 +58,9 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def peers(tmp_path_factory, folder) -> Path:
-    """A folder with what the peers made: features.npz, by `<peer> <number of the size>`, and pytorch-fid's statistics.npz."""
+    """A folder with what the peers made: features.npz, by `<peer> <number of the size>`, and their files of statistics."""
     place = tmp_path_factory.mktemp("peers")
-    state = made_up_weights() | {"fc.weight": torch.zeros(1008, 2048), "fc.bias": torch.zeros(1008)}
+    state = made_up_weights() | {"fc.weight": head(), "fc.bias": torch.ones(1008)}
     np.savez(place / "weights.npz", **{name: value.numpy() for name, value in state.items()})
     images = {str(number): pictures(1, *size).permute(0, 2, 3, 1).numpy() for number, size in enumerate(SIZES)}
     np.savez(place / "images.npz", **images)
@@ -83,15 +90,30 @@ def test_features_have_parity(peers, networks, peer, number):
     assert (found - expected).norm() < 1e-6 * expected.norm()
 
 
-def test_statistics_of_pytorch_fid_have_parity(peers, networks, folder):
-    theirs = statistics_file.read(peers / "statistics.npz")
-    with np.load(peers / "statistics.npz") as file:
+def test_class_probabilities_have_parity(peers, networks):
+    """Of the Inception Score: torch-fidelity's `logits_unbiased`."""
+    with np.load(peers / "features.npz") as file:
+        expected = torch.cat([torch.from_numpy(file[f"torch-fidelity logits {number}"]) for number in range(len(SIZES))])
+    with torch.inference_mode():
+        features = torch.cat([networks["torch-fidelity"](pictures(1, *size)) for size in SIZES])
+    indices = torch.arange(len(SIZES))
+    score, direct = ClassScore(head(), None), InceptionScore(1008)
+    score.feed("fake", features, indices, None)
+    direct.update(expected.double().softmax(1), indices)
+    assert (features.double() @ head().double().T - expected).norm() < 1e-6 * expected.norm()
+    torch.testing.assert_close(score.probabilities, direct.probabilities, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("peer", ["pytorch-fid", "clean-fid"])
+def test_statistics_that_others_wrote_have_parity(peers, networks, folder, peer):
+    theirs = statistics_file.read(peers / f"{peer}.npz")
+    with np.load(peers / f"{peer}.npz") as file:
         assert np.abs(theirs.mean - file["mu"]).max() <= 1e-9
         assert np.abs(theirs.covariance - file["sigma"]).max() <= 1e-9
     reader = FolderReader(read_folder(folder, ""), torch.device("cpu"))
     images = reader.read(np.arange(IN_FOLDER)).images
     reader.close()
-    extractor = Extractor("inception", networks["pytorch-fid"], "made up", torch.device("cpu"), 5)
+    extractor = Extractor("inception", networks[peer], "made up", torch.device("cpu"), 5)
     distance = FrechetDistance(2048)
     distance.update(extractor(images), real=False)
     mean, covariance, count = distance.moments(real=False)

@@ -1,5 +1,6 @@
 """The job scripts as they are, on a real Slurm of two nodes: whatever happens to a job, it ends with the same weights."""
 
+import datetime
 import os
 import signal
 import sys
@@ -17,7 +18,19 @@ pytestmark = [pytest.mark.slurm, pytest.mark.skipif(missing() is not None, reaso
 CHECKOUT = Path(__file__).parents[2]
 IMAGES = 32 * 600
 STEPS = {"train.images": IMAGES, "log.every": 640, "log.checkpoint": 6400, "log.keep": 1, "train.device": "cpu"}
+LONG = 4000
+"""Steps that take longer than a time limit of a minute."""
+WORKERS = {"data.reader": "stream", "data.workers": 1}
+"""Images by a loader worker of each process; the others keep them in memory. The bytes at the end are to be the same."""
+ACCIDENTS = 7
+"""Tests of minutes each, of which one a day runs in `make test-slurm`, all of them in `make test-all`."""
 NETWORKS = SMALL | {"model.norm_group": 0, "model.critic_norm": "spectral", "loss.r1_gamma": 0.1, "log.wandb": "off"}
+
+
+def by_the_day(number):
+    """Slow but on every seventh day."""
+    today = datetime.date.today().toordinal() % ACCIDENTS == number
+    return (lambda test: test) if today else pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +48,8 @@ def submitting(cluster, shards, folder):
     """sbatch slurm/NAME.sh, with networks made tiny and one process a node unless told otherwise; gives the job's number."""
     jobs = []
 
-    def sbatch(name, *flags, processes=1, images=IMAGES):
-        options = NETWORKS | STEPS | {"train.images": images, "data.path": shards, "run": folder / "run"}
+    def sbatch(name, *flags, processes=1, images=IMAGES, more=None):
+        options = NETWORKS | STEPS | {"train.images": images, "data.path": shards, "run": folder / "run"} | (more or {})
         environment = {
             "SCALEGAN_ARGS": " ".join(f"--{key}={value}" for key, value in options.items()),
             "SCALEGAN_THREADS": "1",
@@ -129,7 +142,7 @@ def test_a_notice_before_the_end_costs_nothing(cluster, submit, tmp_path, undist
     assert differing(tmp_path / "run", undisturbed) == []
 
 
-@pytest.mark.slow
+@by_the_day(0)
 def test_a_notice_while_the_training_still_imports_is_not_lost(cluster, submit, tmp_path, undisturbed):
     job = submit("kiwi")
     wait_for(f"job {job} to start its step", 60, lambda: "nodes x" in begun(tmp_path, job))
@@ -140,18 +153,26 @@ def test_a_notice_while_the_training_still_imports_is_not_lost(cluster, submit, 
     assert differing(tmp_path / "run", undisturbed) == []
 
 
-@pytest.mark.slow
-def test_the_time_limit_gives_notice_by_itself(cluster, submit, tmp_path):
-    job = submit("kiwi", "--time=1", "--signal=B:USR1@40", images=10_000_000)
+@by_the_day(1)
+def test_the_time_limit_gives_notice_by_itself(cluster, submit, shards, tmp_path):
+    """Slurm looks at the time now and then alone: with a limit of one minute its notice comes after 20 to 60 seconds."""
+    (tmp_path / "undisturbed").mkdir()
+    images = 32 * LONG
+    job = submit("kiwi", "--time=1", "--signal=B:USR1@40", images=images)
     cluster.wait_for_restart(job, seconds=180)
     assert "notice: the training saves and stops" in log(tmp_path, job)
     assert "queueing the job again" in log(tmp_path, job)
-    cluster.run("scancel", job)
+    cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=20")
+    assert cluster.wait_for_state(job, "COMPLETED", "FAILED", seconds=600) == "COMPLETED", log(tmp_path, job)
+    with submitting(cluster, shards, tmp_path / "undisturbed") as sbatch:
+        other = sbatch("kiwi", images=images)
+        assert cluster.wait_for_state(other, "COMPLETED", "FAILED", seconds=600) == "COMPLETED"
+    assert differing(tmp_path / "run", result(tmp_path / "undisturbed" / "run")) == []
 
 
-@pytest.mark.slow
+@by_the_day(2)
 def test_a_preempted_job_comes_back(cluster, submit, tmp_path, undisturbed):
-    job = submit("kiwi")
+    job = submit("kiwi", more=WORKERS)
     at_work(tmp_path / "run")
     urgent = cluster.run(
         "sbatch",
@@ -168,7 +189,7 @@ def test_a_preempted_job_comes_back(cluster, submit, tmp_path, undisturbed):
     assert differing(tmp_path / "run", undisturbed) == []
 
 
-@pytest.mark.slow
+@by_the_day(3)
 def test_a_job_requeued_from_outside_goes_on(cluster, submit, tmp_path, undisturbed):
     job = submit("kiwi")
     at_work(tmp_path / "run")
@@ -179,7 +200,7 @@ def test_a_job_requeued_from_outside_goes_on(cluster, submit, tmp_path, undistur
     assert differing(tmp_path / "run", undisturbed) == []
 
 
-@pytest.mark.slow
+@by_the_day(4)
 def test_a_node_that_fails_costs_the_steps_since_the_checkpoint(cluster, submit, tmp_path, undisturbed):
     """Slurm holds the job back for two minutes by itself, in which what it was before is cleared off the node that returns."""
     job = submit("kiwi")
@@ -192,9 +213,9 @@ def test_a_node_that_fails_costs_the_steps_since_the_checkpoint(cluster, submit,
     assert differing(tmp_path / "run", undisturbed) == []
 
 
-@pytest.mark.slow
+@by_the_day(5)
 def test_a_cancelled_job_saves_and_stays_away(cluster, submit, tmp_path, undisturbed):
-    job = submit("kiwi")
+    job = submit("kiwi", more=WORKERS)
     at_work(tmp_path / "run")
     before = int(newest(tmp_path / "run").name)
     cluster.run("scancel", job)
@@ -203,12 +224,12 @@ def test_a_cancelled_job_saves_and_stays_away(cluster, submit, tmp_path, undistu
     assert int(newest(tmp_path / "run").name) > before
     time.sleep(5)
     assert cluster.state(job) == "CANCELLED"
-    again = submit("kiwi")
+    again = submit("kiwi", more=WORKERS)
     assert cluster.wait_for_state(again, "COMPLETED", "FAILED") == "COMPLETED", log(tmp_path, again)
     assert differing(tmp_path / "run", undisturbed) == []
 
 
-@pytest.mark.slow
+@by_the_day(6)
 def test_a_killed_worker_ends_the_job_and_the_next_goes_on(cluster, submit, tmp_path, undisturbed):
     job = submit("kiwi")
     at_work(tmp_path / "run")

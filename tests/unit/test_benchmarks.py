@@ -168,12 +168,32 @@ def quality(monkeypatch: pytest.MonkeyPatch) -> Any:
     return importlib.import_module("quality")
 
 
-@pytest.mark.parametrize("recipe", ["small", "half", "dcgan", "resnet", "fastgan", "projected", "stylegan2", "r3gan"])
+@pytest.mark.parametrize(
+    "recipe", ["small", "half", "dcgan", "diffaugment", "resnet", "fastgan", "projected", "stylegan2", "r3gan"]
+)
 def test_every_recipe_fits_every_data_set(quality: Any, recipe: str) -> None:
     assert recipe in quality.RECIPES
-    for task in quality.TASKS.values():
-        preset = task.reference if recipe == "dcgan" else task.preset
+    for task in (quality.TASKS | quality.ON_GPU).values():
+        preset = task.reference if recipe in quality.REFERENCES else task.preset
         settings.parse([f"--config={preset}", *task.options, *quality.RECIPES[recipe]]).config.check(1)
+
+
+def test_the_tasks_for_a_gpu_have_shards_and_held_out_ones(quality: Any) -> None:
+    for name, task in quality.ON_GPU.items():
+        assert {quality.shards_of(name), task.held_out, f"{quality.shards_of(name)}-test"} <= quality.common.DATA.keys()
+
+
+def test_a_task_that_asks_a_classifier_has_one(quality: Any) -> None:
+    names = importlib.import_module("classifier").NAMES
+    asking = {quality.shards_of(name) for name, task in (quality.TASKS | quality.ON_GPU).items() if task.classifier}
+    assert asking == set(names)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_told_before_anything_is_measured(quality: Any) -> None:
+    assert quality.device_name("cpu") == "cpu"
+    with pytest.raises(SystemExit, match="--device is cuda but torch sees no GPU here"):
+        quality.device_name("cuda")
 
 
 def test_a_row_of_the_table_of_real_images_has_a_cell_a_column(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,8 @@ from test_steps import BATCH, make_game, real_batch
 
 from helpers.runs import only_traced
 
+OTHER_FAMILY = {"model__critic_norm": "auto", "model__init": "dcgan", "optim__lr_g": 1e-6, "optim__lr_d": 1e-6}
+"""Adam's first steps go by the signs of gradients, which rounding decides where they are next to nothing: small steps, then."""
 CASES = {
     "r1, classifier": {"loss__r1_gamma": 1.0, "model__class_head": "classifier"},
     "r1 and r2, r3gan": {
@@ -16,6 +18,13 @@ CASES = {
     },
     "wgan-gp, spectral": {"model__critic_norm": "spectral", "loss__name": "wasserstein", "loss__gp_weight": 10.0},
     "r1, batch norm": {"model__critic_norm": "batch", "loss__r1_gamma": 1.0, "model__norm_group": 4},
+    "r1, path length, stylegan2": {
+        **OTHER_FAMILY, "model__family": "stylegan2", "model__map_layers": 2, "loss__r1_gamma": 1.0, "loss__path_weight": 2.0,
+        "loss__path_every": 1,
+    },
+    "r1, biggan": {**OTHER_FAMILY, "model__family": "biggan", "model__attention": 8, "loss__r1_gamma": 1.0},
+    "r1, resnet": {**OTHER_FAMILY, "model__family": "resnet", "loss__name": "hinge", "loss__r1_gamma": 1.0},
+    "r1, fastgan": {**OTHER_FAMILY, "model__family": "fastgan", "loss__name": "hinge", "loss__r1_gamma": 1.0},
     "difference": {"loss__r1_gamma": 1.0, "loss__penalty_form": "difference"},
 }  # fmt: skip
 QUICK = ("r1, classifier", "difference")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from scalegan import distributed
+from scalegan import distributed, launcher
 from scalegan.config import Config, TrainConfig
 from scalegan.distributed import control_group, from_main, make_accelerator, settle_precision
 from scalegan.errors import UserError
@@ -26,6 +26,18 @@ def test_a_launcher_that_tells_half_is_refused(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(UserError, match="WORLD_SIZE is 2 but LOCAL_RANK, MASTER_ADDR, MASTER_PORT not set"):
         make_accelerator(TrainConfig(device="cpu"))
+
+
+@pytest.mark.parametrize("name", ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE"])
+def test_mpirun_alone_is_refused_and_beside_a_launcher_is_let_through(monkeypatch, name):
+    for other in ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"):
+        monkeypatch.delenv(other, raising=False)
+    monkeypatch.setenv(name, "2")
+    with pytest.raises(UserError, match=f"{name} is 2 but WORLD_SIZE is not set, so each process would train alone"):
+        launcher.world_size()
+    for other, value in {"WORLD_SIZE": "8", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "x", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(other, value)
+    assert launcher.world_size() == 8, "two machines of four processes each"
 
 
 def test_a_launcher_that_accelerate_disagrees_with_is_refused(monkeypatch):

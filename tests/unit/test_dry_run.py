@@ -54,6 +54,19 @@ def rows(printed: str) -> dict[str, str]:
     return {line.split("  ", 1)[0]: line.split("  ", 1)[1].strip() for line in lines}
 
 
+def test_weights_that_are_not_here_are_named_and_not_fetched(config, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "empty"))
+    for name in ("TORCH_HOME", "SCALEGAN_INCEPTION_WEIGHTS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("scalegan.evaluation.weights.download", lambda *_: pytest.fail("it downloads"))
+    assert dry_run.dry_run(replace(config, evaluation=replace(config.evaluation, extractor="inception"))) == 0
+    assert (
+        "without their features (the start of the run downloads pt_inception-2015-12-05-6726825d.pth)"
+        in capsys.readouterr().out
+    )
+    assert not (tmp_path / "empty").exists()
+
+
 def test_nothing_is_written(config, data, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = replace(config, data=replace(config.data, cache=str(tmp_path / "cache"), reader="stream", workers=0))

@@ -1,5 +1,6 @@
-"""The evaluations of a training measure what its generator's latents do, without a disc between."""
+"""What a training says by itself: of the classes of its data, and in its evaluations of its generator's latents."""
 
+import copy
 import json
 
 import pytest
@@ -30,3 +31,37 @@ def test_path_lengths_are_measured_in_training(training, tmp_path, monkeypatch, 
     assert record["ppl_steps"] == 8
     for name in ("lpips_pairs", "lpips_pairs_real", "ppl_z", "ppl_w"):
         assert record[name] > 0
+
+
+@pytest.mark.parametrize(("classes", "conditional"), [(("a", "b"), False), (("a", "b"), True), ((), False)])
+def test_classes_that_are_not_used_are_told(training, tmp_path, capsys, classes, conditional):
+    torch.set_num_threads(1)
+    index = make_shards(tmp_path / "shards", samples=16, classes=classes)
+    config = make_config(index.root, tmp_path / "run", model={"conditional": conditional}, train={"images": 8})
+    assert training(config)
+    unused = "the 2 classes are not used: model.conditional is false"
+    assert (unused in capsys.readouterr().out) == (bool(classes) and not conditional)
+
+
+def test_a_grid_with_nan_in_it_is_told_and_left_out_and_the_training_goes_on(training, tmp_path, monkeypatch, capsys):
+    from scalegan.outputs import Outputs
+
+    torch.set_num_threads(1)
+    samples = Outputs.samples
+
+    def of_a_diverged_average(self, ema, images_seen):
+        if images_seen == 16:
+            ema = copy.deepcopy(ema)
+            for parameter in ema.parameters():
+                parameter.fill_(torch.nan)
+        samples(self, ema, images_seen)
+
+    monkeypatch.setattr(Outputs, "samples", of_a_diverged_average)
+    index = make_shards(tmp_path / "shards", samples=16)
+    config = make_config(index.root, tmp_path / "run", train={"images": 32}, log={"samples": 16, "every": 8})
+    assert training(config)
+    assert "samples at 16 images were NOT made: " in capsys.readouterr().out
+    grids = sorted(path.name for path in (tmp_path / "run" / "samples").glob("[0-9]*.png"))
+    assert grids == ["000000032.png"]
+    lines = (tmp_path / "run" / "samples.jsonl").read_text().splitlines()
+    assert [json.loads(line)["images_seen"] for line in lines] == [32]

@@ -8,7 +8,7 @@ from torchmetrics.functional.image import (
     structural_similarity_index_measure,
 )
 
-from scalegan.evaluation.ms_ssim import WEIGHTS, ms_ssim, pair_similarity, scales
+from scalegan.evaluation.ms_ssim import WEIGHTS, ms_ssim, scales
 from scalegan.evaluation.ssim import NEIGHBOURS, best_matches, diversity, measurable, nearest, ssim, thumbnails
 
 
@@ -112,9 +112,3 @@ def test_similarity_at_several_scales_is_that_of_torchmetrics(channels, size):
 def test_small_images_have_fewer_scales():
     assert [scales(side, 400) for side in (10, 11, 22, 28, 64, 100, 176, 500)] == [0, 1, 2, 2, 3, 4, 5, 5]
     assert ms_ssim(images(2, 1, 28, 28), images(2, 1, 28, 28)) == pytest.approx([1, 1], abs=1e-5)
-
-
-def test_pairs_are_half_the_set_apart():
-    a = images(3)
-    assert pair_similarity(torch.cat([a, a])) == pytest.approx(1, abs=1e-5)
-    assert pair_similarity(images(6)) < 0.9

@@ -13,7 +13,7 @@ import yaml
 from scalegan import settings
 from scalegan.config import Config, DataConfig, LogConfig, OptimConfig, TrainConfig
 from scalegan.errors import UserError
-from scalegan.run import Lock, claim, differences, flatten, plain
+from scalegan.run import Lock, claim, differences, flatten, plain, refuse_second_writer
 
 
 def config(**sections) -> Config:
@@ -134,6 +134,36 @@ def test_a_killed_writer_holds_nothing(tmp_path):
     )
     assert subprocess.run([sys.executable, "-c", code, str(tmp_path)]).returncode == -9
     Lock(tmp_path).close()
+
+
+def test_a_child_that_outlives_its_writer_holds_nothing(tmp_path):
+    """As a loader worker that was forked does for some seconds when a training is killed."""
+    lock, (reading, writing), (begun, beginning) = Lock(tmp_path), os.pipe(), os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(beginning, b"x")
+        os.read(reading, 1)
+        os._exit(0)
+    os.read(begun, 1)
+    try:
+        with pytest.raises(UserError, match="being written by"):
+            refuse_second_writer(tmp_path)
+        lock.close()
+        refuse_second_writer(tmp_path)
+        Lock(tmp_path).close()
+    finally:
+        os.write(writing, b"x")
+        os.waitpid(child, 0)
+
+
+def test_looking_for_a_writer_writes_nothing_and_keeps_nobody_out(tmp_path):
+    refuse_second_writer(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    Lock(tmp_path / "run").close()
+    before = (tmp_path / "run" / ".lock").read_text()
+    refuse_second_writer(tmp_path / "run")
+    assert (tmp_path / "run" / ".lock").read_text() == before
+    Lock(tmp_path / "run").close()
 
 
 # --- small parts

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from scalegan.outputs import Fetched
 from scalegan.status import Status, human_time, record_line, tick_line
 
 METRICS = {"loss/D": 1.2345, "loss/G": 0.8712, "accuracy/real": 0.61, "accuracy/fake": 0.58, "skipped_steps": 0.0}
@@ -119,3 +120,11 @@ def test_a_terminal_gets_a_bar_and_a_pipe_does_not(tmp_path: Path) -> None:
     assert b"kimg 0.5  D 1" in shown
     assert b"1,000/1,000 images" in shown
     assert b"evaluation: real images 2,000/5,000" in shown
+
+
+def test_what_was_fetched_in_an_epoch_begins_anew_with_the_next():
+    fetched = Fetched(length=100, images_seen=0)
+    lines = [fetched.line(seen, mb) for seen, mb in ((50, [3.0, 1.0]), (100, [5.0, 2.0]), (150, [6.0, 2.0]), (350, [6.5, 9.0]))]
+    assert [line["fetched_mb_epoch"] for line in lines] == [[3, 1], [5, 2], [1, 0], [0.5, 7]]
+    assert lines[-1]["fetched_mb"] == [6.5, 9.0]
+    assert Fetched(100, 150).line(180, [2.0])["fetched_mb_epoch"] == [2.0], "a resumed run counts from there"

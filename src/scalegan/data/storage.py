@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from scalegan.config import DataConfig
 from scalegan.data import cache
 from scalegan.data.cache import Cache, Unreadable, digest, locked, one_line
+from scalegan.data.damage import first_damaged
 from scalegan.data.index import Index, is_remote, read_offsets
 from scalegan.errors import UserError
 
@@ -52,7 +53,7 @@ class Storage:
         except OSError as error:
             raise Unreadable(f"shard {path} cannot be opened ({error.strerror}): copy or write the shards again") from None
         try:
-            self._check(handle, path, shard.sha256, shard.bytes)
+            self._check(handle, path, number)
         except BaseException:
             os.close(handle)
             raise
@@ -83,10 +84,11 @@ class Storage:
                 self._noted_bytes += len(whole)
         return name in self._noted
 
-    def _check(self, handle: int, path: Path, sha256: str, size: int) -> None:
-        state = os.fstat(handle)
+    def _check(self, handle: int, path: Path, number: int) -> None:
+        state, sha256, size = os.fstat(handle), self.index.shards[number].sha256, self.index.shards[number].bytes
         if state.st_size != size:
-            raise Unreadable(f"shard {path} has {state.st_size} bytes, the index says {size}: copy or write the shards again")
+            problem = f"has {state.st_size} bytes, the index says {size}"
+            raise Unreadable(f"shard {path} {problem}{self._damage(handle, number)}: copy or write the shards again")
         identity = f"{sha256} {path.resolve()} {os.uname().nodename} {state.st_dev} {state.st_ino} {size} {state.st_mtime_ns}"
         name = hashlib.sha256(identity.encode()).hexdigest()
         if self._is_noted(name):
@@ -99,12 +101,21 @@ class Storage:
                 found = digest(handle)
             except OSError as error:
                 raise Unreadable(f"shard {path} cannot be read ({error.strerror}): copy or write the shards again") from None
-            if found != sha256:
-                raise Unreadable(f"shard {path} does not match its checksum, its bytes changed: copy or write the shards again")
-            with contextlib.suppress(OSError):  # a cache that cannot be written costs the check again, nothing more
-                with open(self.record, "a") as file:
-                    file.write(f"{name}\n")
-                lock.unlink(missing_ok=True)
+            if found == sha256:
+                with contextlib.suppress(OSError):  # a cache that cannot be written costs the check again, nothing more
+                    with open(self.record, "a") as file:
+                        file.write(f"{name}\n")
+                    lock.unlink(missing_ok=True)
+                return
+        problem = f"does not match its checksum, its bytes changed{self._damage(handle, number)}"
+        raise Unreadable(f"shard {path} {problem}: copy or write the shards again")
+
+    def _damage(self, handle: int, number: int) -> str:
+        shape = self.index.height, self.index.width, self.index.channels
+        with contextlib.suppress(UserError, OSError):  # the table of offsets may be damaged too
+            if found := first_damaged(handle, read_offsets(self.index, number), shape):
+                return f" (first damaged: {found})"
+        return ""
 
 
 class Prefetcher:

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from scalegan.evaluation.ssim import AT_ONCE, THUMBNAIL
-from scalegan.evaluation.team import Team
 
 PIXELS = THUMBNAIL**2
+SUMS = PIXELS + 2
+"""Numbers that are kept of a class."""
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,13 @@ class ClassSums:
     """[classes], over all pixels"""
 
     @classmethod
+    def within(cls, table: Tensor) -> ClassSums:
+        """Views of float64 [classes, `SUMS`]: what is added goes into it."""
+        return cls(table[:, 0], table[:, 2:], table[:, 1])
+
+    @classmethod
     def none(cls, classes: int) -> ClassSums:
-        zeros = torch.zeros(classes, PIXELS + 2, dtype=torch.float64)
-        return cls(zeros[:, 0], zeros[:, 2:], zeros[:, 1])
+        return cls.within(torch.zeros(classes, SUMS, dtype=torch.float64))
 
     @classmethod
     def of(cls, thumbs: Tensor, labels: Tensor, classes: int) -> ClassSums:
@@ -42,14 +47,10 @@ class ClassSums:
     def add(self, thumbs: Tensor, labels: Tensor) -> None:
         """uint8 [n, 32, 32] and their classes int64 [n]."""
         for some, classes in zip(torch.split(thumbs, AT_ONCE), torch.split(labels, AT_ONCE), strict=True):
-            pixels = some.cpu().flatten(1).double()
-            self.counts.index_add_(0, classes, torch.ones(len(classes), dtype=torch.float64))
+            pixels, classes = some.to(self.pixels.device).flatten(1).double(), classes.to(self.pixels.device)
+            self.counts.index_add_(0, classes, torch.ones_like(pixels[:, 0]))
             self.pixels.index_add_(0, classes, pixels)
             self.squares.index_add_(0, classes, pixels.square().sum(1))
-
-    def of_all(self, team: Team) -> ClassSums:
-        """Collective: the sums over all processes."""
-        return ClassSums(*team.add_up(self.counts, self.pixels, self.squares))
 
     @property
     def measurable(self) -> Tensor:

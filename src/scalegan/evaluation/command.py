@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
-from scalegan.config import DataConfig, TrainConfig
+from scalegan.config import DataConfig, LogConfig, TrainConfig
 from scalegan.errors import UserError
 from scalegan.evaluation.names import best_among, chosen
 from scalegan.evaluation_config import EvaluationConfig
@@ -56,6 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_extractor_arguments(parser)
     parser.add_argument("--seed", type=int, help="of the generated images")
     parser.add_argument("--generator", default="", metavar="NAME", help="class of the run's generator, if it is your own")
+    modes = get_args(get_type_hints(LogConfig)["wandb"])
+    parser.add_argument("--wandb", choices=modes, help="send the record to the W&B run of RUN too (as RUN's config)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the record here too (of RUN always: RUN/evaluations)")
 
 
@@ -81,7 +83,7 @@ def add_extractor_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from scalegan.evaluation import report, sides
+    from scalegan.evaluation import report, sides, to_wandb
 
     kind = sides.kind_of(args.source)
     if kind == "statistics":
@@ -103,6 +105,8 @@ def run(args: argparse.Namespace) -> int:
                 report.write(records, run_dir, args.json)
     if team.first:
         report.show(records, run_dir, best)
+        if run_dir:
+            to_wandb.send(run_dir, records, args.wandb, lambda text: print(f"scalegan: {text}", file=sys.stderr))
     accelerator.end_training()
     return 0
 
@@ -111,6 +115,7 @@ def check_options(args: argparse.Namespace, kind: str, against: str) -> None:
     """Raises `UserError` for an option that would change nothing."""
     for option, given, matters, where in (
         ("--checkpoint", args.checkpoint != "latest", kind == "run", f"{args.source}, which is no run"),
+        ("--wandb", args.wandb, kind == "run", f"{args.source}, which is no run"),
         ("--seed", args.seed is not None, kind == "run", f"{args.source}, which is no run"),
         ("--real", args.real is not None, against != "statistics", f"{args.against}, which is of as many images as it is"),
         ("--metrics", args.metrics, against != "statistics", f"{args.against}, which has no images to look at"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -18,22 +19,24 @@ from scalegan.config import DataConfig
 from scalegan.data.index import Index, locate, read_index, read_offsets
 from scalegan.errors import UserError
 from scalegan.evaluation import by_lpips
-from scalegan.evaluation.class_diversity import ClassSums, diversity_in_class
 from scalegan.evaluation.features import Extractor, load_extractor
 from scalegan.evaluation.folder import open_images
 from scalegan.evaluation.frechet import FrechetDistance
 from scalegan.evaluation.lpips import load_lpips
-from scalegan.evaluation.ms_ssim import ms_ssim, pair_similarity, scales
+from scalegan.evaluation.ms_ssim import ms_ssim, scales
 from scalegan.evaluation.names import CELL_MINIMUM, METRICS, check_counts
 from scalegan.evaluation.path_length import LatentPaths
 from scalegan.evaluation.real import Keep, Progress, RealImages, real_statistics
 from scalegan.evaluation.real_cache import RealStatistics
-from scalegan.evaluation.ssim import best_matches, diversity, thumbnails
+from scalegan.evaluation.similarity import BestMatch, Diversity, DiversityInClass, Gallery, PairSimilarity
 from scalegan.evaluation.suite import Suite
 from scalegan.evaluation.team import Team
 from scalegan.evaluation_config import EvaluationConfig
 from scalegan.figures import save_png
 from scalegan.files import if_there_is_room
+
+# A process without images computes with the others all the same; on each machine but the first it would be told so.
+warnings.filterwarnings("ignore", message="The ``compute`` method of metric .* was called before the ``update`` method")
 
 SampleFn = Callable[[int, int], Tensor]
 """(first, count) -> uint8 [count, C, H, W]: the generated images of those global indices."""
@@ -42,7 +45,7 @@ LabelFn = Callable[[int, int], NDArray[np.int64]]
 
 SSIM_IMAGES = 8
 DIVERSITY_IMAGES = 64
-SIMILARITIES = {"ssim", "ms_ssim"}
+Varied = Diversity | PairSimilarity
 
 
 def evaluate(
@@ -88,10 +91,10 @@ def evaluate(
         if held_out is not None:
             add_held_out(suite, held_out, data, extractor, config.batch, team, progress)
         told = labels is not None and index.labelled and len(index.classes) > 1
-        sums = ClassSums.none(len(index.classes)) if told and "ssim" in config.wanted else None
-        distance, at_half = compare(generator, real, images, config, extractor, team, progress, suite, labels, sums)
-        sums = sums and sums.of_all(team)
+        in_class = DiversityInClass(len(index.classes)) if told and "ssim" in config.wanted else None
+        distance, at_half = compare(generator, real, images, config, extractor, team, progress, suite, labels, in_class)
         figures = suite.record(distance, team)
+        alike = similarity(generator, real, images, config, team, in_class)
         if perceptual is not None:
             figures |= by_lpips.figures(generator, images, config, perceptual, paths, team, progress)
         record: dict[str, Any] = {}
@@ -101,10 +104,7 @@ def evaluate(
                 beside = {"fid_floor": real.floor, "fid_half": float(at_half.distance())}
                 figures = {"fid": value} | beside | with_mifid(figures, value)
                 record = {extractor.key(name): figure for name, figure in figures.items()}
-                if sums is not None:
-                    record |= diversity_in_class(sums, sums_of(real, images))
-                if SIMILARITIES & set(config.wanted):
-                    record |= similarity(generator(0, min(DIVERSITY_IMAGES, config.samples)), real, images, config.wanted)
+                record |= alike | ({"ssim_mean_image": real.ssim_mean_image} if "ssim_max" in alike else {})
                 record |= {"images_seen": images_seen, "seed": seed, "ema": ema}
                 record |= provenance(index, held_out, config, extractor, real, processes)
                 if closest is not None:
@@ -222,11 +222,11 @@ def compare(
     progress: Progress,
     suite: Suite,
     labels: LabelFn | None,
-    sums: ClassSums | None,
+    in_class: DiversityInClass | None,
 ) -> tuple[FrechetDistance, FrechetDistance]:
     """Generated images against the real statistics, which process 0 brings: the metric with the states of all processes, and
     another of as many generated images as a half of the real ones against one half, which the floor is to be held against.
-    `suite` gets the features too, and `sums` the images."""
+    `suite` gets the features too, and `in_class` the images."""
     distance, at_half = (FrechetDistance(extractor.width).to(extractor.device) for _ in range(2))
     if real is not None:
         distance.set_real(real.features_sum, real.features_squares, real.images)
@@ -240,8 +240,8 @@ def compare(
             if first < images.half:
                 at_half.update(features[: images.half - first], real=False)
             suite.add("fake", features, first, classes)
-            if sums is not None and classes is not None:
-                sums.add(thumbnails(made), torch.from_numpy(classes))
+            if in_class is not None and classes is not None:
+                in_class.update(made, torch.from_numpy(classes), real=False)
     distance.sync()
     at_half.sync()
     counts = int(distance.fake_features_num_samples), int(distance.real_features_num_samples)
@@ -254,28 +254,52 @@ def with_mifid(figures: dict[str, Any], distance: float) -> dict[str, Any]:
     return figures if factor is None else figures | {"mifid": distance * factor}
 
 
-def sums_of(real: RealStatistics, images: RealImages) -> ClassSums:
-    """By class, of the real images that thumbnails are kept of."""
-    labels = labels_of(images.index, images.samples[images.shown])
-    return ClassSums.of(torch.from_numpy(real.thumbnails), torch.from_numpy(labels), len(images.index.classes))
+def similarity(
+    generator: SampleFn,
+    real: RealStatistics | None,
+    images: RealImages,
+    config: EvaluationConfig,
+    team: Team,
+    in_class: DiversityInClass | None,
+) -> dict[str, Any]:
+    """Collective: the largest SSIM of a few samples, how varied they are, and what that has to be seen beside.
 
-
-def similarity(samples: Tensor, real: RealStatistics, images: RealImages, wanted: Sequence[str]) -> dict[str, Any]:
-    """Largest SSIM of a few samples, uint8 [n, C, H, W], how varied they are, and what either has to be seen beside."""
-    thumbs = torch.from_numpy(real.thumbnails)
-    spread = np.linspace(0, len(thumbs) - 1, min(DIVERSITY_IMAGES, len(thumbs))).astype(np.int64)
+    Process 0 has what is kept of the real images and looks at all; `in_class` has the generated images of all processes.
+    """
+    best, ours, theirs = similarity_metrics(images, config.wanted)
+    with team.as_one():
+        if real is not None and (best or ours):
+            thumbs = torch.from_numpy(real.thumbnails)
+            samples = generator(0, min(DIVERSITY_IMAGES, config.samples)).cpu()
+            spread = np.linspace(0, len(thumbs) - 1, min(DIVERSITY_IMAGES, len(thumbs))).astype(np.int64)
+            shown = images.read_shown(spread)
+            for match in best:
+                match.update(samples[:SSIM_IMAGES], Gallery(thumbs, images.read_shown))
+            for metric, looked_at in [(metric, samples) for metric in ours] + [(metric, shown) for metric in theirs]:
+                metric.update(looked_at)
+        if real is not None and in_class is not None:
+            labels = labels_of(images.index, images.samples[images.shown])
+            in_class.update(torch.from_numpy(real.thumbnails)[:, None], torch.from_numpy(labels), real=True)
     values: dict[str, Any] = {}
-    if "ssim" in wanted:
-        if images.has_ssim:
-            best = best_matches(samples[:SSIM_IMAGES], thumbs, images.read_shown)
-            values |= {"ssim_max": float(best.max()), "ssim_mean_image": real.ssim_mean_image}
-        values |= {"diversity": diversity(thumbnails(samples)), "diversity_real": diversity(thumbs[spread])}
-    if "ms_ssim" in wanted and scales(*samples.shape[2:]):
-        best = best_matches(samples[:SSIM_IMAGES], thumbs, images.read_shown, ms_ssim)
-        values["ms_ssim_max"] = float(best.max())
-        values["ms_ssim_pairs"] = pair_similarity(samples)
-        values["ms_ssim_pairs_real"] = pair_similarity(images.read_shown(spread))
+    for measured in (*best, *ours, *theirs, *([in_class] if in_class else [])):
+        values |= {name: float(value) for name, value in measured.compute().items()}
     return values
+
+
+def similarity_metrics(images: RealImages, wanted: Sequence[str]) -> tuple[list[BestMatch], list[Varied], list[Varied]]:
+    """Of what `wanted` names and the size of the images allows: of samples and real images, of samples, of real images."""
+    best: list[BestMatch] = []
+    ours: list[Varied] = []
+    theirs: list[Varied] = []
+    if "ssim" in wanted:
+        best += [BestMatch()] if images.has_ssim else []
+        ours.append(Diversity())
+        theirs.append(Diversity("diversity_real"))
+    if "ms_ssim" in wanted and scales(images.index.height, images.index.width):
+        best.append(BestMatch("ms_ssim_max", ms_ssim))
+        ours.append(PairSimilarity())
+        theirs.append(PairSimilarity("ms_ssim_pairs_real"))
+    return best, ours, theirs
 
 
 def show_closest(

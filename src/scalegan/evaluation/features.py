@@ -119,6 +119,12 @@ def find_weights(config: EvaluationConfig) -> Path:
     return weights.existing(KINDS[name].find(config.weights), f"extractor {name}", "weights")
 
 
+def to_download(config: EvaluationConfig) -> str:
+    """The file of weights that the start of a training will fetch; empty where it is here."""
+    wanted = weights.INCEPTION
+    return wanted.file if config.extractor == "inception" and weights.found(wanted, config.weights) is None else ""
+
+
 def load_extractor(config: EvaluationConfig, device: torch.device, team: Team) -> Extractor:
     """The extractor on every process. Raises `UserError` on all."""
     path = team.look(lambda: find_weights(config))

@@ -182,7 +182,7 @@ class PairDistance(Metric):
         team = Team() if self._is_synced else Team.of_world()
         count, total, squares = team.add_up(self.moments)[0].unbind()
         if count < 2:
-            raise UserError(f"PairDistance needs 2 pairs of images and was given {int(count)}: give it more")
+            raise UserError(f"{type(self).__name__} needs 2 pairs of images and was given {int(count)}: give it more")
         mean = total / count
         variance = ((squares - count * mean.square()) / (count - 1)).clamp(min=0)
         return {self.name: mean, f"{self.name}_se": (variance / count).sqrt()}

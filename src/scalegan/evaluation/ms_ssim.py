@@ -39,9 +39,3 @@ def ms_ssim(a: Tensor, b: Tensor) -> Tensor:
         else:
             terms.append((luminance * contrast).flatten(1).mean(1))
     return (torch.stack(terms, 1).relu() ** (weights * (sum(WEIGHTS) / weights.sum()))).prod(1)
-
-
-def pair_similarity(images: Tensor) -> float:
-    """uint8 [n, C, H, W], n > 1 -> mean over pairs of images half the set apart, so that neighbours in it are no pair."""
-    half = len(images) // 2
-    return float(ms_ssim(images[:half], images[half : 2 * half]).double().mean())

@@ -37,7 +37,7 @@ class Metric:
 
 METRICS = {
     "ssim": Metric(features=False),
-    "ms_ssim": Metric(features=False),
+    "ms_ssim": Metric(4, 4, features=False),
     "lpips": Metric(4, 4, features=False),
     "ppl": Metric(features=False),
     "interval": Metric(generated=2 * SPREAD_GROUPS, features=False),

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchmetrics import Metric
 
 from scalegan import random
 from scalegan.errors import UserError
@@ -109,6 +110,50 @@ def slerp(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
     return direction * torch.lerp(a.norm(dim=1, keepdim=True), b.norm(dim=1, keepdim=True), t)
 
 
+class PathLength(Metric):
+    """The mean over steps in one space of latents, without the lowest and highest hundredth.
+
+    `update(starts, ends, first)` on any number of processes, each step once, then `compute()` -> {name, f"{name}_se"}, the
+    mean and its standard error. Raises `UserError` where a step was not given once, or an image has no distance.
+    """
+
+    full_state_update = False
+    is_differentiable = False
+    higher_is_better = False
+    lengths: Tensor
+    given: Tensor
+
+    def __init__(self, distance: Callable[[Tensor, Tensor], Tensor], steps: int, name: str = "ppl_z") -> None:
+        """`distance` takes images float32 [n, C, H, W] twice and gives [n]."""
+        super().__init__(sync_on_compute=False, compute_with_cache=False)
+        self.distance, self.name = distance, name
+        self.add_state("lengths", torch.zeros(steps, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("given", torch.zeros(steps, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, starts: Tensor, ends: Tensor, first: int) -> None:
+        """Images from -1 to 1, float32 [n, C, H, W], at the beginning and the end of steps first to first + n."""
+        if not 0 <= first <= first + len(starts) <= len(self.lengths):
+            raise UserError(
+                f"PathLength was made for {len(self.lengths)} steps: {len(starts)} from step {first} on are too many"
+            )
+        steps = slice(first, first + len(starts))
+        self.lengths[steps] += self.distance(shrunk(starts), shrunk(ends)).to(self.lengths) / EPSILON**2
+        self.given[steps] += 1
+
+    def compute(self) -> dict[str, float]:
+        """Collective."""
+        lengths, given = (Team() if self._is_synced else Team.of_world()).add_up(self.lengths, self.given)
+        if (given != 1).any():
+            step = int((given != 1).nonzero()[0])
+            raise UserError(
+                f"PathLength was given step {step} of {len(given)} {int(given[step])} times: give it each step once"
+            )
+        if not lengths.isfinite().all():
+            raise UserError(DIVERGED)
+        mean, error = trimmed_mean(lengths.cpu().numpy())
+        return {self.name: mean, f"{self.name}_se": error}
+
+
 def path_length(
     paths: LatentPaths,
     distance: Callable[[Tensor, Tensor], Tensor],
@@ -122,16 +167,13 @@ def path_length(
     """
     found: dict[str, float] = {}
     for space in paths.spaces:
-        lengths = torch.zeros(steps, dtype=torch.float64)
+        metric = PathLength(distance, steps, f"ppl_{space}")
         for first, count in team.blocks(steps, BLOCK // 2):  # both ends of a step are made in one pass
             progress(f"steps in {space}", first, steps)
             with computing_in("float32", paths.device):  # TF32 would move images by more than the step does
-                ends = paths.ends(space, first, count)
-            lengths[first : first + count] = distance(*map(shrunk, ends)).cpu() / EPSILON**2
-        lengths = team.add_up(lengths)[0]
-        if not lengths.isfinite().all():
-            raise UserError(DIVERGED)
-        found[f"ppl_{space}"], found[f"ppl_{space}_se"] = trimmed_mean(lengths.numpy())
+                starts, ends = paths.ends(space, first, count)
+            metric.update(starts, ends, first)
+        found |= metric.compute()
     return found
 
 

@@ -30,13 +30,18 @@ def write(records: list[dict[str, Any]], run_dir: Path | None, copy: Path | None
 
 
 def record_path(record: dict[str, Any], run_dir: Path) -> Path:
-    """Named after what was compared, so that another comparison is another file and a repeat is the same."""
+    """Another comparison is another file and a repeat is the same."""
+    return run_dir / "evaluations" / f"{record['images_seen']:09d}-{comparison(record)}.json"
+
+
+def comparison(record: dict[str, Any]) -> str:
+    """A name for what was compared and how: the same for all checkpoints of a run, which can be held against each other."""
     metric = key_in(record, "fid")
     resize = record["resize"].partition(":")[0] if record["extractor"] == "inception" else "tf1"
     way = metric if resize == "tf1" else f"{metric}-{resize}"
-    name = f"{record['images_seen']:09d}-{way}-{record['generated']}-{record['real'] or 'unknown'}-seed{record['seed']}"
+    name = f"{way}-{record['generated']}-{record['real'] or 'unknown'}-seed{record['seed']}"
     name += f"-std{record['ema_std']:g}" if "ema_std" in record else ""
-    return run_dir / "evaluations" / f"{name}-{comparison_sha256(record)[:8]}.json"
+    return f"{name}-{comparison_sha256(record)[:8]}"
 
 
 def comparison_sha256(record: dict[str, Any]) -> str:

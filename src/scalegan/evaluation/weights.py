@@ -168,17 +168,10 @@ def lpips_heads_path(name: str) -> Path:
 
 
 def published_path(wanted: Published, given: str) -> Path:
-    """The file given, that of the environment, one that was downloaded before (by us, or by what keeps its files in torch's
-    hub cache), or a download. Raises `UserError` in less than 5 s when there is none."""
-    named = given or os.environ.get(wanted.variable, "")
-    if named:
-        return Path(named)
-    home = user_cache()
-    hub = Path(os.environ.get("TORCH_HOME", home / "torch")) / "hub" / "checkpoints"
-    ours = home / "scalegan" / "weights" / wanted.file
-    for path in (ours, *(hub / name for name in (wanted.file, *wanted.others))):
-        if path.is_file():
-            return path
+    """Where it is, else a download. Raises `UserError` in less than 5 s when there is none."""
+    if there := found(wanted, given):
+        return there
+    ours = own_copy(wanted)
     try:
         download(wanted.url, ours, wanted.sha256)
     except (OSError, HTTPException, ValueError) as error:
@@ -189,6 +182,21 @@ def published_path(wanted: Published, given: str) -> Path:
             f"or the environment variable {wanted.variable}"
         ) from None
     return ours
+
+
+def found(wanted: Published, given: str) -> Path | None:
+    """The file given, that of the environment, or one that was downloaded before, by us or by what keeps its files in torch's
+    hub cache."""
+    named = given or os.environ.get(wanted.variable, "")
+    if named:
+        return Path(named)
+    hub = Path(os.environ.get("TORCH_HOME", user_cache() / "torch")) / "hub" / "checkpoints"
+    places = (own_copy(wanted), *(hub / name for name in (wanted.file, *wanted.others)))
+    return next((path for path in places if path.is_file()), None)
+
+
+def own_copy(wanted: Published) -> Path:
+    return user_cache() / "scalegan" / "weights" / wanted.file
 
 
 def existing(path: Path, of: str, field: str) -> Path:

@@ -257,7 +257,8 @@ class SpectralNorm(nn.Module):
         with torch.autocast(weight.device.type, enabled=False):
             if self.training:
                 self.iterate(weight)
-            u, v = self._u.clone(), self._v.clone()  # the next forward pass moves them before our backward
+            # Copies, as the next forward pass moves them before our backward; of clones, compiled code saves the originals.
+            u, v = torch.cat([self._u, self._v]).split([len(self._u), len(self._v)])
             return weight / u.dot(weight.flatten(1).mv(v))
 
 

@@ -1,0 +1,31 @@
+"""What the launcher says of the processes, read before torch is: one that says half would start trainings side by side."""
+
+from __future__ import annotations
+
+import os
+
+from scalegan.errors import UserError
+
+NEEDED = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+"""Beside WORLD_SIZE, what torch wants to know."""
+OF_MPI = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+"""Where Accelerate also looks for a number of processes: `mpirun` and `srun --mpi` set one, and nothing that torch needs."""
+
+
+def world_size() -> int:
+    """As many processes as were started for this training. Raises `UserError` where that is not clear."""
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    missing = [name for name in NEEDED if name not in os.environ]
+    if launched > 1 and missing:
+        raise UserError(
+            f"WORLD_SIZE is {launched} but {', '.join(missing)} not set: start with `accelerate launch`, or unset WORLD_SIZE "
+            "for one process"
+        )
+    if "WORLD_SIZE" not in os.environ:
+        for name in OF_MPI:
+            if int(os.environ.get(name, "1")) > 1:
+                raise UserError(
+                    f"{name} is {os.environ[name]} but WORLD_SIZE is not set, so each process would train alone: start "
+                    f"`accelerate launch` once a machine (slurm/common.sh does), or unset {name} for one process"
+                )
+    return launched
