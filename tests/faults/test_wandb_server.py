@@ -7,12 +7,17 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from helpers.runs import configured, contents, disturbed_training, training
+from helpers.worlds import run_world
+from scalegan.config import Config
 
 pytestmark = pytest.mark.faults
 
@@ -40,6 +45,10 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.rows: list[dict[str, Any]] = []
         self.run = ""
+
+    def die(self) -> None:
+        self.shutdown()
+        self.server_close()
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -84,6 +93,11 @@ class Handler(BaseHTTPRequestHandler):
             return {"data": {"createRunFiles": {"runID": "1", "uploadHeaders": [], "files": files}}}
         return {"data": None}
 
+    def do_GET(self) -> None:
+        """Asked for its own death, as an address has no other way to it."""
+        self.answer({})
+        threading.Thread(target=self.server.die).start()
+
     def do_PUT(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
         self.answer({})
@@ -126,8 +140,7 @@ def test_a_resumed_training_goes_on_in_the_same_run(server: Server, tmp_path: Pa
 
 def test_a_server_that_is_lost_on_the_way_costs_one_line_and_a_few_seconds(server: Server, tmp_path: Path) -> None:
     training = start(server, tmp_path, 0, 3000)
-    server.shutdown()
-    server.server_close()
+    server.die()
     began = time.monotonic()
     said = training.communicate("\n", timeout=60)[0].splitlines()
     assert training.returncode == 0
@@ -135,3 +148,32 @@ def test_a_server_that_is_lost_on_the_way_costs_one_line_and_a_few_seconds(serve
     assert len(said) == 1
     assert "wandb sync --include-online" in said[0]
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 3
+
+
+def beside_a_server(config: Config, url: str, home: Path, lost_at: int) -> bool:
+    """A real training that W&B gets everything of, until the server is gone."""
+    import scalegan.wandb_run
+
+    scalegan.wandb_run.PATIENCE = 8.0
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        del os.environ[name]
+    os.environ |= {"WANDB_API_KEY": "a" * 40, "WANDB_BASE_URL": url, "HOME": str(home)}
+    return disturbed_training(config, lost_at, lambda: urllib.request.urlopen(f"{url}/die").close())
+
+
+def test_a_real_training_ends_with_the_same_bytes_without_wandb_with_it_and_when_its_server_is_lost(
+    server: Server, shards: Path, tmp_path: Path
+) -> None:
+    url, images = f"http://127.0.0.1:{server.server_port}", 32 * 20
+    changes = {"log__samples": 64, "log__checkpoint": 64, "log__step_losses": "true"}
+    reference = configured(shards, tmp_path / "off", images, **changes)
+    assert run_world(tmp_path, 1, training, reference)[0].value
+    for name, lost_at in (("lost", 32 * 10), ("kept", -1)):
+        config = configured(shards, tmp_path / name, images, **changes, log__wandb="online" if lost_at > 0 else "offline")
+        (ended,) = run_world(tmp_path, 1, beside_a_server, config, url, tmp_path, lost_at)
+        assert ended.value is True, ended
+        assert (tmp_path / name / "wandb").is_dir()
+        ours, theirs = contents(tmp_path / name), contents(tmp_path / "off")
+        assert ours.keys() == theirs.keys()
+        assert [file for file in ours if ours[file] != theirs[file]] == []
+    assert server.run == json.loads((tmp_path / "lost" / "wandb.json").read_text())["id"], "it was there before it was lost"

@@ -258,7 +258,8 @@ class SpectralNorm(nn.Module):
             if self.training:
                 self.iterate(weight)
             # Copies, as the next forward pass moves them before our backward; of clones, compiled code saves the originals.
-            u, v = torch.cat([self._u, self._v]).split([len(self._u), len(self._v)])
+            both = torch.cat([self._u, self._v])
+            u, v = both[: len(self._u)], both[len(self._u) :]
             return weight / u.dot(weight.flatten(1).mv(v))
 
 

@@ -36,7 +36,9 @@ def normal_noise(keys: Tensor, layer: int, height: int, width: int) -> Tensor:
 
 
 def _counters(count: int, device: torch.device) -> Tensor:
-    return torch.arange(1, count + 1, device=device) * GAMMA
+    # The mask leaves all as it is. Without it a compiler draws the product into the counter of its loop, where C++ takes an
+    # overflow for impossible: the loop ran on beyond the end of the latents.
+    return torch.bitwise_and(torch.arange(1, count + 1, device=device), LOW) * GAMMA
 
 
 def _mixed(x: Tensor) -> Tensor:
