@@ -7,7 +7,6 @@ which must end with the same bytes. Anomaly detection is on throughout.
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import sys
 import tempfile
@@ -21,6 +20,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from scalegan import launcher
 from scalegan.config import Config
 from scalegan.data.index import read_index
 from scalegan.distributed import check_device, settle_precision
@@ -40,7 +40,7 @@ class Outcome:
 
 def debug(config: Config) -> int:
     """Try every part of a run; prints a table and returns the exit code, 0 where all passed. Raises `UserError`."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if any((launcher.number(name) or 1) > 1 for name in ("WORLD_SIZE", *launcher.OF_MPI)):
         raise UserError("--debug tries one process alone: start it as `scalegan train ... --debug`, without the launcher")
     config.check(1)
     check_data(config, read_index(config.data.path, compare=config.data.on_error == "fail"))

@@ -14,18 +14,28 @@ OF_MPI = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 
 def world_size() -> int:
     """As many processes as were started for this training. Raises `UserError` where that is not clear."""
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    launched = number("WORLD_SIZE") or 1
     missing = [name for name in NEEDED if name not in os.environ]
     if launched > 1 and missing:
         raise UserError(
             f"WORLD_SIZE is {launched} but {', '.join(missing)} not set: start with `accelerate launch`, or unset WORLD_SIZE "
             "for one process"
         )
-    if "WORLD_SIZE" not in os.environ:
+    if not os.environ.get("WORLD_SIZE"):
         for name in OF_MPI:
-            if int(os.environ.get(name, "1")) > 1:
+            if (number(name) or 1) > 1:
                 raise UserError(
                     f"{name} is {os.environ[name]} but WORLD_SIZE is not set, so each process would train alone: start "
                     f"`accelerate launch` once a machine (slurm/common.sh does), or unset {name} for one process"
                 )
     return launched
+
+
+def number(variable: str) -> int | None:
+    """A whole number from the environment, None when it is not set. Raises `UserError` for anything else."""
+    text = os.environ.get(variable)
+    if not text:
+        return None
+    if not text.isdecimal():
+        raise UserError(f"{variable} is {text!r}: it has to be a whole number; unset it, or start through accelerate launch")
+    return int(text)

@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scalegan.errors import UserError
-from scalegan.launcher import OF_MPI
+from scalegan.launcher import OF_MPI, number
 
 if TYPE_CHECKING:
     from multiprocessing.synchronize import Barrier
@@ -147,16 +146,6 @@ def disk(folder: Path) -> Iterator[Finding]:
         yield ok("disk", text)
     if not os.access(folder, os.W_OK):
         yield fail("disk", f"{folder.absolute()} cannot be written to: choose another folder or change its permissions")
-
-
-def number(variable: str) -> int | None:
-    """A whole number from the environment, None when it is not set. Raises `UserError` for anything else."""
-    text = os.environ.get(variable)
-    if not text:
-        return None
-    if not text.isdecimal():
-        raise UserError(f"{variable} is {text!r}: it has to be a whole number; unset it, or start through accelerate launch")
-    return int(text)
 
 
 def rendezvous() -> Iterator[Finding]:

@@ -56,18 +56,26 @@ class WandbRun:
         asked = wanted_mode(config.log)
         if asked == "off":
             return
-        kept = json.loads(self._path.read_text()) if self._path.exists() else None
-        if kept and wandb_id in (None, kept["id"]):
-            self.id, self._sent, self._sent_before = kept["id"], kept["sent"], -1
-        other = run_dir / (EVALUATIONS if kept_in == TRAINING else TRAINING)
-        if self.id is None and other.exists():
-            self.id = json.loads(other.read_text())["id"]
-        known = self.id is not None
-        self.id = self.id or secrets.token_hex(4)
         with self._guarded("W&B does not start"):
             self._lock = held(run_dir, patience)
-            self._keep()
+            known = self._take_up(run_dir)
             self._start(run_dir, config, asked, known)
+
+    def _take_up(self, run_dir: Path) -> bool:
+        """The id of the run and what it has got, from what is kept; whether there was one. If it cannot be kept it is none."""
+        given, kept = self.id, read(self._path)
+        if kept and given in (None, kept["id"]):
+            self.id, self._sent, self._sent_before = kept["id"], kept["sent"], -1
+        if self.id is None and (other := read(run_dir / (EVALUATIONS if self._path.name == TRAINING else TRAINING))):
+            self.id = other["id"]
+        known = self.id is not None
+        self.id = self.id or secrets.token_hex(4)
+        try:
+            self._keep()
+        except OSError:
+            self.id = given
+            raise
+        return known
 
     def _start(self, run_dir: Path, config: Config, asked: str, known: bool) -> None:
         # Its error reports go to the network even offline, and delay the exit by 10 s where packets are dropped.
@@ -79,7 +87,9 @@ class WandbRun:
         )
         common: dict[str, Any] = {"id": self.id, "resume": "allow", "dir": str(run_dir), "project": config.log.project}
         # Only the first time: a name that was changed on the site since then stays.
-        common |= {"name": None if known else run_dir.resolve().name, "config": config.to_dict(), "settings": settings}
+        common |= {"name": None if known else run_dir.resolve().name, "settings": settings}
+        # An older checkpoint that is evaluated may have another configuration than the training has by now.
+        common["config"] = None if known and self._path.name == EVALUATIONS else config.to_dict()
         common["allow_val_change"] = True
         has_key = key_exists(wandb.setup(settings).settings)
         if asked == "online" and not has_key:
@@ -130,8 +140,12 @@ class WandbRun:
 
                 wandb.teardown()
         self._run = None
+        self._let_go()
+
+    def _let_go(self) -> None:
         if self._lock is not None:
             self._lock.close()
+        self._lock = None
 
     def _keep(self) -> None:
         write_atomically(self._path, json.dumps({"id": self.id, "sent": self._sent}, sort_keys=True).encode())
@@ -144,7 +158,13 @@ class WandbRun:
         except Exception as error:
             self._run = None
             self._failed = True
+            self._let_go()
             self._say(f"{what} ({one_line(error)}); the files in the run folder have it all")
+
+
+def read(path: Path) -> dict[str, Any] | None:
+    found: dict[str, Any] | None = json.loads(path.read_text()) if path.exists() else None
+    return found
 
 
 def held(run_dir: Path, patience: float) -> Lock:

@@ -94,9 +94,10 @@ class Handler(BaseHTTPRequestHandler):
         return {"data": None}
 
     def do_GET(self) -> None:
-        """Asked for its own death, as an address has no other way to it."""
+        """/die: the server's own end, for a process that has no other way to it."""
         self.answer({})
-        threading.Thread(target=self.server.die).start()
+        if self.path == "/die":
+            threading.Thread(target=self.server.die).start()
 
     def do_PUT(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
@@ -168,12 +169,15 @@ def test_a_real_training_ends_with_the_same_bytes_without_wandb_with_it_and_when
     changes = {"log__samples": 64, "log__checkpoint": 64, "log__step_losses": "true"}
     reference = configured(shards, tmp_path / "off", images, **changes)
     assert run_world(tmp_path, 1, training, reference)[0].value
-    for name, lost_at in (("lost", 32 * 10), ("kept", -1)):
-        config = configured(shards, tmp_path / name, images, **changes, log__wandb="online" if lost_at > 0 else "offline")
+    for name, lost_at, mode in (("offline", -1, "offline"), ("kept", -1, "online"), ("lost", 32 * 10, "online")):
+        config = configured(shards, tmp_path / name, images, **changes, log__wandb=mode)
         (ended,) = run_world(tmp_path, 1, beside_a_server, config, url, tmp_path, lost_at)
         assert ended.value is True, ended
         assert (tmp_path / name / "wandb").is_dir()
         ours, theirs = contents(tmp_path / name), contents(tmp_path / "off")
         assert ours.keys() == theirs.keys()
         assert [file for file in ours if ours[file] != theirs[file]] == []
-    assert server.run == json.loads((tmp_path / "lost" / "wandb.json").read_text())["id"], "it was there before it was lost"
+        wandb_id = json.loads((tmp_path / name / "wandb.json").read_text())["id"]
+        assert (server.run == wandb_id) == (mode == "online"), "it was there before it was lost"
+        assert name != "kept" or images in {row["images_seen"] for row in server.rows}
+        server.rows.clear()

@@ -20,7 +20,7 @@ from scalegan.evaluation.class_diversity import SUMS, ClassSums, diversity_in_cl
 from scalegan.evaluation.lpips import PairDistance
 from scalegan.evaluation.ms_ssim import ms_ssim
 from scalegan.evaluation.pairs import FeatureMetric, squared_distances
-from scalegan.evaluation.ssim import THUMBNAIL, best_matches, ssim, thumbnails
+from scalegan.evaluation.ssim import AT_ONCE, THUMBNAIL, best_matches, ssim, thumbnails
 from scalegan.evaluation.team import Team
 
 
@@ -137,7 +137,9 @@ class DiversityInClass(Metric):
 
     def update(self, images: Tensor, labels: Tensor, real: bool) -> None:
         """Images uint8 [n, C, H, W] and their classes int64 [n]."""
-        ClassSums.within(self.real if real else self.fake).add(thumbnails(images), labels)  # type: ignore[arg-type]
+        sums = ClassSums.within(self.real if real else self.fake)  # type: ignore[arg-type]
+        for some, classes in zip(images.split(AT_ONCE), labels.split(AT_ONCE), strict=True):  # type: ignore[no-untyped-call]
+            sums.add(thumbnails(some), classes)
 
     def compute(self) -> dict[str, float]:
         """Collective."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from scalegan import checkpoint, settings
+from scalegan.errors import UserError
 from scalegan.evaluation.report import comparison
 from scalegan.tracking import numbers_in
 from scalegan.wandb_run import EVALUATIONS, WandbRun, wanted_mode
@@ -21,7 +22,11 @@ def send(run_dir: Path, records: list[dict[str, Any]], mode: str | None, say: Ca
     """
     if (run_dir / checkpoint.MANIFEST).is_file():  # a checkpoint that lies by itself, and no run
         return
-    state = checkpoint.read(Path(records[-1]["checkpoint"])).state
+    try:
+        state = checkpoint.read(Path(records[-1]["checkpoint"])).state
+    except UserError as error:  # a training beside it has deleted that one meanwhile
+        say(f"W&B gets nothing of this evaluation: {error}")
+        return
     config = settings.to_config(state["config"])
     config = replace(config, log=replace(config.log, wandb=mode or config.log.wandb))  # type: ignore[arg-type]
     if wanted_mode(config.log) == "off":
