@@ -79,10 +79,12 @@ def main() -> int:
     )
     parser.add_argument("--recipe", choices=RECIPES, default="small", help="small: the presets configs/*_small.yaml")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--minutes", type=float, help="wall time of each training (default: 5, or 10 for fruits12 and brain)")
+    parser.add_argument(
+        "--minutes", type=float, help="wall time of each training (default: 5, or 10 for fruits12 and brain, 20 on a GPU)"
+    )
     parser.add_argument("--threads", type=int, default=2, help="threads of the training (default: 2)")
     parser.add_argument(
-        "--device", choices=("cpu", "cuda"), default="cpu", help="cuda: as much as fits on one GPU (default: cpu)"
+        "--device", choices=("cpu", "cuda"), default="cpu", help="cuda: the presets for a GPU, at native sizes (default: cpu)"
     )
     parser.add_argument("--again", action="store_true", help="measure anew what is in the figures already")
     parser.add_argument("--table", action="store_true", help="measure nothing: print what was measured, and the goals")
@@ -94,7 +96,8 @@ def main() -> int:
         print("\n".join(report(common.read_jsonl(FIGURES))))
         return 0
 
-    print(common.headline(threads=args.threads, device=(device := device_name(args.device))))
+    device = device_name(args.device)
+    print(common.headline(threads=args.threads, device=device))
     print(HEAD, flush=True)
     tasks = TASKS if args.device == "cpu" else ON_GPU
     if elsewhere := set(args.only or ()) - tasks.keys():

@@ -113,11 +113,11 @@ def test_a_launch_that_makes_a_world_of_one_each_is_seen_through(tmp_path):
     [
         (
             {"WORLD_SIZE": "2", "RANK": "0"},
-            "WORLD_SIZE is 2 but LOCAL_RANK, MASTER_ADDR, MASTER_PORT not set: start with `accel",
+            "WORLD_SIZE is 2 but LOCAL_RANK, MASTER_ADDR, MASTER_PORT not set: start with `accelerate launch`",
         ),
         (
             {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "0"},
-            "OMPI_COMM_WORLD_SIZE is 2 but WORLD_SIZE is not set, so ",
+            "OMPI_COMM_WORLD_SIZE is 2 but WORLD_SIZE is not set, so each process would train alone: start `accelerate launch`",
         ),
     ],
 )

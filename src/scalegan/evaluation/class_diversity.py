@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scalegan.evaluation.ssim import AT_ONCE, THUMBNAIL
+from scalegan.evaluation.ssim import THUMBNAIL
 
 PIXELS = THUMBNAIL**2
 SUMS = PIXELS + 2
@@ -46,11 +46,10 @@ class ClassSums:
 
     def add(self, thumbs: Tensor, labels: Tensor) -> None:
         """uint8 [n, 32, 32] and their classes int64 [n]."""
-        for some, classes in zip(torch.split(thumbs, AT_ONCE), torch.split(labels, AT_ONCE), strict=True):
-            pixels, classes = some.to(self.pixels.device).flatten(1).double(), classes.to(self.pixels.device)
-            self.counts.index_add_(0, classes, torch.ones_like(pixels[:, 0]))
-            self.pixels.index_add_(0, classes, pixels)
-            self.squares.index_add_(0, classes, pixels.square().sum(1))
+        pixels, classes = thumbs.to(self.pixels.device).flatten(1).double(), labels.to(self.pixels.device)
+        self.counts.index_add_(0, classes, torch.ones_like(pixels[:, 0]))
+        self.pixels.index_add_(0, classes, pixels)
+        self.squares.index_add_(0, classes, pixels.square().sum(1))
 
     @property
     def measurable(self) -> Tensor:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -128,21 +127,22 @@ class DiversityInClass(Metric):
     full_state_update = False
     is_differentiable = False
     higher_is_better = True
-    tables: ClassVar[tuple[str, ...]] = ("fake", "real")
+    fake: Tensor
+    real: Tensor
 
     def __init__(self, classes: int) -> None:
         super().__init__(sync_on_compute=False, compute_with_cache=False)
-        for name in self.tables:
+        for name in ("fake", "real"):
             self.add_state(name, torch.zeros(classes, SUMS, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, images: Tensor, labels: Tensor, real: bool) -> None:
         """Images uint8 [n, C, H, W] and their classes int64 [n]."""
-        sums = ClassSums.within(self.real if real else self.fake)  # type: ignore[arg-type]
+        sums = ClassSums.within(self.real if real else self.fake)
         for some, classes in zip(images.split(AT_ONCE), labels.split(AT_ONCE), strict=True):  # type: ignore[no-untyped-call]
             sums.add(thumbnails(some), classes)
 
     def compute(self) -> dict[str, float]:
         """Collective."""
         team = Team() if self._is_synced else Team.of_world()
-        made, real = team.add_up(self.fake, self.real)  # type: ignore[arg-type]
+        made, real = team.add_up(self.fake, self.real)
         return diversity_in_class(ClassSums.within(made), ClassSums.within(real))
