@@ -22,13 +22,13 @@ short_run() {
     "$bin/python" .ci/check_run.py "$run" "$3"
 }
 
-"$bin/scalegan" shards "$data/fruits360" "$out/data/kiwi" --classes Kiwi --size 64 --split Training
+"$bin/scalegan" shards "$data/fruits360" "$out/data/kiwi" --classes Kiwi --size 64
 short_run kiwi kiwi_small 4096
 
-"$bin/scalegan" shards "$data/brain" "$out/data/brain" --size 104x88 --channels 1 --split train
+"$bin/scalegan" shards "$data/brain" "$out/data/brain" --size 104x88 --channels 1
 short_run brain brain_small 2048
 
-"$bin/scalegan" shards "$data/fashion-mnist" "$out/data/fashion" --split train
+"$bin/scalegan" shards "$data/fashion-mnist" "$out/data/fashion"
 short_run fashion fashion_small 8192
 
 "$bin/scalegan" plot "$out/kiwi"

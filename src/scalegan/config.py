@@ -45,8 +45,8 @@ class DataConfig:
     cache_gb: float = 50.0
     """Most disk space that cached shards may take, in GB."""
     held_out: str = ""
-    """Folder of shards that are never trained on, such as the test split: how the critic scores them tells whether it knows the
-    training images by heart; empty is none."""
+    """Folder of shards that are never trained on: how the critic scores them tells whether it knows the training images by
+    heart. Empty takes those that `scalegan shards` kept beside `path`, such as the test split; `none` is none."""
 
     def __post_init__(self) -> None:
         require(self.streams >= 1, f"data.streams is {self.streams}: give at least 1")

@@ -182,7 +182,7 @@ def too_strong(record: Record) -> Verdict | None:
     if "accuracy/held_out" in last:
         evidence.append(f"so it is of held-out real images, {last['accuracy/held_out']:.0%}: it is no overfitting")
     else:
-        evidence.append("whether it knows the training images by heart is not to be told without data.held_out")
+        evidence.append("whether it knows the training images by heart is not to be told without held-out images")
     if never_varied(record):
         evidence.append(f"the generator has not begun to learn: {alike(record.samples[-1])}")
     return Verdict(

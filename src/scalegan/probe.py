@@ -16,7 +16,6 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from scalegan.data.held_out import read_held_out
 from scalegan.data.index import Index
 from scalegan.data.loader import Batch, open_reader
 from scalegan.data.order import PROBED, draw, permute
@@ -30,10 +29,9 @@ MOST = 256
 class Probe:
     """Fixed images of each kind, scored in passes as large as those of a training step and shared by the processes alike."""
 
-    def __init__(self, index: Index, game: Game) -> None:
+    def __init__(self, index: Index, held_out: Index, game: Game) -> None:
         """Reads the images. Raises `UserError`."""
         data, device = game.config.data, game.accelerator.device
-        held_out = read_held_out(data.held_out, index)
         self.game = game
         together = game.config.train.batch // game.rounds
         first = game.accelerator.process_index * game.draws.count
@@ -42,7 +40,7 @@ class Probe:
         """int64 [passes, count]: which of all images are ours."""
         with closing(open_reader(index, data, device)) as reader:
             self.train = [reader.read(chosen(row, index.samples)) for row in self.places]
-        with closing(open_reader(held_out, replace(data, path=data.held_out), device)) as reader:
+        with closing(open_reader(held_out, replace(data, path=held_out.root), device)) as reader:
             self.held_out = [reader.read(chosen(row, held_out.samples)) for row in self.places]
 
     def measure(self) -> dict[str, float]:

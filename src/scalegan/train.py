@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from scalegan import launcher, run, settings
 from scalegan.config import Config
-from scalegan.data.held_out import read_held_out
+from scalegan.data.held_out import held_out_of, read_held_out
 from scalegan.data.index import Index, read_index
 from scalegan.errors import MachineError, UserError
 from scalegan.evaluation.names import FIGURES, METRICS
@@ -128,8 +128,8 @@ def check_data(config: Config, index: Index) -> None:
             f"metric {by_class[0]} needs a generator that is told the class: set --model.conditional true, or take it out of "
             "evaluation.metrics"
         )
-    if config.data.held_out:
-        read_held_out(config.data.held_out, index)
+    if held_out := held_out_of(config.data.held_out, index):
+        read_held_out(held_out, index)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from accelerate import Accelerator
 from scalegan import best, checkpoint, power, run, schedules, start
 from scalegan.background import Saver
 from scalegan.config import Config
+from scalegan.data.held_out import held_out_of, read_held_out
 from scalegan.data.index import Index, is_remote
 from scalegan.data.loader import Batch, batches
 from scalegan.distributed import from_all, from_main
@@ -63,7 +64,8 @@ class Trainer:
         self.done: dict[str, int] = {}  # what was made last at how many images
         self.game.prime()
         wandb_id = self.resume()
-        self.probe = Probe(index, self.game) if config.data.held_out else None
+        held_out = held_out_of(config.data.held_out, index)
+        self.probe = Probe(index, read_held_out(held_out, index), self.game) if held_out else None
         if accelerator.is_main_process:
             checkpoint.cut_snapshots(self.run_dir, self.clock.images_seen)
         self.outputs = Outputs(config, accelerator, index, self.clock.images_seen, wandb_id, self.group)

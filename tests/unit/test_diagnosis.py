@@ -169,7 +169,7 @@ def test_a_critic_without_loss_is_too_strong():
     sure = lines(loss_D=0.02, accuracy_real=1.0, accuracy_fake=0.99)
     verdict = only(record(sure))
     assert verdict.name == "discriminator too strong"
-    assert "not to be told without data.held_out" in verdict.evidence[2]
+    assert "not to be told without held-out images" in verdict.evidence[2]
     assert "--loss.r1_gamma 0.1" in verdict.remedy
     assert "it is no overfitting" in " ".join(only(record([row | held_out(9, 8.5, -9) for row in sure])).evidence)
 

@@ -199,7 +199,7 @@ def test_the_command_ends_with_the_one_that_follows(repository, tmp_path, capsys
     assert cli.main(["fetch", "fruits360", "--classes", "Kiwi", "--url", repository.as_uri(), str(tmp_path / "my fruits")]) == 0
     printed = capsys.readouterr().out
     assert "Kiwi 1: 4 training and 2 test images" in printed
-    assert printed.splitlines()[-1].startswith(f"next: scalegan shards '{tmp_path}/my fruits' data/kiwi --classes 'Kiwi 1' ")
+    assert printed.splitlines()[-1].startswith(f"next: scalegan shards '{tmp_path}/my fruits' data/kiwi --classes 'Kiwi 1'")
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
@@ -239,7 +239,7 @@ def test_idx_files_come_as_they_are(tiny_mnist, tmp_path, capsys):
     folder, _ = tiny_mnist
     assert cli.main(["fetch", "mnist", str(tmp_path / "out")]) == 0
     assert files(tmp_path / "out") == files(folder)
-    assert capsys.readouterr().out.splitlines()[-1].startswith(f"next: scalegan shards {tmp_path}/out data/mnist ")
+    assert capsys.readouterr().out.splitlines()[-1].startswith(f"next: scalegan shards {tmp_path}/out data/mnist")
 
 
 def test_files_that_are_there_are_checked_and_not_fetched_again(tiny_mnist, tmp_path, capsys):

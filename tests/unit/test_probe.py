@@ -35,6 +35,10 @@ def game_of(shards, run, **changes):
     return Game(config, Accelerator(cpu=True), DataFacts((3, 16, 16), index.class_counts)), index
 
 
+def probe_of(index, game):
+    return Probe(index, read_held_out(game.config.data.held_out, index), game)
+
+
 @pytest.mark.parametrize(("held", "gap"), [(3.0, 0.0), (1.0, 0.5), (-1.0, 1.0), (-2.0, 1.25), (4.0, -0.25)])
 def test_the_gap_is_how_far_held_out_images_fall_to_fakes(held, gap):
     assert overfit_gap(3.0, held, -1.0) == gap
@@ -51,16 +55,16 @@ def test_as_many_images_as_there_are_and_no_more_than_enough():
 
 def test_the_passes_are_whole_batches(shards, held_out, tmp_path):
     game, index = game_of(shards, tmp_path, data__held_out=held_out, train__batch=16, train__accumulate=2)
-    assert Probe(index, game).places.tolist() == [list(range(first, first + 8)) for first in range(0, 40, 8)]
+    assert probe_of(index, game).places.tolist() == [list(range(first, first + 8)) for first in range(0, 40, 8)]
     game, index = game_of(shards, tmp_path, data__held_out=held_out, train__batch=64)
-    assert Probe(index, game).places.shape == (1, 64)  # of 40 images some come twice
+    assert probe_of(index, game).places.shape == (1, 64)  # of 40 images some come twice
     assert MOST >= 64
 
 
 def test_a_critic_that_knows_its_images_is_found_out(shards, held_out, tmp_path):
     """One that gives 3 to every training image, by heart, and -1 to all others."""
     game, index = game_of(shards, tmp_path, data__held_out=held_out)
-    probe = Probe(index, game)
+    probe = probe_of(index, game)
     known = torch.stack([image for batch in probe.train for image in batch.images]).float().div(127.5).sub(1)
 
     class ByHeart(torch.nn.Module):
@@ -82,7 +86,7 @@ def test_a_critic_that_knows_its_images_is_found_out(shards, held_out, tmp_path)
 def test_looking_moves_nothing(shards, held_out, tmp_path):
     """Neither running statistics nor the vectors of a spectral norm."""
     game, index = game_of(shards, tmp_path, data__held_out=held_out, model__critic_norm="spectral")
-    probe = Probe(index, game)
+    probe = probe_of(index, game)
     networks = game.bare_generator, game.bare_critic
     before = [tensor.clone() for network in networks for tensor in network.state_dict().values()]
     first = probe.measure()
@@ -117,7 +121,7 @@ def test_a_run_ends_with_the_same_bytes_with_and_without(training, shards, held_
 @pytest.mark.parametrize("loss", ["hinge", "least_squares", "relativistic"])
 def test_every_loss_has_an_accuracy(shards, held_out, tmp_path, loss):
     game, index = game_of(shards, tmp_path, data__held_out=held_out, loss__name=loss)
-    measured = Probe(index, game).measure()
+    measured = probe_of(index, game).measure()
     assert measured.keys() == MEASURED
     assert 0 <= measured["accuracy/held_out"] <= 1
 
@@ -126,7 +130,7 @@ def test_every_loss_has_an_accuracy(shards, held_out, tmp_path, loss):
 def test_every_family_is_scored_and_left_as_it_was(shards, held_out, tmp_path, family):
     changes = {"model__group_width": 8} if family == "r3gan" else {}
     game, index = game_of(shards, tmp_path, data__held_out=held_out, model__family=family, model__conditional=True, **changes)
-    probe = Probe(index, game)
+    probe = probe_of(index, game)
     before = {name: tensor.clone() for name, tensor in game.bare_critic.state_dict().items()}
     measured = probe.measure()
     assert all(np.isfinite(list(measured.values())))

@@ -119,7 +119,7 @@ def run_download(dataset: Dataset, folder: Path, url: str) -> None:
     for remote in dataset.files:
         fetch_file(remote, mirrors, folder)
     print(f"{dataset.title} is in {folder}")
-    print_next(str(folder), dataset.shards, "--split", "train")
+    print_next(str(folder), dataset.shards)
 
 
 def run_fruits360(folder: Path, classes: str, revision: str, url: str) -> None:
@@ -133,10 +133,10 @@ def run_fruits360(folder: Path, classes: str, revision: str, url: str) -> None:
     print(f"{names}: {training} training and {test} test images in {folder}; {fetched.bytes / 1e6:.1f} MB came")
     print(f"revision: {fetched.commit} (--revision with this number repeats it); licence: see {folder / 'README.md'}")
     if everything:
-        print_next(str(folder), "data/fruits360", "--split", "Training")
+        print_next(str(folder), "data/fruits360")
     else:
         shards = "data/" + wanted[0].lower().replace(" ", "-") if len(wanted) == 1 else "data/fruits"
-        print_next(str(folder), shards, "--classes", ",".join(fetched.classes), "--split", "Training")
+        print_next(str(folder), shards, "--classes", ",".join(fetched.classes))
 
 
 def print_next(*arguments: str) -> None:

@@ -7,7 +7,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,9 @@ from typing import TYPE_CHECKING, Any
 from scalegan.errors import UserError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from scalegan.data.index import Index
     from scalegan.data.sources.base import Request, Source
     from scalegan.data.sources.convert import Spool
@@ -61,6 +64,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     labels = "table with the columns file,label; file is relative to SOURCE (for DICOM: the folder of a series)"
     add("--labels", metavar="CSV", help=labels)
     add("--split", help="Training (or train), Test, val or all, where SOURCE has them (default: train)")
+    hold_out = (
+        "share of the images, or of whole volumes, to keep out of the training in OUT/held_out; 0 is none "
+        "(default: the test split where SOURCE has one and --split is not given)"
+    )
+    add("--hold-out", type=float, metavar="SHARE", help=hold_out)
     axis = "direction of slices, 0 1 2 meaning the same in this order (default: axial; DICOM: as acquired)"
     add("--axis", choices=tuple(AXES), help=axis)
     slices = "part of the axis, such as 40:150, 30%%:80%% or 40: (default: slices with at least 5%% foreground)"
@@ -112,7 +120,8 @@ def write(args: argparse.Namespace) -> tuple[Index, list[str]]:
     from scalegan.data.sources.convert import Spool
     from scalegan.data.sources.detect import open_source
     from scalegan.data.sources.encode import Transform
-    from scalegan.data.writer import check_free, fill_folder, new_folder
+    from scalegan.data.sources.hold_out import other_split
+    from scalegan.data.writer import check_free, new_folder
 
     size = parse_size(args.size) if args.size else None
     request, out = make_request(args), Path(os.path.abspath(args.out))
@@ -120,29 +129,70 @@ def write(args: argparse.Namespace) -> tuple[Index, list[str]]:
     shard_samples = _at_least_one("--shard-samples", args.shard_samples)
     if args.seed < 0:
         raise UserError(f"--seed {args.seed}: give 0 or more")
+    if args.hold_out is not None and not 0 <= args.hold_out < 1:
+        raise UserError(f"--hold-out {args.hold_out:g}: give a share of the images from 0, none, to less than 1")
     check_free(out, force=args.force)
     if request.folder and out in (folder := request.folder.resolve(), *folder.parents):
         raise UserError(f"{out} holds SOURCE: write to another folder")
     source = open_source(request)
     if not source.count:
         raise UserError(f"{args.source} holds no images of the classes and split that were asked for")
+    split, hint = (None, "") if args.hold_out is not None else other_split(request, source)
     of_files = source.unit == "images"
     transform = Transform(size, args.fit or source.fit, args.channels, request.window if of_files else None)
     with new_folder(out, force=args.force) as folder, Spool(folder / "spool") as spool:
         _read_all(source, transform, workers, spool)
-        (height, width), channels = next(iter(spool.sizes)), next(iter(spool.depths))
-        index = fill_folder(
-            folder, spool.shuffled(args.seed), shard_samples, height=height, width=width, channels=channels,
-            classes=source.classes, source=_source_name(args.source), licence=args.licence,
-            details=make_details(args, source, transform, spool),
-        )  # fmt: skip
+        counts = [len(spool)]
+        if split is not None:
+            _read_all(split, transform, workers, spool)
+            counts.append(len(spool))
+        index, held_out = fill(folder, args, source, split, transform, spool, counts, shard_samples)
         grey = contact_sheet(folder, index)
     hints = []
-    if grey and channels == 3 and not args.channels:
+    if grey and index.channels == 3 and not args.channels:
         hints.append("the images are grey but stored in colour: --channels 1 makes training lighter")
     if spool.transparent:
         hints.append(f"{spool.transparent} images had transparency: it was laid over white")
-    return index, summary(index, out, source, spool, hints)
+    if hint and "held_out_note" not in index.details:
+        hints.append(hint)
+    return index, summary(args, index, held_out, out, source, spool, hints)
+
+
+def fill(
+    folder: Path,
+    args: argparse.Namespace,
+    source: Source,
+    split: Source | None,
+    transform: Transform,
+    spool: Spool,
+    counts: Sequence[int],
+    shard_samples: int,
+) -> tuple[Index, Index | None]:
+    """Write the shards, and those of the images that are kept out, of which `split` has the last `counts`."""
+    from scalegan.data.held_out import FOLDER
+    from scalegan.data.sources.hold_out import chosen
+    from scalegan.data.writer import fill_folder, sync_folder
+
+    ours, theirs = spool.order(args.seed, 0, counts[0]), spool.order(args.seed, counts[0], counts[-1])
+    if args.hold_out:
+        kept = chosen(spool.labels, spool.tasks if source.unit == "volumes" else range(len(spool)), args.hold_out, args.seed)
+        ours, theirs = ours[~kept[ours]], ours[kept[ours]]
+    (height, width), channels = next(iter(spool.sizes)), next(iter(spool.depths))
+
+    def written(place: Path, order: NDArray[np.int64], details: dict[str, Any]) -> Index:
+        return fill_folder(
+            place, spool.samples(order), shard_samples, height=height, width=width, channels=channels,
+            classes=source.classes, source=_source_name(args.source), licence=args.licence, details=details,
+        )  # fmt: skip
+
+    details = make_details(args, source, transform, spool, ours)
+    if not len(theirs):
+        return written(folder, ours, details), None
+    (folder / FOLDER).mkdir()
+    held_out = written(folder / FOLDER, theirs, make_details(args, split or source, transform, spool, theirs))
+    sync_folder(folder / FOLDER)
+    details.pop("held_out_note", None)
+    return written(folder, ours, details | {"held_out": FOLDER}), held_out
 
 
 def _read_all(source: Source, transform: Transform, workers: int, spool: Spool) -> None:
@@ -222,8 +272,10 @@ def _source_name(path: str) -> str:
     return Path(os.path.abspath(path)).name
 
 
-def make_details(args: argparse.Namespace, source: Source, transform: Transform, spool: Spool) -> dict[str, Any]:
-    """What was done to the images, for whoever finds the shards later."""
+def make_details(
+    args: argparse.Namespace, source: Source, transform: Transform, spool: Spool, order: NDArray[np.int64]
+) -> dict[str, Any]:
+    """What was done to the images of `order`, for whoever finds the shards later."""
     from scalegan.data.sources.volume import held_out_note
 
     details: dict[str, Any] = {"kind": source.kind, "seed": args.seed, **source.details}
@@ -233,17 +285,24 @@ def make_details(args: argparse.Namespace, source: Source, transform: Transform,
         details["window"] = str(transform.window)
     if args.channels:
         details["channels"] = args.channels
+    if args.hold_out:
+        details["hold_out"] = args.hold_out
     if source.unit == "volumes":
-        details["volume_count"] = len(spool.facts)
-        details["volumes"] = spool.facts[:MOST_FACTS]
-        note = held_out_note([facts["taken"] for facts in spool.facts])
+        volumes = [spool.facts[number] for number in sorted({spool.tasks[image] for image in order.tolist()})]
+        details["volume_count"] = len(volumes)
+        details["volumes"] = volumes[:MOST_FACTS]
+        note = held_out_note([facts["taken"] for facts in volumes])
         if note:
             details["held_out_note"] = note
     return details
 
 
-def summary(index: Index, out: Path, source: Source, spool: Spool, hints: list[str]) -> list[str]:
+def summary(
+    args: argparse.Namespace, index: Index, kept_out: Index | None, out: Path, source: Source, spool: Spool, hints: list[str]
+) -> list[str]:
     """Lines to print."""
+    from scalegan.data.held_out import FOLDER
+
     shards = f"{len(index.shards)} shard" + ("s" if len(index.shards) > 1 else "")
     megabytes = sum(shard.bytes for shard in index.shards) / 1e6
     channels = "grey" if index.channels == 1 else "colour"
@@ -256,6 +315,11 @@ def summary(index: Index, out: Path, source: Source, spool: Spool, hints: list[s
         lines.append(f"classes: {', '.join(counted[:20])}{more}")
     else:
         lines.append("classes: none (no labels)")
+    if kept_out is not None:
+        whence = "" if args.hold_out else f" of the {kept_out.details['split']} split"
+        lines.append(
+            f"held out: {kept_out.samples:,} images{whence}, in {out / FOLDER}: runs on these shards are watched by them"
+        )
     told = [name for name in ("split", "axis", "slices", "window", "fit") if index.details.get(name)]
     if told:
         lines.append(", ".join(f"{name}: {index.details[name]}" for name in told))

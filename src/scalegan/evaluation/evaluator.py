@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from scalegan.config import DataConfig
+from scalegan.data.held_out import held_out_of
 from scalegan.data.index import Index, locate, read_index, read_offsets
 from scalegan.errors import UserError
 from scalegan.evaluation import by_lpips
@@ -126,10 +127,10 @@ def check(
 ) -> NDArray[np.int64] | None:
     """The labels of the real images where they are needed. Raises `UserError` for what a metric lacks, before any work."""
     check_counts(config.wanted, config.samples, images.count, width)
-    if "memorisation" in config.wanted and not data.held_out:
+    if "memorisation" in config.wanted and not held_out_of(data.held_out, index):
         raise UserError(
-            "metric memorisation needs images that were never trained on: name their shards by data.held_out "
-            "(`scalegan evaluate`: --held-out)"
+            f"metric memorisation needs images that were never trained on, and {index.root} has none beside it: name their "
+            "shards by data.held_out (`scalegan evaluate`: --held-out)"
         )
     if "ppl" in config.wanted and paths is None:
         raise UserError(
@@ -184,9 +185,10 @@ def real_keeper(suite: Suite, labels: NDArray[np.int64] | None) -> Keep:
 
 def held_out_images(config: EvaluationConfig, index: Index, data: DataConfig) -> Index | None:
     """The held-out images, where there are any and a metric looks at them. Raises `UserError` for those it cannot use."""
-    if not data.held_out or not any(METRICS[name].held_out for name in config.wanted):
+    folder = held_out_of(data.held_out, index)
+    if not folder or not any(METRICS[name].held_out for name in config.wanted):
         return None
-    held_out = read_index(data.held_out)
+    held_out = read_index(folder)
     ours, theirs = ((i.channels, i.height, i.width) for i in (index, held_out))
     if ours != theirs:
         raise UserError(

@@ -44,7 +44,8 @@ class Spool:
 
     def __post_init__(self) -> None:
         self.file = open(self.path, "w+b")  # noqa: SIM115 - closed by __exit__
-        self.starts, self.lengths, self.labels = array("q"), array("q"), array("q")
+        self.starts, self.lengths, self.labels, self.tasks = array("q"), array("q"), array("q"), array("q")
+        self.task = 0
         self.png = bytearray()
         self.sizes: dict[tuple[int, int], str] = {}
         self.depths: dict[int, str] = {}
@@ -68,6 +69,7 @@ class Spool:
         if facts:
             self.facts.append(facts)
         for image in images:
+            self.tasks.append(self.task)
             self.sizes.setdefault((image.height, image.width), image.name)
             self.depths.setdefault(image.channels, image.name)
             self.check_alike()
@@ -78,6 +80,7 @@ class Spool:
             self.counts[image.label] += 1
             self.transparent += image.transparent
             self.file.write(image.data)
+        self.task += 1
 
     def check_alike(self) -> None:
         if len(self.sizes) > 1:
@@ -88,17 +91,17 @@ class Spool:
             shown = " and ".join(f"{names[channels]} ({name})" for channels, name in sorted(self.depths.items()))
             raise UserError(f"both grey and colour images: {shown}: choose with --channels 1 or --channels 3")
 
-    def order(self, seed: int) -> NDArray[np.int64]:
-        """The shuffled order: by uniform numbers of a counter-based generator, the same on every machine."""
-        numbers = np.random.Generator(np.random.Philox(seed)).random(len(self))
-        return np.argsort(numbers, kind="stable").astype(np.int64)
+    def order(self, seed: int, first: int, end: int) -> NDArray[np.int64]:
+        """Images `first` up to `end`, shuffled by uniform numbers of a counter-based generator: alike on every machine."""
+        numbers = np.random.Generator(np.random.Philox(seed)).random(end - first)
+        return first + np.argsort(numbers, kind="stable").astype(np.int64)
 
     def sample(self, number: int) -> Sample:
         data = os.pread(self.file.fileno(), self.lengths[number], self.starts[number])
         suffix: Literal["png", "jpg"] = "png" if self.png[number] else "jpg"
         return Sample(data, suffix, self.labels[number])
 
-    def shuffled(self, seed: int) -> Iterator[Sample]:
+    def samples(self, order: NDArray[np.int64]) -> Iterator[Sample]:
         self.file.flush()
-        for number in self.order(seed).tolist():
+        for number in order.tolist():
             yield self.sample(number)

@@ -95,7 +95,7 @@ def read_layout(request: Request, folder: Path) -> Layout:
     kept = {name: below.split("/", 1)[1] for name, below in rest.items() if "/" in below and below.split("/", 1)[0] in chosen}
     left = len(rest) - len(kept)
     if left:
-        notes.append(f"{left} images outside {' and '.join(chosen)} were left out (--split chooses)")
+        notes.append(f"{left} images outside {' and '.join(chosen)} are not among them (--split chooses)")
     return Layout(kept, prefix, split, tuple(notes))
 
 

@@ -110,7 +110,7 @@ def held_out_note(taken: list[int]) -> str | None:
         return "all images are slices of one volume: there is no held-out part, so scores say how well this volume is imitated"
     return (
         f"slices of one volume look alike: no part of these {len(taken)} volumes is held out; "
-        "for held-out scores keep whole subjects apart and write them as shards of their own"
+        "--hold-out 0.1 keeps whole ones out of the training; where a subject has several, write shards of other subjects"
     )
 
 

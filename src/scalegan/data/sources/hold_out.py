@@ -1,0 +1,67 @@
+"""Images that are kept out of the training: the test split of a source that has one, or a share of its images.
+
+Whole volumes are kept out, as slices of one volume are almost alike, and of each class its share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scalegan.data.sources.base import Request, Source
+from scalegan.data.sources.detect import open_source
+from scalegan.errors import UserError
+
+SPLITS = ("test", "val")
+"""Those that are kept out by themselves, the first that is there."""
+HINT = "--hold-out 0.05 keeps 5 % out of the training, which tells whether the critic knows the others by heart"
+
+
+def other_split(request: Request, source: Source) -> tuple[Source | None, str]:
+    """The images of the test split beside training images that were taken by default, in the same classes; or why not."""
+    if request.split is not None:
+        return None, ""
+    if source.details.get("split") != "train":
+        return None, f"nothing is held out: {HINT}"
+    reasons = []
+    for split in SPLITS:
+        try:
+            found = open_source(replace(request, split=split, classes=source.classes))
+        except UserError as error:
+            reasons.append(str(error))
+            continue
+        if found.count:
+            return found, ""
+        reasons.append(f"--split {split} holds no images of these classes")
+    return None, f"nothing is held out ({'; '.join(reasons)}): {HINT}"
+
+
+def chosen(labels: Sequence[int], units: Sequence[int], share: float, seed: int) -> NDArray[np.bool_]:
+    """Which images [n] are kept out: of the units of each class, such as whole volumes, a share drawn by `seed`.
+
+    `units` says which unit each image is of; all images of a unit have one label. Raises `UserError` where none or all
+    of a class would be kept out.
+
+    >>> int(chosen([0] * 10, range(10), 0.2, seed=0).sum())
+    2
+    """
+    names, first, unit_of = np.unique(np.asarray(units), return_index=True, return_inverse=True)
+    label_of = np.asarray(labels)[first]
+    numbers = np.random.Generator(np.random.Philox([seed, 1])).random(len(names))
+    kept = np.zeros(len(names), bool)
+    for label in np.unique(label_of):
+        places = np.flatnonzero(label_of == label)
+        count = round(share * len(places))
+        if count == len(places):
+            raise UserError(f"--hold-out {share:g} leaves a class of {len(places)} nothing to train on: give a smaller share")
+        kept[places[np.argsort(numbers[places], kind="stable")[len(places) - count :]]] = True
+    if not kept.any():
+        raise UserError(
+            f"--hold-out {share:g} of {len(names)} is none: give a larger share, or leave it out (of each class its share is "
+            "kept out, and of volumes whole ones)"
+        )
+    held: NDArray[np.bool_] = kept[unit_of]
+    return held

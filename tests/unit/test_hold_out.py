@@ -1,0 +1,147 @@
+"""Held-out images: kept beside the shards by `scalegan shards`, and found by every run on them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from opening import photo, run, save, scan, stored
+
+from helpers.runs import configured, metrics
+from helpers.shards import make_shards
+from scalegan import cli
+from scalegan.data.held_out import held_out_of
+from scalegan.data.index import Index, read_index
+from scalegan.data.sources.hold_out import chosen
+from scalegan.errors import UserError
+
+
+def fruits(root: Path, test: str = "Test", classes: tuple[str, ...] = ("Kiwi", "Plum")) -> Path:
+    for split, number, first in (("Training", 8, 0), (test, 3, 500)):
+        for label, name in enumerate(("Kiwi", "Plum") if split == "Training" else classes):
+            for i in range(number):
+                save(root / split / name / f"{i}_100.jpg", photo(first + 100 * label + i))
+    return root
+
+
+def kept(index: Index) -> Index:
+    return read_index(held_out_of("", index))
+
+
+def pictures(index: Index) -> set[bytes]:
+    return {image.tobytes() for image, _ in stored(index)}
+
+
+@pytest.mark.parametrize("name", ["Test", "val"])
+def test_the_other_split_is_kept_beside_the_training_images(tmp_path: Path, name: str) -> None:
+    source = fruits(tmp_path / "fruit", name)
+    index = run(source, tmp_path / "s")
+    held_out = kept(index)
+    assert (index.samples, held_out.samples) == (16, 6)
+    assert held_out.classes == index.classes == ("Kiwi", "Plum")
+    assert held_out.details["split"] == name.lower()
+    assert not pictures(index) & pictures(held_out)
+    alone = run(source, tmp_path / "alone", "--split", "train")
+    assert index.shards == alone.shards  # to the byte what they are without
+    assert kept(index).shards == run(source, tmp_path / "other", "--split", name).shards
+    assert held_out_of("", alone) == ""
+
+
+def test_held_out_labels_are_those_of_the_training(tmp_path: Path) -> None:
+    """Plum, asked for first, is class 0 in both."""
+    held_out = kept(run(fruits(tmp_path / "fruit"), tmp_path / "s", "--classes", "Plum,Kiwi"))
+    plums = {image.tobytes() for image, label in stored(held_out) if label == 0}
+    assert held_out.classes == ("Plum", "Kiwi")
+    assert plums == pictures(run(tmp_path / "fruit", tmp_path / "p", "--classes", "Plum", "--split", "Test"))
+
+
+def test_a_class_without_test_images_holds_nothing_out_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = fruits(tmp_path / "fruit", classes=("Plum",))
+    assert cli.main(["shards", str(source), str(tmp_path / "s")]) == 0
+    assert "has no class 'Kiwi'" in (said := capsys.readouterr().out)
+    assert "note: nothing is held out" in said
+    assert "--hold-out 0.05" in said
+    assert held_out_of("", read_index(tmp_path / "s")) == ""
+
+
+def test_the_summary_says_what_was_held_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["shards", str(fruits(tmp_path / "fruit")), str(tmp_path / "s")]) == 0
+    assert f"held out: 6 images of the test split, in {tmp_path / 's' / 'held_out'}" in capsys.readouterr().out
+    assert cli.main(["shards", str(tmp_path / "fruit"), str(tmp_path / "none"), "--hold-out", "0"]) == 0
+    assert "held out" not in (said := capsys.readouterr().out)
+    assert "6 images outside Training are not among them" in said
+    assert not (tmp_path / "none" / "held_out").exists()
+
+
+def test_a_share_is_held_out_of_every_class(tmp_path: Path) -> None:
+    for name, number in (("kiwi", 40), ("pear", 20)):
+        for i in range(number):
+            save(tmp_path / "fruit" / name / f"{i}.png", photo(1000 * number + i))
+    index = run(tmp_path / "fruit", tmp_path / "s", "--hold-out", "0.1")
+    assert (index.class_counts, kept(index).class_counts) == ((36, 18), (4, 2))
+    whole = run(tmp_path / "fruit", tmp_path / "whole")
+    assert pictures(index) | pictures(kept(index)) == pictures(whole)
+    assert len(pictures(whole)) == 60
+    again, other = (run(tmp_path / "fruit", tmp_path / seed, "--hold-out", "0.1", "--seed", seed) for seed in ("0", "1"))
+    assert again.sha256 == index.sha256
+    assert pictures(kept(other)) != pictures(kept(index))
+
+
+def test_a_share_of_a_source_with_splits_is_of_its_training_images(tmp_path: Path) -> None:
+    index = run(fruits(tmp_path / "fruit"), tmp_path / "s", "--hold-out", "0.25")
+    assert (index.samples, kept(index).samples) == (12, 4)
+    assert pictures(index) | pictures(kept(index)) == pictures(run(tmp_path / "fruit", tmp_path / "t", "--split", "train"))
+
+
+def test_volumes_are_held_out_whole(tmp_path: Path) -> None:
+    nibabel = pytest.importorskip("nibabel")
+    (tmp_path / "scans").mkdir()
+    for number in range(4):
+        slices = np.stack([scan(10 * number + i) for i in range(3 + number)], axis=2).astype(np.int16)
+        nibabel.save(nibabel.Nifti1Image(slices, np.eye(4)), tmp_path / "scans" / f"{number}.nii")
+    options = ("--window", "0,255", "--slices", "0:", "--size", "12x10")
+    index = run(tmp_path / "scans", tmp_path / "s", *options, "--hold-out", "0.25")
+    volume = [fact["taken"] for fact in kept(index).details["volumes"]]
+    assert (len(volume), kept(index).samples, index.details["volume_count"]) == (1, volume[0], 3)
+    assert sum(fact["taken"] for fact in index.details["volumes"]) == index.samples == 3 + 4 + 5 + 6 - volume[0]
+    assert "held_out_note" not in index.details
+    with pytest.raises(UserError, match=r"--hold-out 0.1 of 4 is none: give a larger share"):
+        run(tmp_path / "scans", tmp_path / "none", *options, "--hold-out", "0.1")
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    ("share", "error"),
+    [("1", "--hold-out 1: give a share"), ("-0.1", "--hold-out -0.1: give a share"), ("0.9", "leaves a class of 3 nothing")],
+)
+def test_impossible_shares_are_refused(tmp_path: Path, share: str, error: str) -> None:
+    for i in range(3):
+        save(tmp_path / "a" / f"{i}.png", photo(i))
+    with pytest.raises(UserError, match=error):
+        run(tmp_path, tmp_path / "s", f"--hold-out={share}")
+
+
+def test_units_stay_together() -> None:
+    units = np.repeat(np.arange(20), 5)
+    held_out = chosen(np.repeat([0, 1], 50).tolist(), units.tolist(), 0.3, seed=4)
+    assert set(Counter(units[held_out].tolist()).values()) == {5}
+    assert [int(held_out[:50].sum()), int(held_out[50:].sum())] == [15, 15]
+
+
+def test_an_index_cannot_point_elsewhere(tmp_path: Path) -> None:
+    index = make_shards(tmp_path / "s", 20)
+    index.details["held_out"] = "../other"
+    with pytest.raises(UserError, match="unsafe file name"):
+        held_out_of("", index)
+
+
+def test_every_run_on_such_shards_is_watched_by_them(training, tmp_path: Path) -> None:
+    for i in range(60):
+        save(tmp_path / "fruit" / "ab"[i % 2] / f"{i}.png", photo(i, 16, 16))
+    run(tmp_path / "fruit", tmp_path / "s", "--hold-out", "0.2")
+    for name, asked in (("found", ""), ("none", "none")):
+        training(configured(tmp_path / "s", tmp_path / name, 64, **{"data.held_out": asked}))
+    assert "overfit_gap" in metrics(tmp_path / "found")[-1]
+    assert "overfit_gap" not in metrics(tmp_path / "none")[-1]
