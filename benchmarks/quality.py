@@ -9,8 +9,11 @@
 
 Each training is one `scalegan train`, as long as fits into the time: a short one before it tells images/s, and so how many
 images to ask for, so that schedules end where the training does. The seconds in the table are those that it really took, from
-the start of the process to its last step, with sample grids and checkpoints; the evaluation after that is not in them. What
-has been measured before, at the same commit and with the same settings, is skipped unless --again: a benchmark that was
+the start of the process to its last step, with sample grids and checkpoints; the evaluation after that is not in them. The
+recipe `refined` is two trainings, the small preset for 0.6 of the time and then its generator against a new critic on learnt
+features (`--init_from`): seconds and images of both count, images/s is that of the second, which options after `--` are for.
+
+What has been measured before, at the same commit and with the same settings, is skipped unless --again: a benchmark that was
 stopped goes on by the same command. Figures are appended to benchmarks/out/quality.jsonl, and the last grid of each run is kept
 beside the real one, with the samples that are nearest to training images and with random ones above the training images
 nearest to them, in benchmarks/out/grids.
@@ -25,6 +28,8 @@ import shutil
 import statistics
 import sys
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +41,8 @@ from quality_table import HEAD, ON_GPU, TASKS, report, row, shards_of
 FIGURES = common.OUT / "quality.jsonl"
 WARM_UP = 128
 """Images that tell nothing of the speed, two steps at least."""
+SLOWER = 2048
+"""Images that tell the speed of recipes which may be much slower than the small presets and the references."""
 SPARE = 0.03
 """Share of the time that is kept for sample grids, checkpoints, and a machine that slows down."""
 
@@ -49,6 +56,12 @@ R3GAN = (
     "--model.critic_width=32", "--model.critic_max_width=128", "--model.blocks=1", "--loss.name=relativistic",
     "--loss.r1_gamma=0.5", "--loss.r2_gamma=0.5", "--loss.penalty_every=1", "--optim.betas_g=[0.0,0.99]",
 )  # fmt: skip
+PROJECTED = (
+    *OTHER_FAMILY, "--model.critic_family=projected", "--model.critic_width=16", "--model.critic_max_width=64",
+    "--model.backbone_size=96", "--model.norm_group=8", *HINGE, "--optim.lr_d=5e-4",
+)  # fmt: skip
+VARIED = ("--loss.diversity_weight=2", "--loss.diversity_limit=0.3")
+"""Against one picture a class, of which the critic `projected` is content."""
 RECIPES: dict[str, tuple[str, ...]] = {
     "small": (),
     "half": ("--model.width=16", "--model.max_width=128", "--model.critic_width=16", "--model.critic_max_width=128"),
@@ -56,18 +69,21 @@ RECIPES: dict[str, tuple[str, ...]] = {
     "diffaugment": ("--augment.pipe=diffaugment",),
     "resnet": (*OTHER_FAMILY, "--model.family=resnet", "--model.width=32", "--model.critic_width=32", *HINGE, *SLOW),
     "fastgan": (*OTHER_FAMILY, "--model.family=fastgan", "--model.width=16", "--model.critic_width=16", *HINGE, *SLOW),
-    "projected": (
-        *OTHER_FAMILY, "--model.critic_family=projected", "--model.critic_width=16", "--model.critic_max_width=64",
-        "--model.backbone_size=96", "--model.norm_group=8", *HINGE, "--optim.lr_d=5e-4",
-    ),
+    "projected": PROJECTED,
     "stylegan2": (
         *OTHER_FAMILY, "--model.family=stylegan2", "--model.norm_group=0", "--model.max_width=128",
         "--model.critic_max_width=128", "--model.map_layers=2", "--model.std_group=4", "--model.mixing=0",
         "--optim.betas_g=[0.0,0.99]",
     ),
     "r3gan": R3GAN,
+    "refined": (
+        *PROJECTED, "--train.batch=8", "--augment.brightness=0", "--augment.shift=0.05",
+        "--optim.lr_g=3e-4",
+    ),
 }  # fmt: skip
 """Options of `scalegan train` that make another recipe of a small preset, or of the references."""
+REFINED = 0.4
+"""Share of the time of `refined` that its second training has."""
 REFERENCES = ("dcgan", "diffaugment")
 """Recipes of the preset that `Task.reference` names: as it is, and with differentiable augmentation (Zhao et al. 2020)."""
 
@@ -128,43 +144,81 @@ def device_name(device: str) -> str:
     return torch.cuda.get_device_name()
 
 
+@dataclass(frozen=True)
+class Training:
+    """One `scalegan train` that has ended."""
+
+    run_dir: Path
+    seconds: float
+    """From the start of its process to its last step."""
+    images: int
+    images_per_s: float
+    tried: float
+    """Images per second of the short training before it."""
+    done: common.Done
+    memory_mb: float
+
+
 def measure(name: str, recipe: str, seed: int, minutes: float, threads: int, options: list[str], device: str) -> dict[str, Any]:
     """Train for `minutes`, evaluate, keep the grids."""
+    task = (TASKS | ON_GPU)[name]
+    way = f"{name}-{recipe}-seed{seed}"
+    if options or minutes != task.minutes:
+        way += "-" + hashlib.sha256(json.dumps([minutes, options]).encode()).hexdigest()[:6]
+    common_options = (f"--train.device={device}", f"--train.seed={seed}")
+    if recipe == "refined":
+        first = train(name, "small", (1 - REFINED) * minutes, threads, common_options, f"{way}-first")
+        begin = (f"--init_from={first.run_dir}", "--init_networks=generator")
+        more = (*common_options, *begin, *(VARIED if task.classifier else ()), *options)
+        trainings = [first, train(name, recipe, REFINED * minutes, threads, more, way)]
+    else:
+        trainings = [train(name, recipe, minutes, threads, (*common_options, *options), way)]
+    last = trainings[-1]
+    record = common.read_jsonl(last.run_dir / "evaluations.jsonl")[-1]
+    images_seen = sum(training.images for training in trainings)
+    return {
+        "seconds": round(sum(training.seconds for training in trainings), 1),
+        "images_seen": images_seen,
+        "images_per_s": round(last.images_per_s, 1),
+        "tried_images_per_s": round(last.tried, 1),
+        "memory_mb": round(max(training.done.memory_mb for training in trainings)),
+        "training_memory_mb": round(max(training.memory_mb for training in trainings)),
+        "command_seconds": round(sum(training.done.seconds for training in trainings), 1),
+        "precision": yaml.safe_load((last.run_dir / "config.yaml").read_text())["train"]["precision"],
+        "evaluation": record | judged(name, last.run_dir, threads),
+        "grid": str(keep_grids(last.run_dir, way, last.images).relative_to(common.REPO)),
+    }
+
+
+def train(name: str, recipe: str, minutes: float, threads: int, options: Sequence[str], way: str) -> Training:
+    """As many images as fit into `minutes`, by the preset and the recipe."""
     from scalegan import settings
 
     task = (TASKS | ON_GPU)[name]
     preset = task.reference if recipe in REFERENCES else task.preset
     asked = [
-        f"--config={preset}", f"--data.path={common.shards(shards_of(name))}", f"--train.device={device}", "--log.wandb=off",
-        "--evaluation.every=0", "--evaluation.extractor=lite0", f"--evaluation.samples={task.generated}",
-        f"--evaluation.real={task.real}", f"--train.seed={seed}", *task.options, *RECIPES[recipe], *options,
+        f"--config={preset}", f"--data.path={common.shards(shards_of(name))}", "--log.wandb=off", "--evaluation.every=0",
+        "--evaluation.extractor=lite0", f"--evaluation.samples={task.generated}", f"--evaluation.real={task.real}",
+        *task.options, *RECIPES[recipe], *options,
     ]  # fmt: skip
-    config = settings.parse(asked).config
-    batch = config.train.batch
-    rate, start_up = try_out(name, asked, batch, task.dry_images, threads)
+    batch = settings.parse(asked).config.train.batch
+    timed = task.dry_images if recipe in ("small", *REFERENCES) else min(task.dry_images, SLOWER)
+    rate, start_up = try_out(name, asked, batch, timed, threads)
     images = max(1, int((60 * minutes - start_up) * rate * (1 - SPARE) / batch)) * batch
 
-    way = f"{name}-{recipe}-seed{seed}"
-    if options or minutes != task.minutes:
-        way += "-" + hashlib.sha256(json.dumps([minutes, options]).encode()).hexdigest()[:6]
     run_dir = fresh(common.OUT / "runs" / way)
     began = time.time()
     done = common.run([*common.scalegan("train"), *asked, f"--run={run_dir}", f"--train.images={images}"], threads)
     timing = common.timing(run_dir, images)
-    record = common.read_jsonl(run_dir / "evaluations.jsonl")[-1]
-    seconds = started(run_dir) - began + timing[-1]["seconds"]
-    return {
-        "seconds": round(seconds, 1),
-        "images_seen": record["images_seen"],
-        "images_per_s": round(statistics.median(line["images_per_s"] for line in timing), 1),
-        "tried_images_per_s": round(rate, 1),
-        "memory_mb": round(done.memory_mb),
-        "training_memory_mb": round(timing[-1]["memory_mb"]),
-        "command_seconds": round(done.seconds, 1),
-        "precision": yaml.safe_load((run_dir / "config.yaml").read_text())["train"]["precision"],
-        "evaluation": record | judged(name, run_dir, threads),
-        "grid": str(keep_grids(run_dir, way, record["images_seen"]).relative_to(common.REPO)),
-    }
+    return Training(
+        run_dir,
+        seconds=started(run_dir) - began + timing[-1]["seconds"],
+        images=images,
+        images_per_s=statistics.median(line["images_per_s"] for line in timing),
+        tried=rate,
+        done=done,
+        memory_mb=timing[-1]["memory_mb"],
+    )
 
 
 def judged(name: str, run_dir: Path, threads: int) -> dict[str, Any]:

@@ -57,7 +57,7 @@ class DataConfig:
 
 DIFFERENCES = ("wasserstein", "relativistic")
 """Losses in which only differences of logits mean anything."""
-WEIGHTS = ("r1_gamma", "r2_gamma", "gp_weight", "class_weight", "reconstruction_weight", "path_weight")
+WEIGHTS = ("r1_gamma", "r2_gamma", "gp_weight", "class_weight", "reconstruction_weight", "path_weight", "diversity_weight")
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,12 @@ class LossConfig:
     """Weight of the loss of an auxiliary classifier (`model.class_head classifier`), for critic and generator."""
     reconstruction_weight: float = 1.0
     """Weight of the error with which a `fastgan` critic paints real images from its own features."""
+    diversity_weight: float = 0.0
+    """Weight of the generator's reward for two samples of one class that differ, in proportion to their latents (Yang et al.
+    2019, eq. 2): against one picture a class. 0 is off."""
+    diversity_limit: float = 0.2
+    """Difference from which on more earns nothing: mean |image - image| over mean |z - z|. Of real images of one class it is
+    about 0.9 times their own mean |image - image|, pixels running from -1 to 1."""
     path_weight: float = 0.0
     """Weight of the path length penalty (Karras et al. 2020, eq. 4; theirs is 2): steps in the intermediate latents are to
     change images by the same amount everywhere; model.family stylegan2 only. 0 is off."""
@@ -99,6 +105,7 @@ class LossConfig:
             require(getattr(self, name) >= 0, f"loss.{name} is {getattr(self, name)}: give 0 or more")
         for name in ("penalty_every", "path_every"):
             require(getattr(self, name) >= 1, f"loss.{name} is {getattr(self, name)}: give at least 1")
+        require(self.diversity_limit > 0, f"loss.diversity_limit is {self.diversity_limit}: give more than 0")
         require(0 < self.path_decay <= 1, f"loss.path_decay is {self.path_decay}: give a share above 0, up to 1")
         require(0 < self.penalty_step <= 1, f"loss.penalty_step is {self.penalty_step}: give a number above 0, up to 1")
         require(

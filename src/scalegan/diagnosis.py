@@ -15,7 +15,7 @@ from statistics import median
 from typing import Any
 
 from scalegan.config import DIFFERENCES, Config
-from scalegan.remedies import classes_later, keep_up, more_augmentation, more_penalty, rates, smaller
+from scalegan.remedies import keep_up, more_augmentation, more_penalty, rates, smaller, variety_in_class
 from scalegan.settings import read_config
 from scalegan.tracking import read_lines
 
@@ -229,7 +229,7 @@ def collapse(record: Record) -> Verdict | None:
     evidence.append(f"the {last['samples']} samples are nearest to {copies} of {last['compared']} training images")
     cause = keep_up(record.config) if fooled else f"{more_penalty(record.config)}; {rates(record.config, 0.5, 0.5)}"
     if only_in_class(last):
-        cause = f"{classes_later(record.config)}; {cause}"
+        cause = f"{variety_in_class(record.config)}; {cause}"
     return Verdict(
         COLLAPSE,
         f"Yes, mode collapse: other latents give (nearly) the same pictures{' of each class' * only_in_class(last)}.",

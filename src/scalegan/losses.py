@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 from torch.nn.functional import relu, softplus
@@ -121,6 +122,23 @@ def gradient_penalty(steepness: Tensor, weight: float, centre: float) -> Tensor:
     """weight E (|d logit / d image| - centre)^2 at mixed images (Gulrajani et al. 2017, eq. 3, with centre 1)."""
     tiny = 1e-12  # the root of an exact 0 has no slope
     return weight * ((steepness + tiny).sqrt() - centre).square().mean()
+
+
+class Diversity(NamedTuple):
+    reward: Tensor
+    """[] mean of min(|G(z1, y) - G(z2, y)| / |z1 - z2|, limit)."""
+    mean: Tensor
+    """[] the same without a limit."""
+
+
+def diversity(images: Tensor, others: Tensor, latents: Tensor, other_latents: Tensor, limit: float) -> Diversity:
+    """How much samples of the same class differ, in proportion to their latents (Yang et al. 2019, eq. 2).
+
+    images and others [N, C, H, W] in [-1, 1], made from latents and other_latents [N, z_dim]; both distances are means of
+    absolute differences. The generator is to maximise it, up to the limit.
+    """
+    apart = (images - others).abs().flatten(1).mean(1) / (latents - other_latents).abs().mean(1)
+    return Diversity(apart.clamp(max=limit).mean(), apart.mean())
 
 
 def path_length(steepness: Tensor, typical: Tensor, weight: float) -> tuple[Tensor, Tensor]:

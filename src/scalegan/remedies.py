@@ -8,8 +8,13 @@ OFTEN = 0.8
 """Probability from about which on the generator learns augmentations too."""
 
 
+def variety_in_class(config: Config) -> str:
+    """Against one picture a class: a reward for others (Yang et al. 2019), or classes that come in later."""
+    return f"{'' if config.loss.diversity_weight else '--loss.diversity_weight 5, or '}{classes_later(config)}"
+
+
 def classes_later(config: Config) -> str:
-    """Against one picture a class (Shahbazi et al. 2022): what the classes share is learnt first."""
+    """What the classes share is learnt first (Shahbazi et al. 2022)."""
     if config.model.ramped:
         return f"--model.class_ramp {2 * max(config.model.class_start, config.model.class_ramp)}"
     images = config.train.images // 10

@@ -26,7 +26,7 @@ class Statistics:
 
     NAMES = (
         "loss/D", "loss/G", "logits/real", "logits/fake", "accuracy/real", "accuracy/fake", "sign/real",
-        "r1", "r2", "gp", "path", "path_length", "class/D", "class/G", "reconstruction/D",
+        "r1", "r2", "gp", "path", "path_length", "diversity/G", "class/D", "class/G", "reconstruction/D",
         "grad_norm/D", "grad_norm/G", "skipped/D", "skipped/G",
     )  # fmt: skip
 
@@ -97,7 +97,9 @@ class Statistics:
     def restore(self, state: dict[str, Tensor], rank: int, processes: int) -> None:
         """Each process takes its own sums; where their number has changed, each the mean, which has the same total."""
         sums = state["sums"]
-        self.sums.copy_(sums[rank] if len(sums) == processes else sums.mean(0))
-        self.counts.copy_(state["counts"])
+        # Older checkpoints have no diversity of the generator.
+        there = [name != "diversity/G" or sums.shape[1] == len(self.NAMES) for name in self.NAMES]
+        self.sums[there] = (sums[rank] if len(sums) == processes else sums.mean(0)).to(self.sums)
+        self.counts[there] = state["counts"]
         self.row.copy_(state["row"])
         self.longest.copy_(state.get("longest", state["row"]))  # which older checkpoints have not

@@ -22,7 +22,7 @@ from scalegan.models import build_discriminator, build_generator, place
 from scalegan.models.conditions import set_strength
 from scalegan.models.layers import average_running_statistics
 from scalegan.models.stages import freeze
-from scalegan.paths import Maker
+from scalegan.paths import Fakes, Maker
 from scalegan.pixels import normalise
 from scalegan.statistics import Values
 
@@ -145,7 +145,7 @@ class Game:
             first = self.draws.first(images_seen, round_)
             labels = real.labels if self.loss.paired else self.draws.labels("g", first)
             with self._reduced_in_last(round_, self.generator):
-                fakes = self.generator(self.draws.latents("g", first), labels, penalised)
+                fakes, varied = self._make(first, labels, penalised)
                 scores = self.bare_critic(fakes.images, labels, self.draws.views("g", first, self.probability(now)))
                 logits = [scores.logits]
                 if self.loss.paired:
@@ -155,7 +155,10 @@ class Game:
                 adversarial = self.loss.generator(*logits)
                 auxiliary = {n: v for n, v in self._auxiliary(scores, now).items() if losses.AUXILIARY[n].generator}
                 loss = adversarial + sum(auxiliary.values())
-                if penalised:
+                if varied is not None:
+                    loss = loss - config.diversity_weight * varied.reward
+                    values.add({"diversity/G": varied.mean})
+                if fakes.steepness is not None:
                     path, lengths = losses.path_length(fakes.steepness, self.maker.typical, now.penalty * config.path_weight)
                     loss = loss + config.path_every * path
                     values.add({"path": path, "path_length": lengths.mean()})
@@ -168,6 +171,18 @@ class Game:
         norm, skipped = self._step(self.opt_g, self.generator, self.config.optim.lr_g * now.rate, now.betas_g)
         values.add({"grad_norm/G": norm, "skipped/G": skipped})
         return values
+
+    def _make(self, first: int, labels: Tensor, penalised: bool) -> tuple[Fakes, losses.Diversity | None]:
+        """The fakes of a generator step, and how they differ from second ones of their classes where that is rewarded."""
+        latents, config = self.draws.latents("g", first), self.config.loss
+        if not config.diversity_weight:
+            return self.generator(latents, labels, penalised), None
+        others = self.draws.latents("other", first)
+        # In pairs, so that images that are normalised together are the same ones on any number of processes.
+        both = torch.stack([latents, others], dim=1).flatten(0, 1)
+        fakes: Fakes = self.generator(both, labels.repeat_interleave(2), penalised)
+        images, twins = fakes.images[::2], fakes.images[1::2]
+        return fakes._replace(images=images), losses.diversity(images, twins, latents, others, config.diversity_limit)
 
     def _auxiliary(self, scores: Scores, now: schedules.Scheduled) -> dict[str, Tensor]:
         """Weighted mean of each further loss of the discriminator, at the images of `scores`."""

@@ -41,6 +41,8 @@ CASES = {
     "biggan": {"model__family": "biggan", "model__attention": 8} | R1,
     "biggan, classifier, rounds": {"model__family": "biggan", "model__attention": 8, "model__critic_norm": "none"}
     | {"model__conditional": "true", "model__class_head": "classifier", "train__accumulate": 2},
+    "diversity, conditional": PLAIN | {"model__conditional": "true", "loss__diversity_weight": 5.0},
+    "diversity, rounds": PLAIN | {"loss__diversity_weight": 5.0, "train__accumulate": 2},
     "rounds": PLAIN | {"train__accumulate": 2},
     "rounds, r1, augmented": PLAIN | R1 | AUGMENTED | {"train__accumulate": 2},
     "stylegan2, r1, paths, conditional": STYLEGAN2 | R1 | {"model__conditional": "true"},

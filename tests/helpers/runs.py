@@ -37,6 +37,7 @@ FULL = {
     "model.conditional": "true",
     "loss.r1_gamma": 0.5,
     "loss.penalty_every": 2,
+    "loss.diversity_weight": 1.0,
     "augment.brightness": 0.5,
     "augment.shift": 0.125,
     "augment.mirror": "true",

@@ -95,3 +95,21 @@ def test_the_gradient_penalty_has_a_finite_slope_at_a_flat_critic():
     steepness = torch.zeros(4, requires_grad=True)
     (slope,) = torch.autograd.grad(losses.gradient_penalty(steepness, 10.0, 1.0), steepness)
     assert torch.isfinite(slope).all()
+
+
+def test_diversity_is_the_difference_of_images_over_that_of_latents_up_to_a_limit():
+    images, others = torch.tensor([[[[0.5, -0.5]]], [[[1.0, 1.0]]]]), torch.tensor([[[[0.0, 0.0]]], [[[-1.0, 1.0]]]])
+    latents, other_latents = torch.tensor([[1.0, 0.0], [0.0, 0.0]]), torch.tensor([[0.0, 1.0], [3.0, 1.0]])
+    found = losses.diversity(images, others, latents, other_latents, limit=10.0)
+    assert (found.reward.item(), found.mean.item()) == (pytest.approx(0.5), pytest.approx(0.5))
+    limited = losses.diversity(images, others, latents, other_latents, limit=0.2)
+    assert (limited.reward.item(), limited.mean.item()) == (pytest.approx(0.2), pytest.approx(0.5))
+
+
+def test_diversity_beyond_the_limit_earns_nothing_more():
+    images = torch.full((2, 1, 1, 1), 0.1)
+    images[1] = 0.9
+    images.requires_grad_(True)
+    zeros, latents = torch.zeros(2, 1, 1, 1), torch.ones(2, 3)
+    (slope,) = torch.autograd.grad(losses.diversity(images, zeros, latents, 0 * latents, limit=0.5).reward, images)
+    assert slope.flatten().tolist() == [0.5, 0.0]

@@ -148,6 +148,17 @@ def test_a_state_of_before_the_longest_row_was_kept_is_taken_up():
     assert again.read()[1] == 1
 
 
+def test_a_state_of_before_diversity_was_rewarded_is_taken_up():
+    kept, again, place = make(), make(), Statistics.NAMES.index("diversity/G")
+    add(kept, 1)
+    state, expected = kept.state(), kept.read()
+    state["sums"], state["counts"] = (
+        torch.cat([state[name][..., :place], state[name][..., place + 1 :]], dim=-1) for name in ("sums", "counts")
+    )
+    again.restore(state, 0, 1)
+    assert again.read() == expected
+
+
 def test_a_saved_state_stays_as_it_was_saved():
     kept = make()
     add(kept, 1)

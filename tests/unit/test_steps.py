@@ -338,11 +338,31 @@ def test_rounds_make_no_difference_to_path_lengths() -> None:
     assert_same(found[1][1], found[0][1])  # type: ignore[arg-type]
 
 
+def test_the_reward_for_diversity_is_that_of_the_textbook() -> None:
+    """Samples and second ones of their classes are made in one batch, which batch norm looks at."""
+    game, real = make_game(loss__diversity_weight=3.0, loss__diversity_limit=0.038), real_batch()
+    game.bare_generator.train()
+    labels, latents, others = game.draws.labels("g", 0), game.draws.latents("g", 0), game.draws.latents("other", 0)
+    both = torch.cat([torch.stack(pair) for pair in zip(latents, others, strict=True)])
+    made = game.bare_generator(both, torch.stack([labels, labels], 1).flatten())
+    images, twins = made[0::2], made[1::2]
+    apart = (images - twins).abs().mean((1, 2, 3)) / (latents - others).abs().mean(1)
+    assert 0 < (apart > 0.038).sum() < BATCH
+    logits = game.bare_critic(images, labels, game.draws.views("g", 0, 0.7)).logits
+    loss = softplus(-logits).mean() - 3 * torch.minimum(apart, torch.tensor(0.038)).mean()
+    expected = list(torch.autograd.grad(loss, list(game.bare_generator.parameters())))
+    values = game.generator_step([real], 0).means()
+    assert_same([p.grad for p in game.bare_generator.parameters()], expected)  # type: ignore[misc]
+    assert values["diversity/G"].item() == pytest.approx(apart.mean().item(), rel=1e-4)
+    assert values["loss/G"].item() == pytest.approx(softplus(-logits).mean().item(), rel=1e-4)
+
+
 @pytest.mark.parametrize("options", [
     {"model__class_head": "classifier", "loss__r1_gamma": 1.0, "loss__r2_gamma": 1.0, "loss__gp_weight": 1.0},
     {"model__critic_family": "fastgan", "model__critic_norm": "spectral", "model__init": "dcgan", "loss__name": "relativistic"},
     STYLEGAN2,
-], ids=["classifier, penalties", "reconstruction", "path lengths"])  # fmt: skip
+    {"loss__diversity_weight": 1.0},
+], ids=["classifier, penalties", "reconstruction", "path lengths", "diversity"])  # fmt: skip
 def test_what_the_steps_report_stands_in_the_metrics(options: dict[str, Any]) -> None:
     game, real = make_game(**options), real_batch()
     reported = {name for step in (game.discriminator_step, game.generator_step) for name in step([real], 0).means()}
