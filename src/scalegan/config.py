@@ -296,11 +296,12 @@ class Config:
                 f"try --train.batch {near}"
             )
         group, share = self.model.norm_group, batch // parts
-        if group and share % group and (rounds > 1 or batch % group or group % share):
-            raise UserError(
-                f"model.norm_group {group} does not fit the {share} images of a round on each of {processes} processes "
-                f"(train.batch {batch}, train.accumulate {rounds}): try --model.norm_group {share}, or 0 for the whole batch"
-            )
+        for made in (share, 2 * share) if self.loss.diversity_weight else (share,):  # two of each, where they are to differ
+            if group and made % group and (rounds > 1 or made * parts % group or group % made):
+                raise UserError(
+                    f"model.norm_group {group} does not fit the {made} images of a round on each of {processes} processes "
+                    f"(train.batch {batch}, train.accumulate {rounds}): try --model.norm_group {share}, or 0 for all images"
+                )
         spread = self.model.std_group if self.model.critic == "stylegan2" and not self.model.discriminator else 0
         if spread and share % spread:
             fits = [s for s in range(2, share + 1) if share % s == 0]

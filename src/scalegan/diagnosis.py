@@ -329,7 +329,7 @@ def accuracy(record: Record) -> str:
 
 
 def finite(lines: Lines, name: str) -> list[float]:
-    """Those there are: a step that was skipped leaves a line without a mean, and `data.held_out` may be new to a run."""
+    """Those there are: a step that was skipped leaves a line without a mean, and held-out images may be new to a run."""
     return [float(line[name]) for line in lines if line.get(name) is not None]
 
 

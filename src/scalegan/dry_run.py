@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from scalegan import checkpoint, figures, launcher, run, sampling, start
 from scalegan.config import Config
+from scalegan.data.held_out import held_out_of
 from scalegan.data.index import Index, read_index
 from scalegan.data.loader import Batch, batches
 from scalegan.data.order import make_order
@@ -30,6 +31,7 @@ from scalegan.draws import DataFacts
 from scalegan.evaluation.features import Extractor, load_extractor, to_download
 from scalegan.evaluation.names import METRICS
 from scalegan.evaluation.team import Team
+from scalegan.probe import make_probe
 from scalegan.statistics import Statistics
 from scalegan.status import human_time
 from scalegan.steps import Game
@@ -54,6 +56,8 @@ class Measured:
     step: float = 0.0
     waited: float = 0.0
     """Of `step`, for data."""
+    probe: float = 0.0
+    """To score held-out images beside others, as at each line of metrics; 0 where there are none."""
     drawing: float = 0.0
     """To make one image."""
     features: float = 0.0
@@ -125,6 +129,11 @@ def measure(config: Config, index: Index, accelerator: Accelerator, game: Game) 
         measured.step = take(measured.steps) / measured.steps
         measured.waited /= measured.steps
         measured.grid = grid_bytes(reals, min(config.log.grid, index.samples), config.log.grid)
+    if (probe := make_probe(index, game)) is not None:
+        synchronise(device)
+        began = time.perf_counter()
+        probe.measure()
+        measured.probe = time.perf_counter() - began
     measured.drawing, images = draw(config, index, game)
     measured.features = time_features(extractor, images) if extractor else 0.0
     measured.checkpoint = checkpoint_bytes(game)
@@ -209,7 +218,8 @@ def report(config: Config, index: Index, accelerator: Accelerator, game: Game, m
             f"{measured.step:.3g} s a step{waits}, {pace:,.0f} images/s ({machine})"
         ),
     )
-    training = remaining * measured.step
+    looks = times(config.log.every, train.images - done, train.batch, done) if remaining else 0
+    training = remaining * measured.step + looks * measured.probe
     evaluations = times(config.evaluation.every, train.images - done, train.batch, done) if remaining else 1
     evaluating = evaluation_seconds(config, index, evaluations, measured) / processes
     untimed = f" without their features (the start of the run downloads {measured.download})" if measured.download else ""
@@ -253,6 +263,9 @@ def evaluation_seconds(config: Config, index: Index, evaluations: int, measured:
     real = config.evaluation.real or index.samples
     if any(METRICS[name].features for name in config.evaluation.wanted):
         real *= evaluations
+    folder = held_out_of(config.data.held_out, index)
+    if folder and any(METRICS[name].held_out for name in config.evaluation.wanted):
+        real += evaluations * read_index(folder).samples
     return real * measured.features + evaluations * config.evaluation.samples * (measured.drawing + measured.features)
 
 

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from scalegan.data.held_out import held_out_of, read_held_out
 from scalegan.data.index import Index
 from scalegan.data.loader import Batch, open_reader
 from scalegan.data.order import PROBED, draw, permute
@@ -39,9 +40,9 @@ class Probe:
         self.places = np.arange(passes)[:, None] * together + first + np.arange(game.draws.count)
         """int64 [passes, count]: which of all images are ours."""
         with closing(open_reader(index, data, device)) as reader:
-            self.train = [reader.read(chosen(row, index.samples)) for row in self.places]
+            self.train = [reader.read(chosen(row, pool(index))) for row in self.places]
         with closing(open_reader(held_out, replace(data, path=held_out.root), device)) as reader:
-            self.held_out = [reader.read(chosen(row, held_out.samples)) for row in self.places]
+            self.held_out = [reader.read(chosen(row, pool(held_out))) for row in self.places]
 
     def measure(self) -> dict[str, float]:
         """Mean logits, accuracies and the overfit gap, the same on every process. Collective; waits for the device."""
@@ -73,8 +74,23 @@ class Probe:
         return real, unseen, criticise(fakes, train.labels, None).logits
 
 
+def make_probe(index: Index, game: Game) -> Probe | None:
+    """None where no image was held out. Raises `UserError`."""
+    data = game.config.data
+    held_out = held_out_of(data.held_out, index)
+    return Probe(index, read_held_out(held_out, index, compare=data.on_error == "fail"), game) if held_out else None
+
+
+def pool(index: Index) -> int:
+    """Images of the first shards, as many as hold enough: so that shards far away are not all fetched for some images each.
+
+    What `scalegan shards` wrote is shuffled, so they are like the rest.
+    """
+    return int(index.starts[np.searchsorted(index.starts, min(MOST, index.samples))])
+
+
 def chosen(places: NDArray[np.int64], samples: int) -> NDArray[np.int64]:
-    """Which of `samples` images stand at `places`: a fixed permutation, over and over, so that sorted shards are mixed."""
+    """Which of `samples` images stand at `places`: a fixed permutation, over and over."""
     return permute(places % samples, samples, samples, draw(0, PROBED))
 
 

@@ -10,7 +10,7 @@ OFTEN = 0.8
 
 def variety_in_class(config: Config) -> str:
     """Against one picture a class: a reward for others (Yang et al. 2019), or classes that come in later."""
-    return f"{'' if config.loss.diversity_weight else '--loss.diversity_weight 5, or '}{classes_later(config)}"
+    return f"{'' if config.loss.diversity_weight else '--loss.diversity_weight 2, or '}{classes_later(config)}"
 
 
 def classes_later(config: Config) -> str:

@@ -107,7 +107,9 @@ def check(run_dir: Path, config: Config, data_sha256: str) -> list[str]:
 
     Raises `UserError` with the difference where the folder is the run of another configuration.
     """
-    changed = [name.removeprefix("config.") for name in differences(_before(run_dir), _identity(config, data_sha256))]
+    # A field that is newer than the run was then what it is by default now.
+    before = flatten(_identity(Config(), data_sha256)) | flatten(_before(run_dir))
+    changed = [name.removeprefix("config.") for name in differences(before, _identity(config, data_sha256))]
     if not (run_dir / IDENTITY).is_file() or not changed:
         return []
     fixed = [name for name in changed if not name.startswith(MAY_CHANGE)]

@@ -275,11 +275,12 @@ class Game:
         if self.accelerator.num_processes == 1:
             return
         buffers = [(b, b.clone()) for network in (self.bare_generator, self.bare_critic) for b in network.buffers()]
-        labels = torch.zeros(self.draws.count, dtype=torch.int64, device=self.accelerator.device)
-        latents = torch.zeros(self.draws.count, self.config.model.z_dim, device=self.accelerator.device)
-        fakes = self.generator(latents, labels).images
+        count = self.draws.count
+        made = 2 * count if self.config.loss.diversity_weight else count
+        labels = torch.zeros(made, dtype=torch.int64, device=self.accelerator.device)
+        fakes = self.generator(torch.zeros(made, self.config.model.z_dim, device=self.accelerator.device), labels).images
         (fakes.sum() * 0).backward()
-        scores = self.critic(fakes.detach(), labels, None)
+        scores = self.critic(fakes.detach()[:count], labels[:count], None)
         (sum(part.sum() for part in (scores.logits, *scores.auxiliary.values())) * 0).backward()
         self.opt_g.zero_grad()
         self.opt_d.zero_grad()

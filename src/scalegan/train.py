@@ -129,7 +129,12 @@ def check_data(config: Config, index: Index) -> None:
             "evaluation.metrics"
         )
     if held_out := held_out_of(config.data.held_out, index):
-        read_held_out(held_out, index)
+        read_held_out(held_out, index, compare=config.data.on_error == "fail")
+    elif "memorisation" in config.evaluation.wanted:
+        raise UserError(
+            f"metric memorisation needs images that were never trained on, and {path} has none beside it: name their shards, "
+            "--data.held_out FOLDER, or take it out of evaluation.metrics"
+        )
 
 
 if __name__ == "__main__":

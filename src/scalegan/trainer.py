@@ -18,14 +18,13 @@ from accelerate import Accelerator
 from scalegan import best, checkpoint, power, run, schedules, start
 from scalegan.background import Saver
 from scalegan.config import Config
-from scalegan.data.held_out import held_out_of, read_held_out
 from scalegan.data.index import Index, is_remote
 from scalegan.data.loader import Batch, batches
 from scalegan.distributed import from_all, from_main
 from scalegan.draws import DataFacts
 from scalegan.errors import UserError
 from scalegan.outputs import Outputs
-from scalegan.probe import Probe
+from scalegan.probe import make_probe
 from scalegan.signals import StopNotice
 from scalegan.statistics import Statistics
 from scalegan.steps import Game
@@ -64,8 +63,7 @@ class Trainer:
         self.done: dict[str, int] = {}  # what was made last at how many images
         self.game.prime()
         wandb_id = self.resume()
-        held_out = held_out_of(config.data.held_out, index)
-        self.probe = Probe(index, read_held_out(held_out, index), self.game) if held_out else None
+        self.probe = make_probe(index, self.game)
         if accelerator.is_main_process:
             checkpoint.cut_snapshots(self.run_dir, self.clock.images_seen)
         self.outputs = Outputs(config, accelerator, index, self.clock.images_seen, wandb_id, self.group)

@@ -330,7 +330,9 @@ class Trial:
         for name, value in (first | means).items():
             if not math.isfinite(value):
                 raise Fault(f"{name} is {value}")
-        penalties = "".join(f", {name} {first[name]:.3g}" for name in ("r1", "r2", "gp", "path") if name in first)
+        penalties = "".join(
+            f", {name} {first[name]:.3g}" for name in ("r1", "r2", "gp", "path", "diversity/G") if name in first
+        )
         return f"loss {means[f'loss/{letter}']:.3g}, gradient norm {means[f'grad_norm/{letter}']:.3g}{penalties}"
 
 

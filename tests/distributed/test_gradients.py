@@ -42,6 +42,7 @@ CASES = {
     "biggan, classifier, rounds": {"model__family": "biggan", "model__attention": 8, "model__critic_norm": "none"}
     | {"model__conditional": "true", "model__class_head": "classifier", "train__accumulate": 2},
     "diversity, conditional": PLAIN | {"model__conditional": "true", "loss__diversity_weight": 5.0},
+    "diversity, groups": PLAIN | {"loss__diversity_weight": 5.0, "model__norm_group": 16},
     "diversity, rounds": PLAIN | {"loss__diversity_weight": 5.0, "train__accumulate": 2},
     "rounds": PLAIN | {"train__accumulate": 2},
     "rounds, r1, augmented": PLAIN | R1 | AUGMENTED | {"train__accumulate": 2},

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from scalegan import settings
 from scalegan.data.loader import Batch
 from scalegan.draws import DataFacts
+from scalegan.models import build_generator
 from scalegan.steps import Game
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -176,6 +177,17 @@ def test_every_recipe_fits_every_data_set(quality: Any, recipe: str) -> None:
     for task in (quality.TASKS | quality.ON_GPU).values():
         preset = task.reference if recipe in quality.REFERENCES else task.preset
         settings.parse([f"--config={preset}", *task.options, *quality.RECIPES[recipe]]).config.check(1)
+
+
+def test_a_refined_generator_has_the_layers_of_the_small_one(quality: Any) -> None:
+    """Found out before the first of two trainings, and not after it."""
+    for task in quality.TASKS.values():
+        models = [
+            settings.parse([f"--config={task.preset}", *task.options, *quality.RECIPES[recipe]]).config.model
+            for recipe in ("small", "refined")
+        ]
+        first, second = (build_generator(model, (3, 32, 32), 4).state_dict() for model in models)
+        assert {name: tensor.shape for name, tensor in first.items()} == {name: tensor.shape for name, tensor in second.items()}
 
 
 def test_the_tasks_for_a_gpu_have_shards_and_held_out_ones(quality: Any) -> None:

@@ -226,7 +226,7 @@ def test_one_picture_a_class_is_a_collapse():
     assert verdict.name == "collapse"
     assert verdict.meaning == "Yes, mode collapse: other latents give (nearly) the same pictures of each class."
     assert "those of one class by 10%" in verdict.evidence[0]
-    assert verdict.remedy.startswith("--loss.diversity_weight 5, or --model.class_start 100000 --model.class_ramp 100000; ")
+    assert verdict.remedy.startswith("--loss.diversity_weight 2, or --model.class_start 100000 --model.class_ramp 100000; ")
     assert name(record(samples=in_classes(0.6))) == "healthy"
 
 

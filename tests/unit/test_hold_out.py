@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +16,9 @@ from helpers.runs import configured, metrics
 from helpers.shards import make_shards
 from scalegan import cli
 from scalegan.data.held_out import held_out_of
-from scalegan.data.index import Index, read_index
+from scalegan.data.index import Index, content_hash, index_text, read_index
 from scalegan.data.sources.hold_out import chosen
-from scalegan.errors import UserError
+from scalegan.errors import MachineError, UserError
 
 
 def fruits(root: Path, test: str = "Test", classes: tuple[str, ...] = ("Kiwi", "Plum")) -> Path:
@@ -44,7 +47,7 @@ def test_the_other_split_is_kept_beside_the_training_images(tmp_path: Path, name
     assert held_out.details["split"] == name.lower()
     assert not pictures(index) & pictures(held_out)
     alone = run(source, tmp_path / "alone", "--split", "train")
-    assert index.shards == alone.shards  # to the byte what they are without
+    assert (index.shards, index.sha256) == (alone.shards, alone.sha256)  # a run that was begun without goes on
     assert kept(index).shards == run(source, tmp_path / "other", "--split", name).shards
     assert held_out_of("", alone) == ""
 
@@ -64,6 +67,37 @@ def test_a_class_without_test_images_holds_nothing_out_and_says_so(tmp_path: Pat
     assert "note: nothing is held out" in said
     assert "--hold-out 0.05" in said
     assert held_out_of("", read_index(tmp_path / "s")) == ""
+
+
+@pytest.mark.parametrize("classes", [("Kiwi 1", "Kiwi 2", "Plum"), ("Kiwi 1", "Plum")])
+def test_classes_that_are_called_otherwise_are_not_mixed_up(tmp_path: Path, classes: tuple[str, ...]) -> None:
+    """Asked for Kiwi, a source that has none gives its numbered varieties: labels of their own."""
+    index = run(fruits(tmp_path / "fruit", classes=classes), tmp_path / "s")
+    assert (index.classes, held_out_of("", index)) == (("Kiwi", "Plum"), "")
+
+
+def test_a_test_image_of_another_size_is_told_with_the_way_out(tmp_path: Path) -> None:
+    save(fruits(tmp_path / "fruit") / "Test" / "Kiwi" / "large.png", photo(1, 20, 20))
+    with pytest.raises(UserError, match=r"of several sizes.*; this is of the held-out images: --hold-out 0 does without them"):
+        run(tmp_path / "fruit", tmp_path / "s")
+    assert run(tmp_path / "fruit", tmp_path / "s", "--hold-out", "0").samples == 16
+
+
+def test_shards_that_are_read_again_keep_what_was_held_out(tmp_path: Path) -> None:
+    index = run(fruits(tmp_path / "fruit"), tmp_path / "s")
+    again = run(tmp_path / "s", tmp_path / "again", "--size", "8x9", "--classes", "Plum")
+    assert (again.samples, kept(again).samples, kept(again).classes) == (8, 3, ("Plum",))
+    assert (kept(again).height, index.height) == (8, 10)
+
+
+def test_slices_of_one_volume_that_were_shards_before_stay_told(tmp_path: Path) -> None:
+    make_shards(tmp_path / "s", 20, labelled=False)
+    index = read_index(tmp_path / "s")
+    told = replace(index, details={"held_out_note": "of one volume"})
+    told = replace(told, sha256=content_hash(told.content()))
+    (tmp_path / "s" / "index.json").write_text(index_text(told))
+    again = run(tmp_path / "s", tmp_path / "again", "--hold-out", "0.1")
+    assert again.details["held_out_note"] == "of one volume"
 
 
 def test_the_summary_says_what_was_held_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -106,7 +140,7 @@ def test_volumes_are_held_out_whole(tmp_path: Path) -> None:
     volume = [fact["taken"] for fact in kept(index).details["volumes"]]
     assert (len(volume), kept(index).samples, index.details["volume_count"]) == (1, volume[0], 3)
     assert sum(fact["taken"] for fact in index.details["volumes"]) == index.samples == 3 + 4 + 5 + 6 - volume[0]
-    assert "held_out_note" not in index.details
+    assert "held_out_note" not in index.details.keys() | kept(index).details.keys()
     with pytest.raises(UserError, match=r"--hold-out 0.1 of 4 is none: give a larger share"):
         run(tmp_path / "scans", tmp_path / "none", *options, "--hold-out", "0.1")
     assert not (tmp_path / "none").exists()
@@ -131,10 +165,15 @@ def test_units_stay_together() -> None:
 
 
 def test_an_index_cannot_point_elsewhere(tmp_path: Path) -> None:
-    index = make_shards(tmp_path / "s", 20)
-    index.details["held_out"] = "../other"
+    index = replace(make_shards(tmp_path / "s", 20), held_out="../other")
+    (tmp_path / "s" / "index.json").write_text(index_text(index))
     with pytest.raises(UserError, match="unsafe file name"):
-        held_out_of("", index)
+        held_out_of("", read_index(tmp_path / "s"))
+
+
+def test_held_out_images_lie_beside_remote_ones_too(tmp_path: Path) -> None:
+    index = replace(make_shards(tmp_path / "s", 20), root="s3://fruits/kiwi/", held_out="held_out")
+    assert held_out_of("", index) == "s3://fruits/kiwi/held_out"
 
 
 def test_every_run_on_such_shards_is_watched_by_them(training, tmp_path: Path) -> None:
@@ -145,3 +184,44 @@ def test_every_run_on_such_shards_is_watched_by_them(training, tmp_path: Path) -
         training(configured(tmp_path / "s", tmp_path / name, 64, **{"data.held_out": asked}))
     assert "overfit_gap" in metrics(tmp_path / "found")[-1]
     assert "overfit_gap" not in metrics(tmp_path / "none")[-1]
+
+
+def test_a_folder_that_was_not_copied_along_is_told_with_the_way_out(training, tmp_path: Path) -> None:
+    for i in range(40):
+        save(tmp_path / "fruit" / f"{i}.png", photo(i, 16, 16))
+    run(tmp_path / "fruit", tmp_path / "s", "--hold-out", "0.2")
+    shutil.rmtree(tmp_path / "s" / "held_out")
+    with pytest.raises(MachineError, match=r"held-out images: .*index.json is missing.*; or do without, --data.held_out none"):
+        training(configured(tmp_path / "s", tmp_path / "run", 64))
+    assert not (tmp_path / "run").exists()
+
+
+def test_memorisation_without_held_out_images_is_refused_before_the_training(training, shards, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="metric memorisation needs images that were never trained on"):
+        training(configured(shards, tmp_path / "run", 64, **{"evaluation.metrics": "memorisation"}))
+    assert not (tmp_path / "run").exists()
+
+
+def test_evaluate_finds_them_and_does_without(training, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for i in range(80):
+        save(tmp_path / "fruit" / f"{i}.png", photo(i, 16, 16))
+    run(tmp_path / "fruit", tmp_path / "s", "--hold-out", "0.3")
+    training(configured(tmp_path / "s", tmp_path / "run", 64))
+    asked = [
+        "evaluate",
+        str(tmp_path / "run"),
+        "--metrics",
+        "memorisation",
+        "--samples",
+        "20",
+        "--real",
+        "0",
+        "--device",
+        "cpu",
+    ]
+    assert cli.main([*asked, "--json", str(tmp_path / "record.json")]) == 0
+    record = json.loads((tmp_path / "record.json").read_text())
+    assert (record["held_out"], record["held_out_sha256"]) == (24, kept(read_index(tmp_path / "s")).sha256)
+    capsys.readouterr()
+    assert cli.main([*asked, "--held-out", "none"]) == 2
+    assert "metric memorisation needs images that were never trained on, and there are none" in capsys.readouterr().err

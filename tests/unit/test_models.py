@@ -7,7 +7,7 @@ from typing import get_args, get_type_hints
 import pytest
 import torch
 
-from scalegan.config import Config, TrainConfig
+from scalegan.config import Config, LossConfig, TrainConfig
 from scalegan.errors import UserError
 from scalegan.model_config import ModelConfig
 from scalegan.models import DISCRIMINATORS, GENERATORS, build_discriminator, build_generator, r3gan
@@ -298,6 +298,16 @@ def test_groups_of_batch_norm_have_to_fit_the_processes(group, processes, accumu
     config = Config(model=ModelConfig(norm_group=group), train=TrainConfig(batch=64, accumulate=accumulate))
     with nullcontext() if fits else pytest.raises(UserError, match=f"model.norm_group {group} does not fit the"):
         config.check(processes)
+
+
+@pytest.mark.parametrize(("group", "fits"), [(24, False), (12, False), (8, True), (4, True)])
+def test_groups_have_to_fit_twice_the_images_where_second_ones_are_made(group, fits):
+    """Of 3 x 8 images one group of 24 is whole, but 24 of 3 x 16 lie across two processes in part."""
+    rewarded = Config(model=ModelConfig(norm_group=group), train=TrainConfig(batch=24), loss=LossConfig(diversity_weight=1.0))
+    with nullcontext() if fits else pytest.raises(UserError, match=f"model.norm_group {group} does not fit the"):
+        rewarded.check(3)
+    if group == 24:
+        replace(rewarded, loss=LossConfig()).check(3)
 
 
 CRITICS = STILL | {

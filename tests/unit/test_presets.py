@@ -16,8 +16,8 @@ from scalegan.trial import Trial
 
 PRESETS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 SIZES = {
-    "quickstart": (1, 64, 56), "brain": (1, 52, 44), "brain_small": (1, 26, 22), "oasis": (1, 32, 32), "mnist": (1, 28, 28),
-    "fashion_small": (1, 28, 28),
+    "quickstart": (1, 64, 56), "brain": (1, 52, 44), "brain_small": (1, 26, 22), "brain_refined": (1, 26, 22),
+    "oasis": (1, 32, 32), "mnist": (1, 28, 28), "fashion_small": (1, 28, 28),
 }  # fmt: skip
 """(channels, height, width) that stands for the data of a preset, smaller where that is large; colour at 32 x 32 else."""
 
@@ -47,6 +47,7 @@ def test_a_preset_runs(name, data, tmp_path, monkeypatch):
         ["--config", name, "--data.path", str(path), "--train.device", "cpu", "--evaluation.real", "0"]
     ).config
     config = replace(config, train=replace(config.train, precision="fp32"), data=replace(config.data, workers=0))
+    config = replace(config, init_from="", init_networks="both")  # the run of another preset, which nobody has made here
     with closing(Trial(config, tmp_path)) as trial:
         parts = [part for part in trial.parts() if part.name not in ("evaluation", "resume")]
         outcomes = try_all(parts, tmp_path / "log.txt", Console())

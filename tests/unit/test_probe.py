@@ -16,7 +16,7 @@ from scalegan.data.held_out import read_held_out
 from scalegan.data.index import read_index
 from scalegan.draws import DataFacts
 from scalegan.errors import UserError
-from scalegan.probe import MOST, Probe, chosen, in_evaluation, overfit_gap
+from scalegan.probe import MOST, Probe, chosen, in_evaluation, overfit_gap, pool
 from scalegan.steps import Game
 
 MEASURED = {"logits/train", "logits/held_out", "logits/generated", "accuracy/train", "accuracy/held_out", "overfit_gap"}
@@ -51,6 +51,13 @@ def test_a_critic_that_tells_nothing_apart_has_no_gap():
 def test_as_many_images_as_there_are_and_no_more_than_enough():
     assert sorted(chosen(np.arange(40), 40)) == list(range(40))
     assert np.array_equal(chosen(np.arange(80), 40), np.tile(chosen(np.arange(40), 40), 2))
+
+
+def test_no_more_shards_are_looked_at_than_hold_enough(shards):
+    index = read_index(shards)
+    assert (pool(index), [shard.samples for shard in index.shards]) == (200, [70, 70, 60])
+    many = replace(index, shards=index.shards * 3)
+    assert pool(many) == 270  # four shards of nine, of more than MOST images
 
 
 def test_the_passes_are_whole_batches(shards, held_out, tmp_path):
@@ -139,15 +146,15 @@ def test_every_family_is_scored_and_left_as_it_was(shards, held_out, tmp_path, f
 
 def test_a_folder_of_other_images_is_refused(shards, tmp_path):
     index = make_shards(tmp_path / "small", 40, height=12)
-    with pytest.raises(UserError, match=r"has height 12 and data.path .* has 16: write both"):
+    with pytest.raises(UserError, match=r"have height 12 and data.path .* has 16: write both"):
         read_held_out(str(tmp_path / "small"), read_index(shards))
-    with pytest.raises(UserError, match="has classes"):
+    with pytest.raises(UserError, match="have classes"):
         read_held_out(str(shards), replace(read_index(shards), classes=("a", "b")))
     assert index.height == 12
 
 
 def test_images_that_are_trained_on_are_refused(shards):
-    with pytest.raises(UserError, match="shares 3 shards with"):
+    with pytest.raises(UserError, match="share 3 shards with"):
         read_held_out(str(shards), read_index(shards))
 
 

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from scalegan import settings
-from scalegan.config import Config, DataConfig, LogConfig, OptimConfig, TrainConfig
+from scalegan.config import Config, DataConfig, LogConfig, LossConfig, OptimConfig, TrainConfig
 from scalegan.errors import UserError
 from scalegan.run import Lock, claim, differences, flatten, plain, refuse_second_writer
 
@@ -41,6 +41,16 @@ def test_another_configuration_is_refused_with_the_difference(tmp_path):
     assert message.count("->") == 3
     assert f"run folder {tmp_path}" in message
     assert before == ((tmp_path / "run.json").read_text(), (tmp_path / "config.yaml").read_text())
+
+
+def test_a_run_of_before_a_setting_there_was_goes_on_with_its_default(tmp_path):
+    claim(tmp_path, config(), "sha")
+    identity = json.loads((tmp_path / "run.json").read_text())
+    del identity["config"]["loss"]["diversity_weight"], identity["config"]["loss"]["diversity_limit"]
+    (tmp_path / "run.json").write_text(json.dumps(identity))
+    with pytest.raises(UserError, match=r"loss.diversity_weight: 0.0 -> 1.0\)"):
+        claim(tmp_path, config(loss=LossConfig(diversity_weight=1.0)), "sha")
+    claim(tmp_path, config(), "sha")
 
 
 def test_other_data_is_another_configuration(tmp_path):

@@ -10,7 +10,7 @@ import hashlib
 import io
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -59,6 +59,8 @@ class Index:
     details: dict[str, Any]
     """How the images came about: size, fit, window, axis, split, seed, note on held-out data."""
     sha256: str
+    held_out: str = field(default="", kw_only=True)
+    """Folder of shards below `root` with images that were kept out of these; no part of `sha256`, as they are other data."""
 
     @cached_property
     def samples(self) -> int:
@@ -74,9 +76,9 @@ class Index:
         return bool(self.classes)
 
     def content(self) -> dict[str, Any]:
-        """All but `root` and `sha256`, as JSON types."""
+        """All but `root`, `sha256` and `held_out`, as JSON types."""
         fields = asdict(self)
-        del fields["root"], fields["sha256"]
+        del fields["root"], fields["sha256"], fields["held_out"]
         content: dict[str, Any] = json.loads(json.dumps(fields))
         return content
 
@@ -95,7 +97,9 @@ def make_index(root: str, **content: Any) -> Index:
 
 def index_text(index: Index) -> str:
     """Contents of `index.json`."""
-    return json.dumps({"scalegan_shards": VERSION, **index.content(), "sha256": index.sha256}, indent=1, sort_keys=True) + "\n"
+    beside = {"held_out": index.held_out} if index.held_out else {}
+    content = {"scalegan_shards": VERSION, **index.content(), **beside, "sha256": index.sha256}
+    return json.dumps(content, indent=1, sort_keys=True) + "\n"
 
 
 def safe_name(name: str) -> str:
@@ -181,13 +185,15 @@ def _parse(text: bytes, root: str, where: str) -> Index:
         raise UserError(f"{where} is no index of scalegan shards: write the shards again") from None
     if version != VERSION:
         raise UserError(f"{where} has format {version}, this version reads {VERSION}: write the shards again")
-    stated = fields.pop("sha256", "")
+    stated, held_out = fields.pop("sha256", ""), str(fields.pop("held_out", ""))
     if content_hash(fields) != stated:
         raise UserError(f"{where} does not match its own checksum: it was edited or cut; write the shards again")
     try:
         shards = tuple(Shard(**shard) for shard in fields.pop("shards"))
         classes, counts = tuple(fields.pop("classes")), tuple(fields.pop("class_counts"))
-        index = Index(root=root, shards=shards, classes=classes, class_counts=counts, sha256=stated, **fields)
+        index = Index(
+            root=root, shards=shards, classes=classes, class_counts=counts, sha256=stated, held_out=held_out, **fields
+        )
     except (TypeError, KeyError):
         raise UserError(f"{where} lacks fields or has unknown ones: write the shards again") from None
     for shard in shards:

@@ -7,7 +7,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,8 +41,8 @@ kinds of SOURCE, found out by themselves (--kind overrides):
   webdataset  tars of <key>.jpg and <key>.cls or .json, with an index of ours or without; a folder, or a pattern in quotes
 
 A JPEG or PNG that needs no change is stored as it is, everything else becomes PNG. --size resizes by an antialiased
-Lanczos filter. Images are shuffled (--seed) and cut into tars of --shard-samples; the same source and options give the
-same index whatever --workers is. While it runs, OUT needs room for the images twice.
+Lanczos filter. A test split, or by --hold-out a share, is kept out of the training in OUT/held_out. Images are shuffled
+(--seed) and cut into tars of --shard-samples; the same source and options give the same index whatever --workers is. While it runs, OUT needs room for the images twice.
 
   scalegan shards fruits360 shards/kiwi --classes Kiwi --size 64
   scalegan shards brain.nii.gz shards/brain --axis axial --slices 30%:80% --size 96x80
@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     add = parser.add_argument
     add("source", metavar="SOURCE", help="folder, file, or pattern in quotes")
-    add("out", metavar="OUT", type=Path, help="new folder for the shards, index.json and contact.png")
+    add("out", metavar="OUT", type=Path, help="new folder for the shards, index.json, contact.png and held_out/")
     add("--kind", choices=KINDS, default="auto", help="what SOURCE is (default: found out)")
     add("--size", metavar="N|HxW", help="height x width to resize to; one number for a square (default: as they are)")
     fit = "when the aspect differs: keep the middle, add a black margin, or distort (default: crop; pad for volumes)"
@@ -142,57 +142,58 @@ def write(args: argparse.Namespace) -> tuple[Index, list[str]]:
     transform = Transform(size, args.fit or source.fit, args.channels, request.window if of_files else None)
     with new_folder(out, force=args.force) as folder, Spool(folder / "spool") as spool:
         _read_all(source, transform, workers, spool)
-        counts = [len(spool)]
+        ours, transparent = len(spool), spool.transparent
         if split is not None:
-            _read_all(split, transform, workers, spool)
-            counts.append(len(spool))
-        index, held_out = fill(folder, args, source, split, transform, spool, counts, shard_samples)
+            try:
+                _read_all(split, transform, workers, spool)
+            except UserError as error:
+                raise UserError(f"{error}; this is of the held-out images: --hold-out 0 does without them") from None
+        index, held_out = fill(folder, args, source, split or source, transform, spool, ours, shard_samples)
         grey = contact_sheet(folder, index)
     hints = []
     if grey and index.channels == 3 and not args.channels:
         hints.append("the images are grey but stored in colour: --channels 1 makes training lighter")
-    if spool.transparent:
-        hints.append(f"{spool.transparent} images had transparency: it was laid over white")
+    if transparent:
+        hints.append(f"{transparent} images had transparency: it was laid over white")
     if hint and "held_out_note" not in index.details:
         hints.append(hint)
-    return index, summary(args, index, held_out, out, source, spool, hints)
+    return index, summary(index, held_out, out, source, hints)
 
 
 def fill(
     folder: Path,
     args: argparse.Namespace,
     source: Source,
-    split: Source | None,
+    split: Source,
     transform: Transform,
     spool: Spool,
-    counts: Sequence[int],
+    count: int,
     shard_samples: int,
 ) -> tuple[Index, Index | None]:
-    """Write the shards, and those of the images that are kept out, of which `split` has the last `counts`."""
+    """Write the shards of the first `count` images, and those of what is kept out of them or, of `split`, follows them."""
     from scalegan.data.held_out import FOLDER
     from scalegan.data.sources.hold_out import chosen
     from scalegan.data.writer import fill_folder, sync_folder
 
-    ours, theirs = spool.order(args.seed, 0, counts[0]), spool.order(args.seed, counts[0], counts[-1])
+    ours, theirs = spool.order(args.seed, 0, count), spool.order(args.seed, count, len(spool))
     if args.hold_out:
         kept = chosen(spool.labels, spool.tasks if source.unit == "volumes" else range(len(spool)), args.hold_out, args.seed)
         ours, theirs = ours[~kept[ours]], ours[kept[ours]]
     (height, width), channels = next(iter(spool.sizes)), next(iter(spool.depths))
 
-    def written(place: Path, order: NDArray[np.int64], details: dict[str, Any]) -> Index:
+    def written(place: Path, order: NDArray[np.int64], origin: Source, beside: str) -> Index:
         return fill_folder(
             place, spool.samples(order), shard_samples, height=height, width=width, channels=channels,
-            classes=source.classes, source=_source_name(args.source), licence=args.licence, details=details,
+            classes=source.classes, source=_source_name(args.source), licence=args.licence,
+            details=make_details(args, origin, transform, spool, order), held_out=beside,
         )  # fmt: skip
 
-    details = make_details(args, source, transform, spool, ours)
     if not len(theirs):
-        return written(folder, ours, details), None
+        return written(folder, ours, source, ""), None
     (folder / FOLDER).mkdir()
-    held_out = written(folder / FOLDER, theirs, make_details(args, split or source, transform, spool, theirs))
+    held_out = written(folder / FOLDER, theirs, split, "")
     sync_folder(folder / FOLDER)
-    details.pop("held_out_note", None)
-    return written(folder, ours, details | {"held_out": FOLDER}), held_out
+    return written(folder, ours, source, FOLDER), held_out
 
 
 def _read_all(source: Source, transform: Transform, workers: int, spool: Spool) -> None:
@@ -292,14 +293,12 @@ def make_details(
         details["volume_count"] = len(volumes)
         details["volumes"] = volumes[:MOST_FACTS]
         note = held_out_note([facts["taken"] for facts in volumes])
-        if note:
+        if note and not args.hold_out:
             details["held_out_note"] = note
     return details
 
 
-def summary(
-    args: argparse.Namespace, index: Index, kept_out: Index | None, out: Path, source: Source, spool: Spool, hints: list[str]
-) -> list[str]:
+def summary(index: Index, kept_out: Index | None, out: Path, source: Source, hints: list[str]) -> list[str]:
     """Lines to print."""
     from scalegan.data.held_out import FOLDER
 
@@ -316,7 +315,8 @@ def summary(
     else:
         lines.append("classes: none (no labels)")
     if kept_out is not None:
-        whence = "" if args.hold_out else f" of the {kept_out.details['split']} split"
+        split = kept_out.details.get("split")
+        whence = f" of the {split} split" if split != index.details.get("split") else ""
         lines.append(
             f"held out: {kept_out.samples:,} images{whence}, in {out / FOLDER}: runs on these shards are watched by them"
         )
@@ -324,14 +324,14 @@ def summary(
     if told:
         lines.append(", ".join(f"{name}: {index.details[name]}" for name in told))
     if source.unit == "volumes":
-        lines += volume_lines(spool.facts)
+        lines += volume_lines(index.details["volumes"], index.details["volume_count"])
     held_out = index.details.get("held_out_note")
     lines += [f"note: {note}" for note in (*source.notes, *hints, *([held_out] if held_out else []))]
     lines.append(f"written to {out}; look at {out / 'contact.png'}")
     return lines
 
 
-def volume_lines(facts: list[dict[str, Any]]) -> list[str]:
+def volume_lines(facts: list[dict[str, Any]], count: int) -> list[str]:
     lines = []
     for number, fact in enumerate(facts[:3]):
         if "slices" in fact:
@@ -339,7 +339,7 @@ def volume_lines(facts: list[dict[str, Any]]) -> list[str]:
             lines.append(
                 f"volume {number}: {fact['taken']} of {fact['of']} slices ({low} to {high - 1}), window {fact['window']}"
             )
-    if len(facts) > 3:
-        lines.append(f"and {len(facts) - 3} volumes more: see index.json")
+    if count > 3:
+        lines.append(f"and {count - 3} volumes more: see index.json")
     notes = dict.fromkeys(fact["note"] for fact in facts if "note" in fact)
     return lines + [f"note: {note}" for note in notes]

@@ -51,7 +51,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lpips", choices=networks, help="network of the metrics lpips and ppl (as RUN's config)")
     parser.add_argument("--lpips-weights", metavar="FILE", help="its weights")
     parser.add_argument(
-        "--held-out", default="", metavar="SHARDS", help="images never trained on, for memorisation and accuracy"
+        "--held-out",
+        default="",
+        metavar="SHARDS|none",
+        help="images never trained on, for memorisation and accuracy (default: as RUN's config, else those beside the real ones)",
     )
     add_extractor_arguments(parser)
     parser.add_argument("--seed", type=int, help="of the generated images")

@@ -129,8 +129,8 @@ def check(
     check_counts(config.wanted, config.samples, images.count, width)
     if "memorisation" in config.wanted and not held_out_of(data.held_out, index):
         raise UserError(
-            f"metric memorisation needs images that were never trained on, and {index.root} has none beside it: name their "
-            "shards by data.held_out (`scalegan evaluate`: --held-out)"
+            "metric memorisation needs images that were never trained on, and there are none: name their shards by "
+            "--held-out (in training: --data.held_out)"
         )
     if "ppl" in config.wanted and paths is None:
         raise UserError(
@@ -191,9 +191,7 @@ def held_out_images(config: EvaluationConfig, index: Index, data: DataConfig) ->
     held_out = read_index(folder)
     ours, theirs = ((i.channels, i.height, i.width) for i in (index, held_out))
     if ours != theirs:
-        raise UserError(
-            f"data.held_out {held_out.root} holds images of {theirs} and {index.root} of {ours}: give the same size"
-        )
+        raise UserError(f"held-out images {held_out.root} are of {theirs} and {index.root} of {ours}: give the same size")
     if "memorisation" in config.wanted and held_out.samples < CELL_MINIMUM:
         raise UserError(f"metric memorisation needs {CELL_MINIMUM} held-out images; {held_out.root} holds {held_out.samples}")
     if "memorisation" not in config.wanted and held_out.classes != index.classes:

@@ -32,7 +32,7 @@ class Metric:
     classes: bool = False
     """Goes by class: needs 2 real and 2 generated images of each."""
     held_out: bool = False
-    """Looks at the images of `data.held_out` too."""
+    """Looks at held-out images too."""
 
 
 METRICS = {

@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from scalegan.data.sources.base import Request, Source
+from scalegan.data.sources.base import Request, Source, listed
 from scalegan.data.sources.detect import open_source
 from scalegan.errors import UserError
 
@@ -21,22 +21,36 @@ HINT = "--hold-out 0.05 keeps 5 % out of the training, which tells whether the c
 
 
 def other_split(request: Request, source: Source) -> tuple[Source | None, str]:
-    """The images of the test split beside training images that were taken by default, in the same classes; or why not."""
+    """The images to hold out beside training images that were taken by default, in the same classes; or why there are none."""
     if request.split is not None:
         return None, ""
+    if source.held_out:
+        beside = replace(request, path=source.held_out, kind="webdataset", classes=source.classes)
+        return fitting(beside, source, f"{source.held_out} cannot be kept")
     if source.details.get("split") != "train":
         return None, f"nothing is held out: {HINT}"
     reasons = []
     for split in SPLITS:
-        try:
-            found = open_source(replace(request, split=split, classes=source.classes))
-        except UserError as error:
-            reasons.append(str(error))
-            continue
-        if found.count:
+        found, reason = fitting(
+            replace(request, kind=source.kind, split=split, classes=source.classes), source, f"--split {split}"
+        )
+        if found is not None:
             return found, ""
-        reasons.append(f"--split {split} holds no images of these classes")
+        reasons.append(reason)
     return None, f"nothing is held out ({'; '.join(reasons)}): {HINT}"
+
+
+def fitting(request: Request, source: Source, what: str) -> tuple[Source | None, str]:
+    """The source that is asked for, where it holds images of the classes of `source` and of all of them; or why not."""
+    try:
+        found = open_source(request)
+    except UserError as error:
+        return None, str(error)
+    if not found.count:
+        return None, f"{what}: no images of these classes"
+    if found.classes != source.classes:
+        return None, f"{what}: its classes are {listed(found.classes)}"
+    return found, ""
 
 
 def chosen(labels: Sequence[int], units: Sequence[int], share: float, seed: int) -> NDArray[np.bool_]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from scalegan.data.held_out import held_out_of
 from scalegan.data.index import INDEX_NAME, TAR_BLOCK, read_index, read_offsets, safe_name
 from scalegan.data.sources.base import Picture, Request, Source, choose_classes, chunks, number_order, one_line
 from scalegan.errors import UserError
@@ -97,10 +98,9 @@ def _indexed(request: Request, folder: Path) -> Source:
         tasks += [Members(str(folder / shard.name), tuple(places[part])) for part in chunks(len(places))]
         count += len(places)
     details = {"from": {"index": index.sha256, "source": index.source, "licence": index.licence, "details": index.details}}
-    held_out = index.details.get("held_out_note")
-    if held_out:
-        details["held_out_note"] = held_out
-    return Source("webdataset", tasks, count, classes=classes, details=details)
+    if note := index.details.get("held_out_note"):
+        details["held_out_note"] = note
+    return Source("webdataset", tasks, count, classes=classes, details=details, held_out=held_out_of("", index))
 
 
 def scan(path: Path) -> Iterator[tuple[str, int, int, str | None]]:
