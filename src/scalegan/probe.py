@@ -16,8 +16,9 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from scalegan.config import DataConfig
 from scalegan.data.held_out import held_out_of, read_held_out
-from scalegan.data.index import Index
+from scalegan.data.index import Index, is_remote
 from scalegan.data.loader import Batch, open_reader
 from scalegan.data.order import PROBED, draw, permute
 from scalegan.pixels import normalise
@@ -36,13 +37,14 @@ class Probe:
         self.game = game
         together = game.config.train.batch // game.rounds
         first = game.accelerator.process_index * game.draws.count
+        most = max(MOST, together)
         passes = max(1, min(MOST, held_out.samples, index.samples) // together)
         self.places = np.arange(passes)[:, None] * together + first + np.arange(game.draws.count)
         """int64 [passes, count]: which of all images are ours."""
         with closing(open_reader(index, data, device)) as reader:
-            self.train = [reader.read(chosen(row, pool(index))) for row in self.places]
+            self.train = [reader.read(fixed(row, index, most, data)) for row in self.places]
         with closing(open_reader(held_out, replace(data, path=held_out.root), device)) as reader:
-            self.held_out = [reader.read(chosen(row, pool(held_out))) for row in self.places]
+            self.held_out = [reader.read(fixed(row, held_out, most, data)) for row in self.places]
 
     def measure(self) -> dict[str, float]:
         """Mean logits, accuracies and the overfit gap, the same on every process. Collective; waits for the device."""
@@ -76,22 +78,29 @@ class Probe:
 
 def make_probe(index: Index, game: Game) -> Probe | None:
     """None where no image was held out. Raises `UserError`."""
-    data = game.config.data
-    held_out = held_out_of(data.held_out, index)
-    return Probe(index, read_held_out(held_out, index, compare=data.on_error == "fail"), game) if held_out else None
+    held_out = held_out_of(game.config.data.held_out, index)
+    return Probe(index, read_held_out(held_out, index), game) if held_out else None
 
 
-def pool(index: Index) -> int:
-    """Images of the first shards, as many as hold enough: so that shards far away are not all fetched for some images each.
+def fixed(places: NDArray[np.int64], index: Index, most: int, data: DataConfig) -> NDArray[np.int64]:
+    """Which images of `index` stand at `places`: a fixed permutation, over and over, so that sorted shards are mixed.
 
-    What `scalegan shards` wrote is shuffled, so they are like the rest.
+    Where each shard has to be fetched whole, of some shards alone, evenly spaced, that hold `most` images.
     """
-    return int(index.starts[np.searchsorted(index.starts, min(MOST, index.samples))])
+    numbers = np.arange(index.samples)
+    if data.order == "blocks" or is_remote(index.root):
+        numbers = np.concatenate([np.arange(*index.starts[shard : shard + 2]) for shard in some_shards(index, most)])
+    return numbers[permute(places % len(numbers), len(numbers), len(numbers), draw(0, PROBED))]
 
 
-def chosen(places: NDArray[np.int64], samples: int) -> NDArray[np.int64]:
-    """Which of `samples` images stand at `places`: a fixed permutation, over and over."""
-    return permute(places % samples, samples, samples, draw(0, PROBED))
+def some_shards(index: Index, most: int) -> NDArray[np.int64]:
+    """Evenly spaced ones that hold `most` images, or all of them."""
+    counts = np.diff(index.starts)
+    for number in range(1, len(counts)):
+        shards = np.arange(number) * len(counts) // number
+        if counts[shards].sum() >= most:
+            return shards
+    return np.arange(len(counts))
 
 
 def overfit_gap(train: float, held_out: float, fake: float) -> float:

@@ -275,7 +275,7 @@ class Game:
         if self.accelerator.num_processes == 1:
             return
         buffers = [(b, b.clone()) for network in (self.bare_generator, self.bare_critic) for b in network.buffers()]
-        count = self.draws.count
+        count = self.draws.count  # of as many images as a step has, so that what is compiled for them serves it
         made = 2 * count if self.config.loss.diversity_weight else count
         labels = torch.zeros(made, dtype=torch.int64, device=self.accelerator.device)
         fakes = self.generator(torch.zeros(made, self.config.model.z_dim, device=self.accelerator.device), labels).images

@@ -13,7 +13,7 @@ from scalegan.config import Config
 from scalegan.data.held_out import held_out_of, read_held_out
 from scalegan.data.index import Index, read_index
 from scalegan.errors import MachineError, UserError
-from scalegan.evaluation.names import FIGURES, METRICS
+from scalegan.evaluation.names import CELL_MINIMUM, FIGURES, METRICS
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -128,12 +128,12 @@ def check_data(config: Config, index: Index) -> None:
             f"metric {by_class[0]} needs a generator that is told the class: set --model.conditional true, or take it out of "
             "evaluation.metrics"
         )
-    if held_out := held_out_of(config.data.held_out, index):
-        read_held_out(held_out, index, compare=config.data.on_error == "fail")
-    elif "memorisation" in config.evaluation.wanted:
+    held_out = held_out_of(config.data.held_out, index)
+    kept_out = read_held_out(held_out, index).samples if held_out else 0
+    if "memorisation" in config.evaluation.wanted and kept_out < CELL_MINIMUM:
         raise UserError(
-            f"metric memorisation needs images that were never trained on, and {path} has none beside it: name their shards, "
-            "--data.held_out FOLDER, or take it out of evaluation.metrics"
+            f"metric memorisation needs {CELL_MINIMUM} images that were never trained on, and there are {kept_out}: name "
+            "shards of more, --data.held_out FOLDER, or take it out of evaluation.metrics"
         )
 
 

@@ -173,6 +173,33 @@ def test_real_images_are_counted_once_unless_a_metric_wants_their_features(tmp_p
     assert seconds("ssim,kid") == 3 * (48 + 10)
 
 
+def test_held_out_images_are_counted_where_a_metric_looks_at_them(config, tmp_path):
+    index, held_out = read_index(config.data.path), make_shards(tmp_path / "held_out", samples=24, channels=3)
+    watched = replace(config, data=replace(config.data, held_out=str(held_out.root)))
+    measured = dry_run.Measured(features=1.0)
+    for metrics, more in (("ssim", 0), ("accuracy", 3 * 24)):
+        asked = [replace(c, evaluation=replace(c.evaluation, metrics=metrics)) for c in (config, watched)]
+        without, with_ = (dry_run.evaluation_seconds(c, index, 3, measured) for c in asked)
+        assert with_ - without == more
+
+
+def test_looking_at_held_out_images_is_timed(config, tmp_path, capsys):
+    assert dry_run.dry_run(config) == 0
+    held_out = make_shards(tmp_path / "held_out", samples=13, channels=3, classes=("a", "b"))
+    watched = replace(config, data=replace(config.data, held_out=str(held_out.root)))
+    seen = []
+
+    def measured(*arguments):
+        seen.append(measure(*arguments))
+        return seen[-1]
+
+    measure = dry_run.measure
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dry_run, "measure", measured)
+        assert dry_run.dry_run(config) == dry_run.dry_run(watched) == 0
+    assert [found.probe > 0 for found in seen] == [False, True]
+
+
 @pytest.mark.parametrize("done", [0, 160])
 @pytest.mark.parametrize("every", [0, 1, 7, 8, 9, 16, 30, 100, 640, 641, 10_000])
 def test_how_often_something_comes_is_what_the_clock_does(every, done):

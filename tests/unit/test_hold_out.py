@@ -196,8 +196,15 @@ def test_a_folder_that_was_not_copied_along_is_told_with_the_way_out(training, t
     assert not (tmp_path / "run").exists()
 
 
+def test_a_metric_that_wants_more_held_out_images_is_refused_before_the_training(training, shards, tmp_path: Path) -> None:
+    make_shards(tmp_path / "few", 12, seed=1)
+    asked = {"evaluation.metrics": "memorisation", "data.held_out": tmp_path / "few"}
+    with pytest.raises(UserError, match="needs 20 images that were never trained on, and there are 12"):
+        training(configured(shards, tmp_path / "run", 64, **asked))
+
+
 def test_memorisation_without_held_out_images_is_refused_before_the_training(training, shards, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="metric memorisation needs images that were never trained on"):
+    with pytest.raises(UserError, match="needs 20 images that were never trained on, and there are 0"):
         training(configured(shards, tmp_path / "run", 64, **{"evaluation.metrics": "memorisation"}))
     assert not (tmp_path / "run").exists()
 
@@ -225,3 +232,7 @@ def test_evaluate_finds_them_and_does_without(training, tmp_path: Path, capsys: 
     capsys.readouterr()
     assert cli.main([*asked, "--held-out", "none"]) == 2
     assert "metric memorisation needs images that were never trained on, and there are none" in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "s" / "held_out")
+    assert cli.main(asked) == 2
+    assert "index.json is missing" in (said := capsys.readouterr().err)
+    assert "or do without, --held-out none" in said

@@ -12,6 +12,7 @@ from rich.console import Console
 from helpers.shards import make_shards
 from scalegan import settings
 from scalegan.debug import try_all
+from scalegan.models import build_generator
 from scalegan.trial import Trial
 
 PRESETS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
@@ -35,6 +36,17 @@ def data(tmp_path_factory):
         return made[shape]
 
     return of
+
+
+@pytest.mark.parametrize("path", [path for path in PRESETS if path.stem.endswith("_refined")], ids=lambda path: path.stem)
+def test_a_preset_that_goes_on_from_another_has_its_data_and_its_generator(path):
+    second = settings.parse(["--config", path.stem]).config
+    first = settings.parse(["--config", Path(second.init_from).name]).config
+    assert second.init_from == first.run
+    assert second.data.path == first.data.path
+    networks = [build_generator(config.model, (1, 104, 88), 4).state_dict() for config in (first, second)]
+    shapes = [{name: tensor.shape for name, tensor in network.items()} for network in networks]
+    assert shapes[0] == shapes[1]
 
 
 @pytest.mark.parametrize("name", [path.stem for path in PRESETS])

@@ -12,11 +12,12 @@ from accelerate import Accelerator
 
 from helpers.runs import FULL, configured, metrics, tensors
 from helpers.shards import make_shards
+from scalegan.config import DataConfig
 from scalegan.data.held_out import read_held_out
 from scalegan.data.index import read_index
 from scalegan.draws import DataFacts
 from scalegan.errors import UserError
-from scalegan.probe import MOST, Probe, chosen, in_evaluation, overfit_gap, pool
+from scalegan.probe import MOST, Probe, fixed, in_evaluation, overfit_gap, some_shards
 from scalegan.steps import Game
 
 MEASURED = {"logits/train", "logits/held_out", "logits/generated", "accuracy/train", "accuracy/held_out", "overfit_gap"}
@@ -48,16 +49,22 @@ def test_a_critic_that_tells_nothing_apart_has_no_gap():
     assert overfit_gap(0.0, -1.0, 0.0) == 0.0
 
 
-def test_as_many_images_as_there_are_and_no_more_than_enough():
-    assert sorted(chosen(np.arange(40), 40)) == list(range(40))
-    assert np.array_equal(chosen(np.arange(80), 40), np.tile(chosen(np.arange(40), 40), 2))
+def test_as_many_images_as_there_are_over_and_over(held_out):
+    index = read_index(held_out)
+    once = fixed(np.arange(40), index, MOST, DataConfig())
+    assert sorted(once) == list(range(40))
+    assert np.array_equal(fixed(np.arange(80), index, MOST, DataConfig()), np.tile(once, 2))
 
 
-def test_no_more_shards_are_looked_at_than_hold_enough(shards):
+def test_no_more_shards_are_fetched_than_hold_enough(shards):
     index = read_index(shards)
-    assert (pool(index), [shard.samples for shard in index.shards]) == (200, [70, 70, 60])
-    many = replace(index, shards=index.shards * 3)
-    assert pool(many) == 270  # four shards of nine, of more than MOST images
+    many = replace(index, shards=index.shards * 3)  # of 70, 70 and 60 images each
+    assert some_shards(many, 1).tolist() == [0]
+    assert some_shards(many, MOST).tolist() == [0, 2, 4, 6]  # 70 + 60 + 70 + 70
+    assert some_shards(many, 10_000).tolist() == list(range(9))
+    far = fixed(np.arange(1000), many, 130, DataConfig(order="blocks"))
+    assert set(np.searchsorted(many.starts, far, side="right") - 1) == {0, 4}
+    assert len(set(fixed(np.arange(1000), many, 130, DataConfig()))) == 600
 
 
 def test_the_passes_are_whole_batches(shards, held_out, tmp_path):

@@ -18,13 +18,13 @@ def held_out_of(asked: str, index: Index) -> str:
     return f"{index.root.rstrip('/')}/{safe_name(index.held_out)}" if index.held_out else ""
 
 
-def read_held_out(path: str, index: Index, *, compare: bool = True) -> Index:
+def read_held_out(path: str, index: Index) -> Index:
     """The index of the held-out images in `path`.
 
     Raises `UserError` where they are not like those of `index`, or among them, and `MachineError` where they are not there.
     """
     try:
-        held_out = read_index(path, compare=compare)
+        held_out = read_index(path)
     except UserError as error:
         raise MachineError(f"held-out images: {error}; or do without, --data.held_out none") from None
     for name in ("height", "width", "channels", "classes"):

@@ -42,7 +42,8 @@ kinds of SOURCE, found out by themselves (--kind overrides):
 
 A JPEG or PNG that needs no change is stored as it is, everything else becomes PNG. --size resizes by an antialiased
 Lanczos filter. A test split, or by --hold-out a share, is kept out of the training in OUT/held_out. Images are shuffled
-(--seed) and cut into tars of --shard-samples; the same source and options give the same index whatever --workers is. While it runs, OUT needs room for the images twice.
+(--seed) and cut into tars of --shard-samples; the same source and options give the same index whatever --workers is.
+While it runs, OUT needs room for the images twice.
 
   scalegan shards fruits360 shards/kiwi --classes Kiwi --size 64
   scalegan shards brain.nii.gz shards/brain --axis axial --slices 30%:80% --size 96x80

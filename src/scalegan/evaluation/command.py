@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--held-out",
         default="",
         metavar="SHARDS|none",
-        help="images never trained on, for memorisation and accuracy (default: as RUN's config, else those beside the real ones)",
+        help="images never trained on, for memorisation and accuracy (default: RUN's, else those beside the real ones)",
     )
     add_extractor_arguments(parser)
     parser.add_argument("--seed", type=int, help="of the generated images")

@@ -188,7 +188,10 @@ def held_out_images(config: EvaluationConfig, index: Index, data: DataConfig) ->
     folder = held_out_of(data.held_out, index)
     if not folder or not any(METRICS[name].held_out for name in config.wanted):
         return None
-    held_out = read_index(folder)
+    try:
+        held_out = read_index(folder)
+    except UserError as error:
+        raise UserError(f"held-out images: {error}; or do without, --held-out none") from None
     ours, theirs = ((i.channels, i.height, i.width) for i in (index, held_out))
     if ours != theirs:
         raise UserError(f"held-out images {held_out.root} are of {theirs} and {index.root} of {ours}: give the same size")

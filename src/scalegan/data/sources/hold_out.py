@@ -26,7 +26,8 @@ def other_split(request: Request, source: Source) -> tuple[Source | None, str]:
         return None, ""
     if source.held_out:
         beside = replace(request, path=source.held_out, kind="webdataset", classes=source.classes)
-        return fitting(beside, source, f"{source.held_out} cannot be kept")
+        found, reason = fitting(beside, source, source.held_out)
+        return found, reason and f"nothing is held out ({reason}): {HINT}"
     if source.details.get("split") != "train":
         return None, f"nothing is held out: {HINT}"
     reasons = []
@@ -41,11 +42,11 @@ def other_split(request: Request, source: Source) -> tuple[Source | None, str]:
 
 
 def fitting(request: Request, source: Source, what: str) -> tuple[Source | None, str]:
-    """The source that is asked for, where it holds images of the classes of `source` and of all of them; or why not."""
+    """The source that is asked for, where it holds images and has the classes of `source`; or why not."""
     try:
         found = open_source(request)
     except UserError as error:
-        return None, str(error)
+        return None, f"{what}: {error}"
     if not found.count:
         return None, f"{what}: no images of these classes"
     if found.classes != source.classes:
