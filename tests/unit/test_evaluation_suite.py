@@ -175,7 +175,7 @@ def test_what_a_metric_lacks_is_told_before_any_work(index, held_out, tmp_path):
     unlabelled = make_shards(tmp_path / "unlabelled", count=30, height=24, width=16, labelled=False)
     for message, arguments in (
         (
-            "memorisation needs images that were never trained on: name their shards by data.held_out",
+            "memorisation needs images that were never trained on, and there are none: name their shards by",
             {"metrics": "memorisation"},
         ),
         ("memorisation needs 20 held-out images; .* holds 19", {"metrics": "memorisation", "held_out": few.root}),

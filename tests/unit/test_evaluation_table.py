@@ -112,7 +112,9 @@ def test_weights_go_with_the_network_that_they_are_of():
 
 def test_what_is_wrong_with_them_is_one_line(run, capsys):  # noqa: F811
     assert "'prcd' is unknown: did you mean prdc?" in refused(capsys, str(run), "--metrics", "prcd")
-    assert "name their shards by data.held_out" in refused(capsys, str(run), "--metrics", "memorisation", "--samples", "20")
+    assert "and there are none: name their shards by --held-out" in refused(
+        capsys, str(run), "--metrics", "memorisation", "--samples", "20"
+    )
     assert "needs 40 generated images" in refused(capsys, str(run), "--metrics", "interval")
 
 
