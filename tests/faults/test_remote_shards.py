@@ -97,7 +97,7 @@ def test_over_https_a_small_cache_is_kept_to(shards, tmp_path, from_disk, nginx)
     assert 0 < sum(machines.fetched(0).values()) <= limit
     tars = [name for status, name in nginx.asked() if status == 200 and name.endswith(".tar")]
     # Fetched ahead on a busy machine, one that two windows share may have made room for another when the second wants it.
-    assert len(tars) - len(set(tars)) <= 2, "few shards come twice"
+    assert len(tars) < 1.5 * len(set(tars)), "few shards come twice"
 
 
 FAULTS = {"500": "return 500;", "reset": "return 444;"}
