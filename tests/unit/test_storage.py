@@ -264,6 +264,23 @@ def test_shards_are_fetched_ahead(tmp_path: Path, remote: Remote) -> None:
     assert sorted(remote.fetched) == ["shard-000002.tar", "shard-000004.tar"]
 
 
+def test_what_is_fetched_ahead_makes_room_only_of_what_is_wanted_no_more(tmp_path: Path, remote: Remote) -> None:
+    """A copy that waits for its turn has lain unused for longer than those that were read meanwhile."""
+    size = max(shard.bytes for shard in remote.index.shards)
+    shards = Storage(remote.index, config(tmp_path, cache_gb=2.2 * size / 1e9))
+    for number in (0, 1):
+        whole(shards, number)
+        os.utime(copies(tmp_path) / f"shard-00000{number}.tar", (number + 1, number + 1))  # 0, the older, is wanted still
+    prefetcher = Prefetcher(shards)
+    prefetcher.asked = {0, 1}
+    prefetcher.want([0, 2])
+    deadline = time.monotonic() + 10
+    while not list(tmp_path.rglob("shard-000002.tar")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    prefetcher.close()
+    assert {path.name for path in copies(tmp_path).glob("*.tar")} == {"shard-000000.tar", "shard-000002.tar"}
+
+
 @pytest.mark.parametrize(
     "root", ["http://a/b", "file:///a/b", "pipe:cat a://", "simplecache::s3://a/b", "memory://a", "ftp://a"]
 )

@@ -64,6 +64,11 @@ class Cache:
                 os.utime(handle)
             return handle
 
+    def touch(self, place: str) -> None:
+        """What was used longest ago makes room: this was used now, if it is there."""
+        with contextlib.suppress(OSError):
+            os.utime(self.folder / f"{PREFIX}{place}")
+
     def _fetch(self, url: str, path: Path, size: int, sha256: str) -> None:
         if size > self.limit:
             raise UserError(f"data.cache_gb {self.limit / 1e9:g} is less than the shard {url}: give at least {size / 1e9:.3g}")

@@ -45,8 +45,7 @@ class Storage:
         """A file descriptor of the shard, whole and checked. Raises `Unreadable`."""
         shard = self.index.shards[number]
         if self.remote:
-            place = f"{self.index.sha256[:16]}/{shard.name}"
-            return self.cache.open(self.where(shard.name), place, shard.bytes, shard.sha256)
+            return self.cache.open(self.where(shard.name), self._place(number), shard.bytes, shard.sha256)
         path = Path(self.index.root) / shard.name
         try:
             handle = os.open(path, os.O_RDONLY)
@@ -58,6 +57,13 @@ class Storage:
             os.close(handle)
             raise
         return handle
+
+    def keep(self, number: int) -> None:
+        """Count the copy of a remote shard as just used, if there is one: it is wanted, though nobody may have read it yet."""
+        self.cache.touch(self._place(number))
+
+    def _place(self, number: int) -> str:
+        return f"{self.index.sha256[:16]}/{self.index.shards[number].name}"
 
     def offsets(self, number: int) -> NDArray[np.int64]:
         """int64 [samples, 3]: byte offset, length and label of each image of the shard. Raises `Unreadable`."""
@@ -130,7 +136,10 @@ class Prefetcher:
             threading.Thread(target=self._run, daemon=True, name="scalegan-fetch").start()
 
     def want(self, shards: list[int]) -> None:
-        """Fetch these, in this order; those asked for in the last call are on their way already."""
+        """Fetch these, in this order; those asked for in the last call are on their way, and make no room for the others."""
+        for shard in shards:
+            if shard in self.asked:
+                self.storage.keep(shard)
         for shard in shards:
             if shard not in self.asked:
                 self.waiting.put(shard)
