@@ -27,6 +27,8 @@ from scalegan.run import flatten
 PRESETS = Path(__file__).parents[2] / "configs"
 LOOSE = ("run", "init_from", "init_networks", "init_partial", "override_resume")
 """Fields of `Config` that stand in no section."""
+FLAGS = ("debug", "dry_run", "override_resume", "init_partial")
+"""Options that take no value."""
 TUPLES = {"betas_g", "betas_d", "power"}
 """Fields that hold several numbers, which YAML and JSON read as lists."""
 SECTIONS = {
@@ -87,16 +89,12 @@ def parser() -> ArgumentParser:
 
 def parse(argv: Sequence[str]) -> Request:
     """Raises `UserError`; prints and exits for `--help` and `--print_config`."""
-    arguments = [str(a) for a in argv]
     made = parser()
-    known = set(flatten(made.get_defaults().as_dict())) | set(SECTIONS)
-    arguments = _resolved_presets(arguments)
-    for path in _config_files(arguments):
-        _check_names(path, known)
-    _check_options(arguments, known)
-    for path in _config_files(arguments):
-        made.set_defaults({f"augment.{name}": value for name, value in _pipe_in(path).items()})
-    found = made.parse_args(_expanded_pipe(arguments))
+    known = set(flatten(made.get_defaults().as_dict()))
+    files, options = _apart([str(a) for a in argv])
+    _check_options(options, known)
+    groups = [_options_in(path, known) for path in files] + [options]
+    found = made.parse_args([argument for group in groups for argument in _with_pipe(group)])
     config = to_config({name: found[name] for name in (*LOOSE, *SECTIONS)})
     if not config.data.path:
         raise UserError("data.path is not given: name a folder of shards with --data.path (make one with `scalegan shards`)")
@@ -127,39 +125,49 @@ def read_config(path: Path) -> Config:
         raise UserError(f"{path} cannot be read as a run's configuration: {_one_line(error)}") from None
 
 
-def _config_files(arguments: list[str]) -> list[Path]:
-    pairs = zip(arguments, [*arguments[1:], ""], strict=True)
-    after = [b for a, b in pairs if a == "--config"]
-    joined = [a.split("=", 1)[1] for a in arguments if a.startswith("--config=")]
-    return [Path(p) for p in after + joined]
+def _apart(arguments: list[str]) -> tuple[list[Path], list[str]]:
+    """The files that `--config` names, wherever it stands, and all other arguments."""
+    files, options, rest = [], [], iter(arguments)
+    for argument in rest:
+        name, _, value = argument.partition("=")
+        if name == "--config":
+            files.append(_preset(value if "=" in argument else next(rest, "")))
+        else:
+            options.append(argument)
+    return files, options
 
 
-def _resolved_presets(arguments: list[str]) -> list[str]:
-    """`--config kiwi` is `--config configs/kiwi.yaml`."""
-    resolved = []
-    for before, argument in zip(["", *arguments], arguments, strict=False):
-        if before == "--config":
-            argument = str(_preset(argument))
-        elif argument.startswith("--config="):
-            argument = f"--config={_preset(argument.split('=', 1)[1])}"
-        resolved.append(argument)
-    return resolved
+def _options_in(path: Path, known: set[str]) -> list[str]:
+    """The settings in a file as options. Scalars are taken as they are written: `wandb: off` is no boolean."""
+    try:
+        fields = yaml.load(path.read_text(), yaml.BaseLoader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is no valid YAML: {_one_line(error)}") from None
+    if not isinstance(fields, dict):
+        raise UserError(f"{path} must hold sections such as `data:` and `model:`, one setting a line")
+    options = []
+    for name, value in flatten(fields).items():
+        if name in SECTIONS:
+            raise UserError(f"{path}: section {name} holds no settings: give it one, or take its line out")
+        if name not in known:
+            raise UserError(f"{path}: unknown key {name}{_near(name, known | set(SECTIONS))}")
+        if name in FLAGS:
+            options += [f"--{name}"] if value == "true" else []
+        else:
+            options.append(f"--{name}={_as_option(value)}")
+    return options
 
 
-def _pipe_in(path: Path) -> dict[str, Any]:
-    """The fields that `augment.pipe` in a file stands for: defaults, for the file's own fields to override."""
-    augment = yaml.safe_load(path.read_text()).get("augment")
-    return PIPES.get(str(augment.get("pipe")), {}) if isinstance(augment, dict) else {}
+def _as_option(value: Any) -> str:
+    return f"[{', '.join(map(_as_option, value))}]" if isinstance(value, list) else str(value)
 
 
-def _expanded_pipe(arguments: list[str]) -> list[str]:
-    """With the fields that `--augment.pipe` stands for: after the files, before all else that is given by hand."""
-    pairs = list(zip(arguments, [*arguments[1:], ""], strict=True))
+def _with_pipe(options: list[str]) -> list[str]:
+    """With the fields that the last `--augment.pipe` stands for before the others, which override them."""
+    pairs = zip(options, [*options[1:], ""], strict=True)
     names = [b if a == "--augment.pipe" else a.split("=", 1)[1] for a, b in pairs if re.match(r"--augment\.pipe(=|$)", a)]
     fields = [f"--augment.{name}={str(value).lower()}" for name, value in PIPES.get("".join(names[-1:]), {}).items()]
-    files = [place + 1 + (a == "--config") for place, (a, _) in enumerate(pairs) if a.split("=", 1)[0] == "--config"]
-    after = max(files, default=0)
-    return [*arguments[:after], *fields, *arguments[after:]]
+    return [*fields, *options]
 
 
 def _preset(name: str) -> Path:
@@ -170,20 +178,8 @@ def _preset(name: str) -> Path:
     raise UserError(f"--config {name}: no such file or preset{_near(Path(name).stem, there)} (presets: {', '.join(there)})")
 
 
-def _check_names(path: Path, known: set[str]) -> None:
-    try:
-        fields = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is no valid YAML: {_one_line(error)}") from None
-    if not isinstance(fields, dict):
-        raise UserError(f"{path} must hold sections such as `data:` and `model:`, one setting a line")
-    for name in flatten(fields):
-        if name not in known:
-            raise UserError(f"{path}: unknown key {name}{_near(name, known)}")
-
-
 def _check_options(arguments: list[str], known: set[str]) -> None:
-    known = known | {"config", "debug", "dry_run", "help", "print_config"}
+    known = known | set(SECTIONS) | {"help", "print_config"}
     for argument in arguments:
         name = argument.removeprefix("--").split("=", 1)[0]
         if argument.startswith("--") and name not in known:

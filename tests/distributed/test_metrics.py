@@ -11,7 +11,7 @@ from scalegan.evaluation.ssim import THUMBNAIL
 pytestmark = pytest.mark.distributed
 
 WIDTH, BATCH = 6, 16
-COUNTS = {"real": 53, "held_out": 37, "fake": 47}
+COUNTS = {"real": 53, "held_out": 37, "fake": 83}
 """Of four processes the last has no fake and no held-out image, nor has any the same share of all."""
 
 
@@ -61,8 +61,9 @@ def measure(visiting: int) -> dict:
     pairs_alike = PairSimilarity(similarity=lambda a, b: (a.double() - b.double()).abs().mean((1, 2, 3)))
     steps = PathLength(lambda a, b: (a - b).square().flatten(1).mean(1), COUNTS["fake"])
     metrics = [
-        KernelDistance(), SubsetKernelDistance(20, 7), PrecisionRecall(3), PerClassDistance(("even", "odd")), Memorisation(),
-        MemorisationInformedDistance(), ClassAccuracy(("even", "odd")), FrechetSpread(WIDTH),
+        KernelDistance(), SubsetKernelDistance(20, 7), PrecisionRecall(3),
+        PerClassDistance(("even", "odd"), interval=True), Memorisation(), MemorisationInformedDistance(),
+        ClassAccuracy(("even", "odd")), FrechetSpread(WIDTH),
     ]  # fmt: skip
     spread = metrics[-1]
     if rank == 0:
@@ -149,7 +150,9 @@ def test_every_metric_is_the_same_on_1_to_4_processes(tmp_path, worlds):
         assert found.pop("largest") <= 10 * (WIDTH + 2)  # one block, however many processes there are
         assert found.pop("largest_of_images") <= 10 * (THUMBNAIL**2 + 2)
         assert found.pop("largest_sum") == 2 * (1 + WIDTH + WIDTH**2)  # all states in one
-        assert {"kid_se", "coverage", "c_t", "fid_infinity", "inception_score", "fid_per_class"} <= found.keys()
+        assert {"kid_se", "coverage", "c_t", "fid_infinity", "inception_score"} <= found.keys()
+        assert {"fid_per_class", "fid_per_class_half_mean", "fid_per_class_floor"} <= found.keys()
+        assert found["fid_per_class_high"].keys() == {"even", "odd"}
         assert {"ssim_max", "ms_ssim_pairs_se", "diversity", "diversity_in_class_real", "ppl_z_se"} <= found.keys()
         assert {"accuracy", "accuracy_real_per_class", "accuracy_held_out"} <= found.keys()
         for name, value in found.items():

@@ -214,10 +214,18 @@ def test_a_row_of_the_table_of_real_images_has_a_cell_a_column(monkeypatch: pyte
     found = dict.fromkeys(("fd_lite0", "fd_lite0_floor", "fd_lite0_low", "fd_lite0_high", "kd_lite0", "kd_lite0_se"), 1.25)
     found |= dict.fromkeys(("precision", "recall", "density", "coverage", "accuracy", "accuracy_real", "seconds"), 0.5)
     found |= {"generated": 156, "real": 466, "fd_lite0_per_class": {"a": 1.0, "b": 3.5}}
+    found |= {"fd_lite0_per_class_half_mean": 4.0, "fd_lite0_per_class_floor_mean": 3.0}
     row = real.row({"name": "fruits12", "commit": "abc1234", "evaluation": found})
     assert row.startswith("| fruits12 64x64 | 156 / 466 | 1.2 (1.2 to 1.2) | 1.2 | 1.2500 ± 1.2500 | 0.50 / 0.50 |")
-    assert "| 1.0, 2.2, 3.5 | 0.500 (0.500) |" in row
+    assert "| 1.0, 2.2, 3.5 | 4.0 (3.0) | 0.500 (0.500) |" in row
     assert row.count("|") == len(real.COLUMNS) + 1
+    found |= {"accuracy_per_class": {"a": 1.0, "b": 0.5}, "accuracy_real_per_class": {"a": 0.9, "b": 0.5}}
+    found |= {f"fd_lite0_per_class_{part}": {"a": 2.0} for part in ("low", "high", "half", "floor")}
+    by_class = real.rows_by_class({"name": "fruits12", "evaluation": found})
+    assert by_class == [
+        "| fruits12 | a | 1.0 (2.0 to 2.0) | 2.0 | 2.0 | 1.000 (0.900) |", "| fruits12 | b | 3.5 |  |  | 0.500 (0.500) |",
+    ]  # fmt: skip
+    assert all(line.count("|") == len(real.BY_CLASS) + 1 for line in by_class)
     del found["fd_lite0_per_class"], found["accuracy"]
     assert real.row({"name": "kiwi100", "commit": "abc1234", "evaluation": found}).count("|") == len(real.COLUMNS) + 1
 

@@ -1,5 +1,7 @@
 """What goes by class: the Inception Score on given probabilities, and a Frechet distance for each class."""
 
+from itertools import combinations
+
 import numpy as np
 import pytest
 import torch
@@ -72,6 +74,51 @@ def test_each_class_has_its_own_distance():
         assert found["fid_per_class"][name] == pytest.approx(float(alone.compute()), rel=1e-9)
     assert found["fid_per_class_mean"] == pytest.approx(sum(found["fid_per_class"].values()) / 2)
     assert found["fid_per_class"]["dog"] > 20 > 5 > found["fid_per_class"]["cat"]
+
+
+def distance(real: torch.Tensor, fake: torch.Tensor) -> float:
+    metric = FrechetDistance(real.shape[1])
+    metric.update(real, real=True)
+    metric.update(fake, real=False)
+    return float(metric.compute())
+
+
+def test_the_floor_of_a_class_is_between_two_halves_of_its_real_images_and_what_is_beside_it_of_as_many():
+    generator = torch.Generator().manual_seed(1)
+    real, fake = (torch.randn(n, 3, generator=generator, dtype=torch.float64) for n in (7, 9))
+    cats = torch.tensor([0, 2, 3, 6])
+    labels, made = torch.ones(7, dtype=torch.int64), torch.arange(9) % 2
+    labels[cats] = 0
+    metric = PerClassDistance(("cat", "dog"))
+    metric.update(real, labels, real=True)
+    metric.update(fake, made, real=False)
+    found = metric.compute()
+    splits = [(cats[list(a)], cats[[i for i in range(4) if i not in a]]) for a in combinations(range(4), 2)]
+    [(first, _)] = [
+        (a, b) for a, b in splits
+        if found["fid_per_class_floor"] == pytest.approx({"cat": distance(real[a], real[b])}, rel=1e-9)
+        and any(found["fid_per_class_half"]["cat"] == pytest.approx(distance(real[a], fake[list(two)]), rel=1e-9)
+                for two in combinations(range(0, 9, 2), 2))
+    ]  # fmt: skip
+    assert len(first) == 2
+    assert found["fid_per_class_half"].keys() == {"cat"}, "a dog has three real images, whose half has no covariance"
+    assert found["fid_per_class_floor_mean"] == pytest.approx(found["fid_per_class_floor"]["cat"])
+
+
+def test_the_interval_of_a_class_covers_the_mean_over_other_samples():
+    generator = torch.Generator().manual_seed(2)
+    real = torch.randn(60, 3, generator=generator, dtype=torch.float64)
+    found = []
+    for _ in range(100):
+        metric = PerClassDistance(("cat", "dog"), interval=True)
+        metric.update(real.repeat(2, 1), torch.arange(120) // 60, real=True)
+        fake = torch.randn(119, 3, generator=generator, dtype=torch.float64) * 1.5 + 1
+        metric.update(fake, torch.tensor([0, 0, 1] * 39 + [0, 0]), real=False)
+        found.append(metric.compute())
+    assert all(one["fid_per_class_low"].keys() == {"cat"} for one in found), "39 dogs are too few"
+    mean = np.mean([one["fid_per_class"]["cat"] for one in found])
+    covers = [one["fid_per_class_low"]["cat"] < mean < one["fid_per_class_high"]["cat"] for one in found]
+    assert 88 <= sum(covers) <= 100, sum(covers)
 
 
 def test_a_class_without_images_is_named():

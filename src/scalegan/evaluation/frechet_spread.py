@@ -6,6 +6,9 @@ The generated images are dealt into 20 groups by their index. Each in turn is le
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -58,7 +61,7 @@ class FrechetSpread(FeatureMetric):
         fake = self.side("fake")
         self.need(fake, "generated", 4 * self.width if self.infinity else 2 * SPREAD_GROUPS)
         count, total, squares = fake.team.add_up(self.real_count, self.real_sum, self.real_squares)
-        real = Gaussian.of_sums(total, squares, int(count))
+        real = gaussian((count, total, squares))
         found: dict[str, Tensor] = {}
         if self.interval:
             value, error = jackknife(fake, real)
@@ -91,42 +94,59 @@ def group_sums(side: Side, group: int) -> Sums:
 class Shared:
     """Distances that the processes share out: each is asked for on all of them and taken on one."""
 
-    def __init__(self, real: Gaussian, team: Team) -> None:
-        self.real, self.team = real, team
+    def __init__(self, team: Team) -> None:
+        self.team = team
         self.values: list[Tensor] = []
 
-    def ask(self, count: Tensor, total: Tensor, squares: Tensor) -> None:
-        value = torch.zeros_like(count)
-        if len(self.values) % self.team.processes == self.team.rank:
-            value = Gaussian.of_sums(total, squares, int(count)).distance(self.real)
-        self.values.append(value)
+    def ask(self, find: Callable[[], Tensor]) -> None:
+        mine = len(self.values) % self.team.processes == self.team.rank
+        self.values.append(find().cpu() if mine else torch.zeros((), dtype=torch.float64))
 
     def all(self) -> Tensor:
-        """Collective: [n], in the order in which they were asked for."""
+        """Collective: float64 [n] on the CPU, in the order in which they were asked for."""
         return self.team.add_up(torch.stack(self.values))[0]
+
+
+def gaussian(sums: Sums) -> Gaussian:
+    count, total, squares = sums
+    return Gaussian.of_sums(total, squares, int(count))
+
+
+def distance(sums: Sums, real: Gaussian) -> Tensor:
+    return gaussian(sums).distance(real)
+
+
+def together(one: Sums, other: Sums) -> Sums:
+    count, total, squares = (a + b for a, b in zip(one, other, strict=True))
+    return count, total, squares
+
+
+def without(whole: Sums, part: Sums) -> Sums:
+    count, total, squares = (of_all - of_part for of_all, of_part in zip(whole, part, strict=True))
+    return count, total, squares
 
 
 def jackknife(fake: Side, real: Gaussian) -> tuple[Tensor, Tensor]:
     """Collective: the distance, and its standard error by leaving out one group at a time (Quenouille, Tukey)."""
-    whole, asked = packed_sums(fake, torch.ones_like(fake.indices, dtype=torch.bool)), Shared(real, fake.team)
-    asked.ask(*whole)
+    whole, asked = packed_sums(fake, torch.ones_like(fake.indices, dtype=torch.bool)), Shared(fake.team)
+    asked.ask(partial(distance, whole, real))
     for group in range(SPREAD_GROUPS):
-        asked.ask(*(all_ - part for all_, part in zip(whole, group_sums(fake, group), strict=True)))
-    value, *without = asked.all()
-    spread = torch.stack(without).var(correction=0) * (SPREAD_GROUPS - 1)
+        asked.ask(partial(distance, without(whole, group_sums(fake, group)), real))
+    value, *others = asked.all()
+    spread = torch.stack(others).var(correction=0) * (SPREAD_GROUPS - 1)
     return value, spread.sqrt()
 
 
 def growing(fake: Side, real: Gaussian, smallest: int) -> tuple[Tensor, Tensor]:
     """Collective: numbers of images [n], of `smallest` and more, and the distances of as many [n]."""
-    asked, counts = Shared(real, fake.team), []
-    sums: list[Tensor] = []
+    asked, counts = Shared(fake.team), []
+    sums: Sums | None = None
     for group in range(SPREAD_GROUPS):
-        parts = group_sums(fake, group)
-        sums = [before + part for before, part in zip(sums, parts, strict=True)] if sums else list(parts)
+        part = group_sums(fake, group)
+        sums = part if sums is None else together(sums, part)
         if sums[0] >= smallest:
-            counts.append(sums[0])
-            asked.ask(*sums)
+            counts.append(sums[0].cpu())
+            asked.ask(partial(distance, sums, real))
     return torch.stack(counts), asked.all()
 
 

@@ -64,7 +64,7 @@ class Suite:
             "kid": lambda: [KernelDistance()],
             "kid_subsets": lambda: [SubsetKernelDistance()],
             "prdc": lambda: [PrecisionRecall()],
-            "per_class": lambda: [PerClassDistance(classes)],
+            "per_class": lambda: [PerClassDistance(classes, "interval" in config.wanted)],
             "accuracy": lambda: [ClassAccuracy(classes)],
             "inception_score": lambda: [class_score(config, extractor)],
             "memorisation": lambda: [Memorisation(), MemorisationInformedDistance()],

@@ -24,6 +24,7 @@ LINES = (
     Line("fid_se", ".2g", words="standard error, other samples of this generator"),
     Line("fid_infinity", ".2f", "fid_infinity_r2", "r2 of the line over 1/N"),
     Line("fid_per_class_mean", ".2f", words="mean over the classes"),
+    Line("fid_per_class_half_mean", ".2f", "fid_per_class_floor_mean", "real against real, a half of a class on either side"),
     Line("accuracy", ".3f", "accuracy_real", "training images, each by a classifier without it"),
     Line("accuracy_held_out", ".3f", words="held-out images"),
     Line("kid", ".3g", "kid_se", "standard error"),
