@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from scalegan.evaluation.names import distances
-from scalegan.files import Lines
+from scalegan.files import Lines, no_room
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -124,6 +124,9 @@ class Status:
                 print(text, flush=True)
         except BrokenPipeError:  # the reader at the other end of a pipe has gone: no reason to stop, the log goes on
             sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (as long as the process)
+        except OSError as error:  # output goes to a file, as of a batch job: the line waits for the next to be printed
+            if not no_room(error):
+                raise
 
     def close(self) -> None:
         if self._progress:

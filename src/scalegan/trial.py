@@ -100,6 +100,8 @@ def cut_config(config: Config, index: Index, run: Path) -> Config:
             critic_steps=min(config.optim.critic_steps, 2),
             freeze_critic=min(config.optim.freeze_critic, 1),
         ),
+        # So that it ends, and what begins with next to nothing, as augmentation does, is tried in full.
+        burn_in=replace(config.burn_in, images=min(config.burn_in.images, STEPS // 2 * batch)),
         # So that an adaptive p gets somewhere, and the stop falls between two of its adjustments.
         augment=replace(config.augment, speed=min(config.augment.speed, STEPS * batch), every=min(config.augment.every, 3)),
         # What a resume gives is compared to the bit, which CUDA alone has to be asked for.
@@ -215,10 +217,10 @@ class Trial:
         return self.reported(values, "G")
 
     def reals(self) -> Iterator[tuple[int, list[Batch]]]:
-        """Images seen before each of two steps, and its real images."""
+        """Images seen before each of two steps, the first and the last of a run, and its real images."""
         with closing(batches(self.index, self.config, 0, 0, 1, self.trainer.accelerator.device)) as self.trainer.loader:
             for number in range(2):
-                yield number * self.config.train.batch, self.trainer.fetch()
+                yield number * (self.config.train.images - self.config.train.batch), self.trainer.fetch()
 
     def average(self) -> str:
         game = self.trainer.game

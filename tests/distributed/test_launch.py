@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from helpers.launcher import ACCELERATE, LAUNCH
+from helpers.launcher import ACCELERATE, LAUNCH, TWO
+from helpers.shards import make_shards
 from helpers.worlds import free_port
 
 pytestmark = pytest.mark.distributed
@@ -133,3 +134,23 @@ def test_a_launcher_that_tells_half_is_refused_in_5_s(shards, tmp_path, told, sa
     assert len(lines) == 1
     assert said in lines[0]
     assert not Path(tmp_path / "run").exists()
+
+
+def test_evaluate_on_two_processes_leaves_the_record_of_one(tmp_path):
+    folders = [make_shards(tmp_path / name, 21, seed=seed).root for seed, name in enumerate(("made", "real"))]
+    records, printed = [], []
+    for number, command in enumerate(([sys.executable, "-m"], TWO)):
+        record = tmp_path / f"{number}.json"
+        arguments = ["scalegan.cli", "evaluate", str(folders[0]), "--against", str(folders[1]), "--metrics", "kid"]
+        command = [*command, *arguments, "--batch", "8", "--device", "cpu", "--json", str(record)]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(tmp_path / str(number))}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 0, done.stderr
+        records.append(json.loads(record.read_text()))
+        printed.append(done.stdout)
+    alone, both = records
+    assert (alone.pop("processes"), both.pop("processes")) == (1, 2)
+    assert printed[1].count("fd_lite0") == printed[0].count("fd_lite0"), "one process prints"
+    for record in records:
+        del record["seconds"]
+    assert both == pytest.approx(alone, rel=1e-9)

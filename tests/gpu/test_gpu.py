@@ -56,6 +56,14 @@ def test_the_first_losses_are_those_of_the_cpu(shards, tmp_path):
     assert gpu[0]["loss/D"] == pytest.approx(cpu[0]["loss/D"], rel=1e-3)
 
 
+def test_compiled_steps_give_the_losses_of_plain_ones(shards, tmp_path):
+    plain, _ = train(shards, tmp_path / "plain", "--train.precision", "fp32", "--log.every", "32")
+    compiled, _ = train(
+        shards, tmp_path / "compiled", "--train.precision", "fp32", "--log.every", "32", "--train.compile", "true"
+    )
+    assert compiled[0]["loss/D"] == pytest.approx(plain[0]["loss/D"], rel=1e-4)
+
+
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 def test_two_gpus_over_nccl_see_what_one_sees(shards, tmp_path):
     one, _ = train(shards, tmp_path / "one", "--train.precision", "fp32")

@@ -7,7 +7,8 @@ from pathlib import Path
 
 LAUNCH = Path(__file__).parents[2] / "launch"
 ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch"]
-TRAIN = [*ACCELERATE, "--config_file", str(LAUNCH / "cpu.yaml"), "-m", "scalegan.train"]
+TWO = [*ACCELERATE, "--config_file", str(LAUNCH / "cpu.yaml"), "-m"]
+TRAIN = [*TWO, "scalegan.train"]
 
 
 def start(arguments: list[str], **options) -> subprocess.Popen:

@@ -1,5 +1,6 @@
 """The status line and where it goes: standard output, RUN/log.txt, and over the bar on a terminal."""
 
+import contextlib
 import os
 import pty
 import subprocess
@@ -92,6 +93,20 @@ def test_a_reader_who_leaves_does_not_stop_the_run(tmp_path: Path) -> None:
     assert process.stderr.read() == b""
     process.stderr.close()
     assert len((tmp_path / "log.txt").read_text().splitlines()) == 50
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_standard_output_on_a_full_disk_does_not_stop_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = ["first", "second" * 2000, "third"]
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        with Status(100, tmp_path) as status:
+            for text in said:
+                status.say(text)
+        monkeypatch.undo()
+        with contextlib.suppress(OSError):
+            full.close()
+    assert [line.split("  ", 1)[1] for line in (tmp_path / "log.txt").read_text().splitlines()] == said
 
 
 def test_a_terminal_gets_a_bar_and_a_pipe_does_not(tmp_path: Path) -> None:
