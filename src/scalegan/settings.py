@@ -164,7 +164,7 @@ def _as_option(value: Any) -> str:
 
 def _with_pipe(options: list[str]) -> list[str]:
     """With the fields that the last `--augment.pipe` stands for before the others, which override them."""
-    pairs = zip(options, [*options[1:], ""], strict=True)
+    pairs = zip(options, [*options[1:], ""], strict=False)
     names = [b if a == "--augment.pipe" else a.split("=", 1)[1] for a, b in pairs if re.match(r"--augment\.pipe(=|$)", a)]
     fields = [f"--augment.{name}={str(value).lower()}" for name, value in PIPES.get("".join(names[-1:]), {}).items()]
     return [*fields, *options]

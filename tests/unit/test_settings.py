@@ -25,6 +25,43 @@ def test_options_override_the_file_and_the_file_the_defaults(preset):
     assert config.run == "runs/shards"
 
 
+def test_options_override_the_file_wherever_they_stand(preset):
+    options = ["--model.width=48", "--augment.pipe=photo", "--augment.mirror=false"]
+    assert settings.parse([*options, "--config", preset]) == settings.parse([f"--config={preset}", *options])
+    config = settings.parse([*options, "--config", preset]).config
+    assert (config.model.width, config.augment.mirror, config.augment.rotate90) == (48, False, True)
+
+
+def test_words_of_a_file_are_what_is_written_there(tmp_path):
+    """YAML 1.1, as most programs read it, says that `off` is false and 1e-3 is a text."""
+    path = tmp_path / "mine.yaml"
+    path.write_text("data: {path: 123}\nlog: {wandb: off}\noptim: {lr_g: 1e-3}\ninit_partial: true\noverride_resume: false\n")
+    config = settings.parse(["--config", str(path)]).config
+    assert (config.data.path, config.log.wandb, config.optim.lr_g) == ("123", "off", 1e-3)
+    assert (config.init_partial, config.override_resume) == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"data: {path: x}\ntrain:\n", "section train holds no settings: give it one, or take its line out"),
+        (b"data: {path: x}\ntrain:\n  batch:\n", "train.batch: expected a int"),
+        (b"data: {path: x}\ntrain: 5\n", "section train holds no settings"),
+        (b"on: 1\n", "unknown key on"),
+        (b"\x89PNG\r\n\x1a\n", "is no valid YAML"),
+        (b"- 1\n", "must hold sections"),
+        (b"data: [\n", "is no valid YAML"),
+    ],
+)
+def test_a_file_that_cannot_be_meant_is_told_in_one_line(tmp_path, content, expected):
+    path = tmp_path / "bad.yaml"
+    path.write_bytes(content)
+    with pytest.raises(UserError) as told:
+        settings.parse(["--config", str(path)])
+    assert expected in str(told.value)
+    assert "\n" not in str(told.value)
+
+
 def test_what_is_written_is_read_back(preset, tmp_path):
     from scalegan import run
 
