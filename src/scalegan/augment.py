@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from scalegan.augment_config import AugmentConfig
+from scalegan.augment_config import COLOURS, AugmentConfig
 
 
 class Numbers(NamedTuple):
@@ -55,7 +55,7 @@ def _places(*names: str) -> list[int]:
 
 _SECOND, _FIRST = _places("right", "hole_x", "translate_x"), _places("down", "hole_y", "translate_y")
 """Two numbers of one augmentation, which is done or not."""
-_COLOURS = _places("brightness", "saturation", "contrast", "hue", "luma_flip")
+_COLOURS = _places(*COLOURS)
 _ROTATIONS = _places("rotate_first", "rotate_last")
 
 

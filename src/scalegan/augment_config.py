@@ -12,6 +12,8 @@ ANGLES = ("rotate", "hue")
 SWITCHES = ("mirror", "rotate90", "luma_flip")
 STRENGTHS = tuple(n for n in (*SHARES, *ANGLES, *SWITCHES) if n not in ("colour", "p", "max_p"))
 """Fields that change images, each by itself."""
+COLOURS = ("brightness", "saturation", "contrast", "hue", "luma_flip")
+"""Those of them that are done as often as `colour` says."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,8 @@ class AugmentConfig:
         )
         require(
             self.changing or not self.target,
-            f"augment.target is {self.target} but no augmentation is on: give a pipe, such as --augment.pipe photo",
+            f"augment.target is {self.target} but no augmentation is on: give a pipe, such as --augment.pipe photo, or set "
+            "augment.target to 0",
         )
 
     @property

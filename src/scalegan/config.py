@@ -15,7 +15,7 @@ from typing import Any, Literal
 from scalegan.augment_config import AugmentConfig
 from scalegan.errors import UserError, require
 from scalegan.evaluation_config import EvaluationConfig
-from scalegan.model_config import STYLED, ModelConfig
+from scalegan.model_config import ALWAYS_NORMALISED, FIELDS_OF, STYLED, ModelConfig
 
 
 @dataclass(frozen=True)
@@ -309,7 +309,7 @@ class Config:
                 f"model.std_group {spread} does not divide the {share} images of a round on each of {processes} processes "
                 f"(train.batch {batch}, train.accumulate {rounds}): try one of {', '.join(map(str, [*fits[:8], 0]))}"
             )
-        if self.loss.path_weight and self.model.family not in STYLED:
+        if self.loss.path_weight and not self.model.generator and self.model.family not in STYLED:
             raise UserError(
                 f"loss.path_weight {self.loss.path_weight} is about intermediate latents, which model.family "
                 f"{self.model.family} has not: set it to 0, or take model.family {' or '.join(STYLED)}"
@@ -320,10 +320,10 @@ class Config:
             )
         bounded = self.loss.penalised or self.model.norm_of_critic == "spectral" or self.model.discriminator
         if self.loss.name == "wasserstein" and not bounded:
-            raise UserError(
-                "loss.name wasserstein needs a critic whose slope is bounded: set --loss.gp_weight 10, or "
-                "--model.critic_norm spectral"
-            )
+            ways = ["--loss.gp_weight 10" + " --model.critic_norm none" * (self.model.norm_of_critic == "batch")]
+            ways = ways * (self.model.critic not in ALWAYS_NORMALISED)
+            ways += ["--model.critic_norm spectral"] * (self.model.critic in FIELDS_OF["critic_norm"])
+            raise UserError(f"loss.name wasserstein needs a critic whose slope is bounded: set {', or '.join(ways)}")
         if self.augment.target and self.loss.name in DIFFERENCES:
             raise UserError(
                 f"augment.target follows the sign of the critic's logits, and with loss.name {self.loss.name} only differences "

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from scalegan import launcher
+from scalegan import launcher, own
 from scalegan.config import Config
 from scalegan.data.index import read_index
 from scalegan.distributed import check_device, settle_precision
@@ -44,6 +44,7 @@ def debug(config: Config) -> int:
         raise UserError("--debug tries one process alone: start it as `scalegan train ... --debug`, without the launcher")
     config.check(1)
     check_data(config, read_index(config.data.path, compare=config.data.on_error == "fail"))
+    own.check(config)
     check_device(config.train)
     parent = Path(f"{config.run}-debug")
     parent.mkdir(parents=True, exist_ok=True)

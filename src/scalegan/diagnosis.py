@@ -165,7 +165,7 @@ def overfitting(record: Record) -> Verdict | None:
             f"accuracy: {last['accuracy/train']:.0%} of training images, {last['accuracy/held_out']:.0%} of held-out ones",
             f"overfit gap {spread(lines, 'overfit_gap')} in the last {len(lines)} lines (0 is none, 1 is all)",
         ),
-        f"{more_augmentation(record.config)}; more training images; {smaller(record.config)}",
+        "; ".join(filter(None, (more_augmentation(record.config), "more training images", smaller(record.config)))),
     )
 
 
@@ -189,7 +189,7 @@ def too_strong(record: Record) -> Verdict | None:
         TOO_STRONG,
         "The discriminator tells every fake, so that the generator does not hear which are better.",
         tuple(evidence),
-        f"{more_penalty(record.config)}; {rates(record.config, 1.0, 0.25)}; {smaller(record.config)}",
+        "; ".join(filter(None, (more_penalty(record.config), rates(record.config, 1.0, 0.25), smaller(record.config)))),
     )
 
 

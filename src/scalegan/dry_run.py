@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from scalegan import checkpoint, figures, launcher, run, sampling, start
+from scalegan import checkpoint, figures, launcher, own, run, sampling, start
 from scalegan.config import Config
 from scalegan.data.held_out import held_out_of
 from scalegan.data.index import Index, read_index
@@ -74,6 +74,7 @@ def dry_run(config: Config) -> int:
     config = settle_precision(config, run.recorded_precision(Path(config.run)))
     index = read_index(config.data.path)
     check_data(config, index)
+    own.check(config)
     run.check(Path(config.run), config, index.sha256)
     origin = start.find(config, index)
     accelerator = make_accelerator(config.train)

@@ -36,6 +36,8 @@ AUTO = {
     "class_via": {"dcgan": "concat", "resnet": "norm", "biggan": "norm"},
 }
 """What `auto` is: the choice of each family's paper."""
+ALWAYS_NORMALISED = ("fastgan", "projected")
+"""Critics that normalise their weights whatever `critic_norm` is."""
 STYLED = ("stylegan2",)
 """Families whose generator makes intermediate latents w first, and images of them."""
 AT_LEAST_1 = (
@@ -121,7 +123,7 @@ class ModelConfig:
         for name in ("class_start", "class_ramp"):
             require(getattr(self, name) >= 0, f"model.{name} is {getattr(self, name)}: give 0 or more images")
         require(
-            self.critic_norm != "none" or self.critic not in ("fastgan", "projected"),
+            self.critic_norm != "none" or self.critic not in ALWAYS_NORMALISED,
             f"model.critic_norm is none: a critic {self.critic} always normalises its weights, give spectral or batch",
         )
         self._check_fields()
@@ -162,6 +164,12 @@ class ModelConfig:
         """Whether classes are told apart only later."""
         return self.class_start > 0 or self.class_ramp > 0
 
+    @property
+    def grouped(self) -> list[str]:
+        """The widths that, doubled, are cut into groups of `group_width`."""
+        names = ["width", "max_width"] * (self.family == "r3gan")
+        return names + ["critic_width", "critic_max_width"] * (self.critic == "r3gan")
+
     def _check_fields(self) -> None:
         """A setting that nothing here looks at is a mistake."""
         for field in dataclasses.fields(self):
@@ -180,9 +188,7 @@ class ModelConfig:
             )
 
     def _check_groups(self) -> None:
-        names = ["width", "max_width"] * (self.family == "r3gan")
-        names += ["critic_width", "critic_max_width"] * (self.critic == "r3gan")
-        for name in names:
+        for name in self.grouped:
             require(
                 2 * getattr(self, name) % self.group_width == 0,
                 f"model.{name} {getattr(self, name)}: r3gan wants twice it to be a multiple of model.group_width "

@@ -19,10 +19,19 @@ from scalegan.config import Config, LossConfig
 from scalegan.errors import UserError
 from scalegan.losses import LOSSES, Loss
 
+STYLED_METHODS = ("styles", "synthesise")
+"""What `paths.Maker` asks of a generator whose path lengths it measures."""
+
 
 def check(config: Config) -> None:
     """Import all that a run names, so that a mistake is told before anything is written. Raises `UserError`."""
-    network("--model.generator", config.model.generator)
+    generator = network("--model.generator", config.model.generator)
+    lacking = [name for name in STYLED_METHODS if not hasattr(generator, name)] if generator else []
+    if config.loss.path_weight and lacking:
+        raise UserError(
+            f"loss.path_weight {config.loss.path_weight} is about intermediate latents, and {config.model.generator} has no "
+            f"{' and no '.join(lacking)}: set it to 0, or derive the class from scalegan.models.stylegan2.Generator"
+        )
     network("--model.discriminator", config.model.discriminator)
     loss_of(config.loss)
 

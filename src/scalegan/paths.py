@@ -44,7 +44,7 @@ class Maker(nn.Module):
         self.generator.path_length.update(length[None], weight)  # type: ignore[union-attr, operator]
 
     def forward(self, latents: Tensor, labels: Tensor, steepness: bool = False) -> Fakes:
-        """latents [N, z_dim] and labels [N]; `steepness` of a generator of `model_config.STYLED` alone."""
+        """latents [N, z_dim] and labels [N]; `steepness` of a generator with `own.STYLED_METHODS` alone."""
         if not steepness:
             return Fakes(self.generator(latents, labels), None)
         keys = noise_keys(latents)

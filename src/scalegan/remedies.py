@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
 from scalegan.config import DIFFERENCES, Config
+from scalegan.no_effect import set_by_hand
 
 OFTEN = 0.8
 """Probability from about which on the generator learns augmentations too."""
@@ -42,7 +45,8 @@ def more_augmentation(config: Config) -> str:
     if config.augment.target:
         return f"more augmentation, --augment.target {config.augment.target * 0.8:.2g}"
     if config.loss.name not in DIFFERENCES and not config.loss.own and config.burn_in.augment == 1:
-        return f"as much augmentation as it takes, {pipe}--augment.target 0.6"
+        found = " --augment.p 1" if "augment.p" in set_by_hand(config) else ""  # which adaptation finds by itself
+        return f"as much augmentation as it takes, {pipe}--augment.target 0.6{found}"
     # Where p cannot follow the critic, it is set by hand; above 0.8 augmentations leak into what is generated.
     if config.augment.active and config.augment.p >= OFTEN:
         return "stronger or further augmentations, such as --augment.cutout 0.5"
@@ -51,4 +55,8 @@ def more_augmentation(config: Config) -> str:
 
 
 def smaller(config: Config) -> str:
-    return f"--model.critic_width {max(1, config.model.critic_width // 2)}"
+    """A critic of half the width or, in whole groups of channels, about that; empty where there is none."""
+    model = config.model
+    step = model.group_width // math.gcd(model.group_width, 2) if model.critic == "r3gan" else 1
+    width = model.critic_width // 2 // step * step or step
+    return f"--model.critic_width {width}" if width < model.critic_width else ""

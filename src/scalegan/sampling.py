@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from scalegan import checkpoint, random, settings
 from scalegan.config import Config
 from scalegan.errors import UserError
-from scalegan.model_config import STYLED
 from scalegan.models import build_generator, place
 from scalegan.pixels import to_uint8
 
@@ -104,9 +103,10 @@ class LoadedGenerator:
 
         Less is more typical and less diverse (Karras et al. 2019, appendix B). Raises `UserError` without such a w.
         """
-        family = self.config.model.family
-        if family not in STYLED:
-            raise UserError(f"{self.path} is of model.family {family}, which cannot be truncated: sample it as it is")
+        model = self.config.model
+        if not hasattr(self.network, "truncation"):
+            what = f"the generator {model.generator}" if model.generator else f"model.family {model.family}"
+            raise UserError(f"{self.path} is of {what}, which cannot be truncated: sample it as it is")
         self.network.truncation = truncation  # type: ignore[assignment]
 
     def labels_of(self, first: int, count: int, seed: int = 0) -> NDArray[np.int64]:

@@ -17,7 +17,7 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from scalegan import config as config_module
-from scalegan.augment_config import PIPES, AugmentConfig
+from scalegan.augment_config import OFF, PIPES, AugmentConfig
 from scalegan.config import Config
 from scalegan.errors import UserError
 from scalegan.evaluation_config import EvaluationConfig
@@ -163,11 +163,12 @@ def _as_option(value: Any) -> str:
 
 
 def _with_pipe(options: list[str]) -> list[str]:
-    """With the fields that the last `--augment.pipe` stands for before the others, which override them."""
+    """With the fields that the last `--augment.pipe` stands for before the others, which override them; empty, that is none
+    of what an earlier file has."""
     pairs = zip(options, [*options[1:], ""], strict=False)
     names = [b if a == "--augment.pipe" else a.split("=", 1)[1] for a, b in pairs if re.match(r"--augment\.pipe(=|$)", a)]
-    fields = [f"--augment.{name}={str(value).lower()}" for name, value in PIPES.get("".join(names[-1:]), {}).items()]
-    return [*fields, *options]
+    stands_for = ({"": OFF} | PIPES).get(names[-1], {}) if names else {}
+    return [*(f"--augment.{name}={str(value).lower()}" for name, value in stands_for.items()), *options]
 
 
 def _preset(name: str) -> Path:

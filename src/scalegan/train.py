@@ -8,12 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scalegan import launcher, run, settings
+from scalegan import launcher, no_effect, run, settings
 from scalegan.config import Config
 from scalegan.data.held_out import held_out_of, read_held_out
 from scalegan.data.index import Index, read_index
 from scalegan.errors import MachineError, UserError
-from scalegan.evaluation.names import CELL_MINIMUM, FIGURES, METRICS
+from scalegan.evaluation.names import CELL_MINIMUM, FIGURES, METRICS, WIDTHS, check_counts, check_probabilities
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -104,6 +104,8 @@ def claim(config: Config, index: Index, accelerator: Accelerator) -> run.Lock | 
 
 def check_data(config: Config, index: Index) -> None:
     path = config.data.path
+    if not (Path(config.run) / run.IDENTITY).is_file():
+        no_effect.check(config, index)
     if index.samples < config.train.batch:
         raise UserError(f"{path} has {index.samples} images, fewer than one batch: try --train.batch {index.samples}")
     if config.model.conditional and not index.labelled:
@@ -113,7 +115,12 @@ def check_data(config: Config, index: Index) -> None:
             f"augment.rotate90 turns by 90 degrees, and the {index.height}x{index.width} images of {path} are not square: "
             "set --augment.rotate90 false"
         )
-    real = config.evaluation.real
+    check_evaluation(config, index)
+
+
+def check_evaluation(config: Config, index: Index) -> None:
+    """What evaluations lack is told at the start, and not at the first of them."""
+    path, real, wanted = config.data.path, config.evaluation.real, config.evaluation.wanted
     if real > index.samples:
         raise UserError(f"evaluation.real {real} is more than the {index.samples} images of {path}: give 0 to compare all")
     best, side = config.evaluation.best, FIGURES[config.evaluation.best].side
@@ -122,15 +129,24 @@ def check_data(config: Config, index: Index) -> None:
             f"evaluation.best {best} needs images of {side} pixels a side, and those of {path} have "
             f"{index.height}x{index.width}: choose another, such as fid"
         )
-    by_class = [name for name in config.evaluation.wanted if METRICS[name].classes]
+    check_probabilities(wanted, config.evaluation.extractor)
+    check_counts(wanted, config.evaluation.samples, real or index.samples, WIDTHS.get(config.evaluation.extractor))
+    by_class = [name for name in wanted if METRICS[name].classes]
     if by_class and not config.model.conditional:
         raise UserError(
             f"metric {by_class[0]} needs a generator that is told the class: set --model.conditional true, or take it out of "
             "evaluation.metrics"
         )
+    rare = {name: count for name, count in zip(index.classes, index.class_counts, strict=True) if count < 2}
+    if by_class and rare:
+        name = next(iter(rare))
+        raise UserError(
+            f"metric {by_class[0]} needs 2 real images of each class, and {path} has {rare[name]} of {name}: write shards "
+            f"without that class, or take {by_class[0]} out of evaluation.metrics"
+        )
     held_out = held_out_of(config.data.held_out, index)
     kept_out = read_held_out(held_out, index).samples if held_out else 0
-    if "memorisation" in config.evaluation.wanted and kept_out < CELL_MINIMUM:
+    if "memorisation" in wanted and kept_out < CELL_MINIMUM:
         raise UserError(
             f"metric memorisation needs {CELL_MINIMUM} images that were never trained on, and there are {kept_out}: name "
             "shards of more, --data.held_out FOLDER, or take it out of evaluation.metrics"

@@ -68,6 +68,12 @@ def cut_config(config: Config, index: Index, run: Path) -> Config:
     batch = rounds * together
     cuda = config.train.device != "cpu" and torch.cuda.is_available()
     data, model, train, log, evaluation = config.data, config.model, config.train, config.log, config.evaluation
+    widths = {
+        "width": min(model.width, 8),
+        "max_width": min(model.max_width, 32),
+        "critic_width": min(model.critic_width, 8),
+        "critic_max_width": min(model.critic_max_width, 32),
+    }
     tried = [name for name in evaluation.wanted if name in TRIED]
     return replace(
         config,
@@ -82,11 +88,8 @@ def cut_config(config: Config, index: Index, run: Path) -> Config:
         ),
         model=replace(
             model,
-            width=min(model.width, 8),
-            max_width=min(model.max_width, 32),
-            critic_width=min(model.critic_width, 8),
-            critic_max_width=min(model.critic_max_width, 32),
-            group_width=min(model.group_width, 16),
+            **widths,
+            group_width=math.gcd(model.group_width, *(2 * widths[name] for name in model.grouped)),
             class_start=min(model.class_start, batch),
             class_ramp=min(model.class_ramp, 4 * batch),
             norm_group=fitted(model.norm_group, together),

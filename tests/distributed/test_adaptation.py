@@ -12,7 +12,7 @@ pytestmark = pytest.mark.distributed
 
 IMAGES = 32 * 14
 # A critic that learns fast, so that p moves; it is adjusted after 3, 6, 9 and 12 steps, and at the stop some signs wait.
-ADAPTIVE = {"augment.pipe": "photo", "augment.target": 0.05, "augment.every": 3, "augment.speed": 384}
+ADAPTIVE = {"augment.pipe": "photo", "augment.target": 0.05, "augment.every": 3, "augment.speed": 384, "augment.p": 1}
 SAVED = {"log.checkpoint": 128, "log.samples": 192, "log.keep": 1, "optim.lr_d": 2e-3, "optim.warmup": 0}
 CHANGES = {name.replace(".", "__"): value for name, value in (FULL | ADAPTIVE | SAVED).items()}
 

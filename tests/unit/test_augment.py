@@ -318,6 +318,16 @@ def test_what_is_given_beside_a_pipe_overrides_it_and_the_pipe_a_presets_fields(
         assert parsed(f"--config={path}", *given) == AugmentConfig(pipe="medical", **medical)
 
 
+def test_an_empty_pipe_takes_back_that_of_a_preset(tmp_path: Any) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("data: {path: x}\naugment: {pipe: photo, cutout: 0.5, p: 0.3}\n")
+    for given in (["--augment.pipe="], ["--augment.pipe", ""]):
+        assert parsed(f"--config={path}", *given) == AugmentConfig()
+        assert parsed("--augment.shift=0.1", f"--config={path}", *given) == AugmentConfig(shift=0.1)
+    path.write_text("data: {path: x}\naugment: {pipe: '', shift: 0.1, p: 0.3}\n")  # as --print_config writes it
+    assert parsed(f"--config={path}") == AugmentConfig(shift=0.1, p=0.3)
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

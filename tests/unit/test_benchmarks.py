@@ -15,7 +15,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from scalegan import settings
+from scalegan import no_effect, settings
+from scalegan.data.index import Index
 from scalegan.data.loader import Batch
 from scalegan.draws import DataFacts
 from scalegan.models import build_generator
@@ -176,7 +177,9 @@ def test_every_recipe_fits_every_data_set(quality: Any, recipe: str) -> None:
     assert recipe in quality.RECIPES
     for task in (quality.TASKS | quality.ON_GPU).values():
         preset = task.reference if recipe in quality.REFERENCES else task.preset
-        settings.parse([f"--config={preset}", *task.options, *quality.RECIPES[recipe]]).config.check(1)
+        config = settings.parse([f"--config={preset}", *task.options, *quality.RECIPES[recipe]]).config
+        config.check(1)
+        no_effect.check(config, Index(preset, (), 64, 64, 1, (), (), "", "", {}, ""))
 
 
 def test_a_refined_generator_has_the_layers_of_the_small_one(quality: Any) -> None:

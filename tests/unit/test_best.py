@@ -90,6 +90,36 @@ def test_metrics_by_class_of_a_generator_without_classes_are_refused_before_trai
         check_data(config, labelled)
 
 
+@pytest.mark.parametrize(
+    ("evaluation", "told"),
+    [
+        (
+            {"metrics": "infinity", "samples": 5119},
+            "metric infinity needs 5120 generated images and evaluation.samples is 5119",
+        ),
+        ({"metrics": "kid", "real": 2}, "metric kid needs 3 real images and 2 are compared"),
+        ({"metrics": "kid_subsets", "samples": 1000}, "metric kid_subsets needs 1000 real images and 48 are compared"),
+        (
+            {"metrics": "inception_score", "extractor": "dinov2", "samples": 99},
+            "class probabilities, which extractor dinov2 has",
+        ),
+    ],
+)
+def test_what_an_evaluation_lacks_is_told_before_training(tmp_path, evaluation, told):
+    index = make_shards(tmp_path / "shards")
+    config = make_config(Path(index.root), tmp_path / "run", evaluation=evaluation)
+    with pytest.raises(UserError, match=told):
+        check_data(config, index)
+
+
+def test_a_class_of_one_image_is_told_before_training(tmp_path):
+    index = make_shards(tmp_path / "shards", samples=11, classes=("a", "b", "c", "d", "e", "f"))  # of f there is one
+    config = make_config(Path(index.root), tmp_path / "run", model={"conditional": True}, evaluation={"metrics": "per_class"})
+    with pytest.raises(UserError, match=r"metric per_class needs 2 real images of each class, and .* has 1 of f: write shards"):
+        check_data(config, index)
+    check_data(replace(config, evaluation=replace(config.evaluation, metrics="ssim")), index)
+
+
 def test_the_smallest_sides_are_those_of_the_metrics_themselves():
     for figure, fits in (("ssim_max", measurable), ("ms_ssim_max", scales)):
         side = FIGURES[figure].side

@@ -129,7 +129,7 @@ def test_data_that_cannot_be_read_is_the_first_part_that_fails(config, data, cap
 )
 def test_what_is_wrong_with_the_whole_configuration_is_not_cut_away(config, tmp_path, section, field, value, message):
     changed = replace(config, **{section: replace(getattr(config, section), **{field: value})})
-    changed = replace(changed, data=replace(changed.data, reader="resident"))
+    changed = replace(changed, data=replace(changed.data, reader="resident", workers=2))
     with pytest.raises(UserError, match=message):
         Trial(changed, tmp_path).shards()
 
@@ -202,6 +202,16 @@ def test_groups_of_images_still_fit(config, index, tmp_path):
     cut = cut_config(replace(config, model=model, train=replace(config.train, batch=32)), index, tmp_path)
     cut.check(1)
     assert cut.model.std_group == cut.train.batch // cut.train.accumulate == 8
+
+
+@pytest.mark.parametrize(("group_width", "expected"), [(4, 4), (6, 2), (12, 4), (16, 16), (24, 8), (32, 16)])
+@pytest.mark.parametrize("critic_family", ["same", "dcgan"])
+def test_groups_of_channels_still_fit(config, index, tmp_path, group_width, expected, critic_family):
+    widths = {"width": 48, "max_width": 384, "critic_width": 48, "critic_max_width": 384}
+    model = ModelConfig(family="r3gan", critic_family=critic_family, group_width=group_width, **widths)
+    cut = cut_config(replace(config, model=model), index, tmp_path)
+    cut.check(1)
+    assert (cut.model.width, cut.model.max_width, cut.model.group_width) == (8, 32, expected)
 
 
 # --- what each part would notice

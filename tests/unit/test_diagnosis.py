@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 
 import pytest
@@ -322,6 +323,27 @@ def test_where_augmentation_cannot_follow_the_critic_the_remedy_is_one_that_a_ru
     tried = dict(word.split(" ")[:2] for word in remedy.split("--")[1:])
     given = [f"--{name}={value.strip(',;')}" for name, value in tried.items() if name.startswith("augment.")]
     settings.parse(["--data.path=x", *options, *given]).config.check(1)
+
+
+@pytest.mark.parametrize(
+    ("width", "group_width", "expected"),
+    [(24, 16, 8), (48, 16, 24), (16, 16, 8), (8, 16, None), (9, 3, 3), (3, 3, None), (5, 1, 2), (1, 1, None)],
+)
+def test_a_smaller_critic_is_one_that_a_run_takes(width, group_width, expected):
+    sizes = {"width": 48, "max_width": 96, "critic_width": width, "critic_max_width": 96, "group_width": group_width}
+    options = ["--data.path=x", "--model.family=r3gan", *(f"--model.{name}={value}" for name, value in sizes.items())]
+    remedy = only(record(lines(loss_D=0.01), config=settings.parse(options).config)).remedy
+    found = re.search(r"; --model.critic_width (\d+)$", remedy)
+    assert (int(found[1]) if found else None) == expected
+    if found:
+        settings.parse([*options, f"--model.critic_width={found[1]}"]).config.check(1)
+
+
+def test_an_adaptive_probability_takes_the_place_of_one_that_was_set():
+    rows = [row | held_out(2.0, -0.8, -1.0) for row in lines()]
+    for given, told in ((["--augment.p=0.2"], "--augment.target 0.6 --augment.p 1;"), ([], "--augment.target 0.6;")):
+        config = settings.parse(["--data.path=x", "--augment.pipe=photo", *given]).config
+        assert told in only(replace(record(rows), config=config)).remedy
 
 
 def test_more_augmentation_is_never_a_lower_probability():

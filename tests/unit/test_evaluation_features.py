@@ -17,8 +17,10 @@ from scalegan.evaluation import weights
 from scalegan.evaluation.features import Extractor, computing_in, load_extractor
 from scalegan.evaluation.inception import Inception
 from scalegan.evaluation.lite0 import Lite0
+from scalegan.evaluation.names import WIDTHS, WITH_PROBABILITIES
 from scalegan.evaluation.network import quantised
 from scalegan.evaluation.resize import RESIZES, tf1, tf1_matrix
+from scalegan.evaluation.suite import HEADS
 from scalegan.evaluation.team import Team
 from scalegan.evaluation_config import EvaluationConfig
 
@@ -232,3 +234,5 @@ def test_an_unknown_extractor_is_told_the_nearest_name():
 
 def test_networks_know_their_features():
     assert (Lite0.num_features, Inception.num_features) == (1280, 2048)
+    assert {"lite0": Lite0.num_features, "inception": Inception.num_features} == WIDTHS
+    assert set(HEADS) == set(WITH_PROBABILITIES)

@@ -39,6 +39,12 @@ def test_too_few_images_are_told_with_the_number_needed(name, generated, real, m
     check_counts((name,), 100_000, 100_000, width=1280)
 
 
+def test_where_the_number_of_features_is_not_known_the_rest_is_checked():
+    check_counts(("infinity",), 100, 100, width=None)
+    with pytest.raises(UserError, match="kid needs 3 generated images"):
+        check_counts(("infinity", "kid"), 2, 100, width=None)
+
+
 def test_only_figures_of_inception_have_the_names_of_inception():
     names = ("fid", "fid_floor", "kid_se", "mifid", "inception_score_sd", "precision", "memorisation_distance")
     assert [key(name, "inception") for name in names] == list(names)

@@ -70,6 +70,34 @@ def test_the_documented_networks_and_loss_play_against_each_other(config, index)
     assert not any(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
+def test_a_path_length_penalty_needs_a_generator_with_intermediate_latents(config):
+    paths = replace(config, loss=replace(config.loss, path_weight=2.0))
+    paths.check(1)
+    with pytest.raises(UserError, match=r"mine\.Generator has no styles and no synthesise: set it to 0, or derive the class"):
+        own.check(paths)
+    with Path("mine.py").open("a") as file:
+        file.write("\nfrom scalegan.models import stylegan2\nclass Styled(stylegan2.Generator): pass\n")
+    sys.modules.pop("mine")
+    own.check(replace(paths, model=replace(paths.model, generator="mine.Styled")))
+    own.check(config)
+
+
+@pytest.mark.parametrize("way", [[], ["--dry_run"], ["--debug"]])
+def test_that_is_told_before_anything_is_made(index, capsys, way):
+    given = ["--data.path", "data", "--run", "new", "--train.batch", "8", "--train.device", "cpu"]
+    assert cli.main(["train", *given, "--model.generator", "mine.Generator", "--loss.path_weight", "2", *way]) == 2
+    assert "loss.path_weight 2.0 is about intermediate latents, and mine.Generator has no styles" in capsys.readouterr().err
+    assert not list(Path().glob("new*"))
+
+
+def test_a_generator_that_knows_no_truncation_is_not_truncated(config, index, capsys):
+    config = replace(config, model=replace(config.model, family="stylegan2", critic_norm="auto"))
+    save(config, index)
+    given = ["sample", "run", "--out", "samples", "--generator", "mine.Generator", "--truncation", "0.7"]
+    assert cli.main(given) == 2
+    assert "is of the generator mine.Generator, which cannot be truncated: sample it as it is" in capsys.readouterr().err
+
+
 def test_the_documented_loss_is_smoothed():
     import math
 

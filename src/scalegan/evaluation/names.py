@@ -17,6 +17,10 @@ SUBSET = 1000
 """Images on each side of one subset of the Kernel distance's older form."""
 INCEPTION_SPLITS = 10
 """Parts of the samples that the Inception Score is taken of."""
+WIDTHS = {"lite0": 1280, "inception": 2048}
+"""Features of the extractors of which that is known before their weights are read."""
+WITH_PROBABILITIES = ("inception", "lite0")
+"""Extractors that say which class of ImageNet an image is of."""
 CELL_MINIMUM = 20
 """Images of each side that a cell of C_T needs."""
 
@@ -99,11 +103,11 @@ def chosen(names: str) -> tuple[str, ...]:
     return wanted
 
 
-def check_counts(names: Iterable[str], generated: int, real: int, width: int) -> None:
-    """Raises `UserError` where a metric needs more images than are compared; `width` is the number of features."""
+def check_counts(names: Iterable[str], generated: int, real: int, width: int | None) -> None:
+    """Raises `UserError` where a metric needs more images than are compared; `width` is the number of features, if known."""
     for name in names:
         needs = METRICS[name]
-        least = 4 * width if name == "infinity" else needs.generated
+        least = 4 * width if width and name == "infinity" else needs.generated
         if generated < least:
             raise UserError(
                 f"metric {name} needs {least} generated images and evaluation.samples is {generated}: "
@@ -114,6 +118,15 @@ def check_counts(names: Iterable[str], generated: int, real: int, width: int) ->
                 f"metric {name} needs {needs.real} real images and {real} are compared: "
                 f"compare more, or take {name} out of evaluation.metrics"
             )
+
+
+def check_probabilities(names: Iterable[str], extractor: str) -> None:
+    """Raises `UserError` where a metric needs class probabilities and the extractor has none."""
+    if "inception_score" in names and extractor not in WITH_PROBABILITIES:
+        raise UserError(
+            f"metric inception_score needs class probabilities, which extractor {extractor} has not: "
+            f"use {' or '.join(WITH_PROBABILITIES)}, or take inception_score out of evaluation.metrics"
+        )
 
 
 OTHERS = {"fid": "fd", "kid": "kd", "mifid": "mifd", "inception_score": "class_score"}

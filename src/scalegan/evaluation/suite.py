@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics import Metric
 
-from scalegan.errors import UserError
 from scalegan.evaluation.accuracy import ClassAccuracy
 from scalegan.evaluation.features import Extractor, find_weights
 from scalegan.evaluation.frechet import FrechetDistance
@@ -19,6 +18,7 @@ from scalegan.evaluation.frechet_spread import FrechetSpread
 from scalegan.evaluation.inception_score import InceptionScore
 from scalegan.evaluation.kid import KernelDistance, SubsetKernelDistance
 from scalegan.evaluation.memorisation import Memorisation, MemorisationInformedDistance
+from scalegan.evaluation.names import check_probabilities
 from scalegan.evaluation.per_class import PerClassDistance
 from scalegan.evaluation.prdc import PrecisionRecall
 from scalegan.evaluation.team import Team
@@ -45,11 +45,7 @@ class ClassScore(InceptionScore):
 
 
 def class_score(config: EvaluationConfig, extractor: Extractor) -> ClassScore:
-    if extractor.name not in HEADS:
-        raise UserError(
-            f"metric inception_score needs class probabilities, which extractor {extractor.name} has not: "
-            "use inception or lite0, or take inception_score out of evaluation.metrics"
-        )
+    check_probabilities(config.wanted, extractor.name)
     weight, bias = HEADS[extractor.name]
     state = read_checked(find_weights(config), extractor.weights_sha256)
     return ClassScore(state[weight], None if bias is None else state[bias])
