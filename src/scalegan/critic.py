@@ -52,32 +52,31 @@ class Critic(nn.Module):
         """
         if steepness and offsets is not None:
             return self._by_difference(images, labels, draws, offsets)
-
-        def judge(images: Tensor) -> Judgement:
-            views = augment(images, draws, self.config) if draws is not None else images
-            return self.discriminator(views, labels)  # type: ignore[no-any-return]
-
         if not steepness:
-            judgement = judge(images)
-            return Scores(judgement.logits, judgement.auxiliary, None)
+            return Scores(*self._judge(images, labels, draws), None)
 
         def total(images: Tensor) -> tuple[Tensor, Judgement]:
-            judgement = judge(images)
+            judgement = self._judge(images, labels, draws)
             return an_image(judgement.logits).sum(), judgement
 
         with out_of_float16(images.device):
             gradient, judgement = torch.func.grad(total, has_aux=True)(images)
-        return Scores(judgement.logits, judgement.auxiliary, at_least_float32(gradient).square().flatten(1).sum(1))
+        return Scores(*judgement, at_least_float32(gradient).square().flatten(1).sum(1))
+
+    def _judge(self, images: Tensor, labels: Tensor, draws: Tensor | None) -> Judgement:
+        views = augment(images, draws, self.config) if draws is not None else images
+        return self.discriminator(views, labels)  # type: ignore[no-any-return]
 
     def _by_difference(self, images: Tensor, labels: Tensor, draws: Tensor | None, offsets: Tensor) -> Scores:
         """((D(x + step u) - D(x)) / step)^2 for u of +-1: its expectation is |grad D|^2, as E[u u^T] is the identity.
 
-        In float32 throughout: half precision rounds such differences away.
+        In float32 throughout: half precision rounds such differences away. Not by `self.forward`, which Accelerate
+        replaces by one that turns autocast on again.
         """
         both = torch.cat([images, images + offsets])
         both_draws = None if draws is None else torch.cat([draws, draws])
         with torch.autocast(images.device.type, enabled=False):
-            here, there = self.forward(both, torch.cat([labels, labels]), both_draws).halves()
+            here, there = Scores(*self._judge(both, torch.cat([labels, labels]), both_draws), None).halves()
         step = offsets[:, 0, 0, 0].abs()
         return here._replace(steepness=((an_image(there.logits) - an_image(here.logits)) / step).square())
 

@@ -81,6 +81,15 @@ def test_a_family_whose_state_is_more_than_weights_goes_on_to_the_same_bytes(sha
     assert_same(tmp_path / "run", tmp_path / "reference")
 
 
+def test_a_run_in_bfloat16_goes_on_to_the_same_bytes(shards, tmp_path):
+    changes = CHANGES | {"train__precision": "bf16"}
+    reference, command = (configured(shards, tmp_path / name, 32 * 8, **changes) for name in ("reference", "run"))
+    assert [e.value for e in run_world(tmp_path, 1, training, reference)] == [True]
+    assert [e.value for e in run_world(tmp_path, 1, stopped_training, command, 0, signal.SIGTERM, 32 * 4)] == [False]
+    assert [e.value for e in run_world(tmp_path, 1, training, command)] == [True]
+    assert_same(tmp_path / "run", tmp_path / "reference")
+
+
 def scaled(function, *arguments):
     """With a loss scale that grows, as under fp16, which itself needs a GPU."""
     import torch
