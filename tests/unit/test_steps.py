@@ -16,6 +16,8 @@ from scalegan.data.loader import Batch
 from scalegan.draws import DataFacts
 from scalegan.errors import UserError
 from scalegan.models.conditions import set_strength
+from scalegan.models.equalised import Linear
+from scalegan.models.layers import BatchNorm
 from scalegan.models.noise import noise_keys, normal_noise
 from scalegan.paths import DIRECTIONS
 from scalegan.pixels import normalise
@@ -204,6 +206,39 @@ def test_a_gradient_that_is_not_finite_is_named_alone_where_gradients_are_cut() 
     parameter.register_hook(lambda gradient: torch.full_like(gradient, torch.nan))
     assert game.discriminator_step([real], 0).means()["skipped/D"] == 1
     assert game.nonfinite() == f"critic.{name}"
+
+
+@pytest.mark.parametrize(("options", "layer"), [
+    ({}, BatchNorm),
+    ({"model__norm_group": BATCH // 2}, BatchNorm),
+    ({"model__conditional": "true", "model__class_via": "norm"}, BatchNorm),
+    ({"model__family": "fastgan", "model__critic_norm": "spectral", "model__init": "dcgan"}, BatchNorm),
+    ({"model__family": "stylegan2", "model__init": "dcgan", "model__critic_norm": "auto", "loss__path_weight": 1.0}, Linear),
+], ids=["batch norm", "groups", "class norms", "fastgan", "stylegan2"])  # fmt: skip
+def test_an_activation_that_is_not_finite_leaves_every_running_statistic_finite(options: dict[str, Any], layer: type) -> None:
+    """One pixel of one image in one pass of the generator, for the critic's step and for its own."""
+    game, real = make_game(**options), real_batch()
+    networks = game.bare_generator, game.bare_critic, game.ema
+    first = next(module for module in game.bare_generator.modules() if isinstance(module, layer))
+
+    def spoil(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        spoilt = inputs[0].clone()
+        spoilt[(0,) * spoilt.ndim] = torch.inf
+        return spoilt, *inputs[1:]
+
+    before = [parameter.clone() for network in networks[:2] for parameter in network.parameters()]
+    for take, name in ((game.discriminator_step, "skipped/D"), (game.generator_step, "skipped/G")):
+        spoiling = first.register_forward_pre_hook(spoil)
+        assert take([real], 0).means()[name] == 1
+        spoiling.remove()
+    game.average(BATCH)
+    for network in networks:
+        assert all(tensor.isfinite().all() for tensor in network.state_dict().values())
+    after = [parameter for network in networks[:2] for parameter in network.parameters()]
+    assert all(map(torch.equal, before, after))
+    values = game.discriminator_step([real], BATCH).means() | game.generator_step([real], BATCH).means()
+    assert all(value.isfinite() for value in values.values())
+    assert values["skipped/D"] == values["skipped/G"] == 0
 
 
 @pytest.mark.parametrize("clip", [1e-3, 1e6])

@@ -175,8 +175,8 @@ class BatchNorm(nn.Module):
 
     @torch.no_grad()
     def _remember(self, mean: Tensor, var: Tensor) -> None:
-        self.running_mean.lerp_(mean, self.momentum)
-        self.running_var.lerp_(var, self.momentum)
+        move(self.running_mean, mean, self.momentum)
+        move(self.running_var, var, self.momentum)
 
 
 class ConditionalBatchNorm(BatchNorm):
@@ -196,6 +196,16 @@ class ConditionalBatchNorm(BatchNorm):
         return normalised.to(x.dtype)
 
 
+@torch.no_grad()
+def move(running: Tensor, value: Tensor, weight: float) -> None:
+    """running <- (1 - weight) running + weight value, but for the numbers that would not be finite.
+
+    Of these a running statistic would never get rid, though the optimizers leave such a step out. The host is not asked.
+    """
+    moved = torch.lerp(running, value, weight)
+    running.copy_(torch.where(moved.isfinite(), moved, running))
+
+
 class RunningMean(nn.Module):
     """The mean [*shape] of something that each image has, over the images of late: those of this process, until
     `average_running_statistics` makes it that of all."""
@@ -206,11 +216,9 @@ class RunningMean(nn.Module):
         super().__init__()
         self.register_buffer("mean", torch.zeros(shape))
 
-    @torch.no_grad()
     def update(self, values: Tensor, weight: float) -> None:
         """mean <- (1 - weight) mean + weight mean of `values` [N, *shape], unless they are not finite."""
-        moved = torch.lerp(self.mean, values.mean(0), weight)
-        self.mean.copy_(torch.where(moved.isfinite(), moved, self.mean))
+        move(self.mean, values.mean(0), weight)
 
 
 @torch.no_grad()
