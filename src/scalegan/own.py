@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from scalegan.config import Config, LossConfig
 from scalegan.errors import UserError
@@ -44,6 +45,17 @@ def network(option: str, name: str) -> type[nn.Module] | None:
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
         raise UserError(f"{option} {name} is no class of torch.nn.Module: give one that is")
     return found
+
+
+def check_statistics(option: str, network: nn.Module) -> None:
+    """Refuse, for several processes, what keeps running statistics of the images of one alone. Raises `UserError`."""
+    for name, layer in network.named_modules():
+        alone = isinstance(layer, _NormBase) and not isinstance(layer, nn.SyncBatchNorm)
+        if alone and layer.training and layer.track_running_stats:
+            raise UserError(
+                f"{option}: the running statistics of its {type(layer).__name__} {name} would be others on each process: take "
+                "scalegan.models.layers.BatchNorm in its place, or one process"
+            )
 
 
 def loss_of(config: LossConfig) -> Loss:

@@ -57,6 +57,8 @@ class Game:
         self.draws = Draws(config, facts, accelerator.device, share // self.rounds, accelerator.process_index * share)
 
         generator, critic = build_networks(config, facts)
+        if config.model.generator and accelerator.num_processes > 1:
+            own.check_statistics(f"--model.generator {config.model.generator}", generator)
         for network in (generator, critic):
             place(network, accelerator.device)
         self.ema = make_ema(generator)
@@ -99,7 +101,7 @@ class Game:
         self._set_classes(now.classes)
         penalised = config.penalised and self._number(images_seen) % config.penalty_every == 0
         values = Values()
-        for round_, real in enumerate(reals):
+        for round_, real in enumerate(map(self.told, reals)):
             first = self.draws.first(images_seen, round_)
             with torch.no_grad():
                 labels = real.labels if self.loss.paired else self.draws.labels("d", first)
@@ -141,7 +143,7 @@ class Game:
         penalised = config.path_weight > 0 and (turn - 1) % config.path_every == 0
         self.opt_g.zero_grad()
         self.bare_critic.requires_grad_(False)
-        for round_, real in enumerate(reals):
+        for round_, real in enumerate(map(self.told, reals)):
             first = self.draws.first(images_seen, round_)
             labels = real.labels if self.loss.paired else self.draws.labels("g", first)
             with self._reduced_in_last(round_, self.generator):
@@ -171,6 +173,10 @@ class Game:
         norm, skipped = self._step(self.opt_g, self.generator, self.config.optim.lr_g * now.rate, now.betas_g)
         values.add({"grad_norm/G": norm, "skipped/G": skipped})
         return values
+
+    def told(self, real: Batch) -> Batch:
+        """What the networks may see of real images: without classes no label, as a fake has none by which to be told apart."""
+        return real if self.config.model.conditional else Batch(real.images, torch.full_like(real.labels, -1))
 
     def _make(self, first: int, labels: Tensor, penalised: bool) -> tuple[Fakes, losses.Diversity | None]:
         """The fakes of a generator step, and how they differ from second ones of their classes where that is rewarded."""
@@ -277,7 +283,7 @@ class Game:
         buffers = [(b, b.clone()) for network in (self.bare_generator, self.bare_critic) for b in network.buffers()]
         count = self.draws.count  # of as many images as a step has, so that what is compiled for them serves it
         made = 2 * count if self.config.loss.diversity_weight else count
-        labels = torch.zeros(made, dtype=torch.int64, device=self.accelerator.device)
+        labels = torch.full((made,), 0 if self.config.model.conditional else -1, device=self.accelerator.device)
         fakes = self.generator(torch.zeros(made, self.config.model.z_dim, device=self.accelerator.device), labels).images
         (fakes.sum() * 0).backward()
         scores = self.critic(fakes.detach()[:count], labels[:count], None)

@@ -21,6 +21,13 @@ OWN = {
 }
 
 
+def code():
+    """The module of the documentation."""
+    found = re.search(r"```python\n(import math.*?)```", DOCS.read_text(), re.DOTALL)
+    assert found
+    return found[1]
+
+
 def there(folder, function, *arguments):
     """A process that was started in the folder."""
     os.chdir(folder)
@@ -28,9 +35,7 @@ def there(folder, function, *arguments):
 
 
 def test_stopped_and_continued_on_two_processes_they_end_with_the_same_bytes(shards, tmp_path):
-    code = re.search(r"```python\n(import math.*?)```", DOCS.read_text(), re.DOTALL)
-    assert code
-    (tmp_path / "mine.py").write_text(code[1])
+    (tmp_path / "mine.py").write_text(code())
     reference, config = (configured(shards, tmp_path / name, 32 * 5, **OWN) for name in ("reference", "run"))
     unbroken = run_world(tmp_path, 2, there, tmp_path, training, reference)
     assert [e.value for e in unbroken] == [True, True], unbroken
@@ -39,3 +44,15 @@ def test_stopped_and_continued_on_two_processes_they_end_with_the_same_bytes(sha
     again = run_world(tmp_path, 2, there, tmp_path, training, config)
     assert [e.value for e in again] == [True, True], again
     assert contents(tmp_path / "run") == contents(tmp_path / "reference")
+
+
+def test_torchs_batch_norm_in_a_generator_is_refused_on_two_processes(shards, tmp_path):
+    (tmp_path / "normed.py").write_text(
+        "import mine\nfrom torch import nn\nclass Generator(mine.Generator):\n    def __init__(self, *facts):\n"
+        "        super().__init__(*facts)\n        self.norm = nn.BatchNorm1d(4)\n"
+    )
+    (tmp_path / "mine.py").write_text(code())
+    config = configured(shards, tmp_path / "run", 32, **OWN | {"model__generator": "normed.Generator"})
+    ended = run_world(tmp_path, 2, there, tmp_path, training, config)
+    said = "--model.generator normed.Generator: the running statistics of its BatchNorm1d norm would be others on each process"
+    assert all(said in str(e.value) for e in ended), ended

@@ -31,7 +31,7 @@ def folder(tmp_path, monkeypatch) -> Path:
     assert code
     Path("mine.py").write_text(code[1])
     yield tmp_path
-    for name in ("mine", "trap", "broken"):
+    for name in ("mine", "trap", "broken", "normed"):
         sys.modules.pop(name, None)
     importlib.invalidate_caches()
 
@@ -189,6 +189,28 @@ def test_a_discriminator_has_to_say_whether_it_couples_samples(config, index):
     bad = replace(config, model=replace(config.model, discriminator="broken.Discriminator"))
     with pytest.raises(UserError, match=r"model.discriminator broken.Discriminator does not say .* couples_samples"):
         Game(bad, Accelerator(cpu=True), start.facts_of(index))
+
+
+@pytest.mark.parametrize(("layer", "refused"), [
+    ("nn.BatchNorm2d(1)", True),
+    ("nn.InstanceNorm2d(1, track_running_stats=True)", True),
+    ("nn.BatchNorm2d(1, track_running_stats=False)", False),
+    ("nn.BatchNorm2d(1).eval()", False),
+    ("nn.SyncBatchNorm(1)", False),
+    ("nn.InstanceNorm2d(1)", False),
+    ("BatchNorm(1)", False),
+])  # fmt: skip
+def test_running_statistics_of_one_process_alone_are_refused_on_several(layer, refused):
+    Path("normed.py").write_text(
+        "from torch import nn\nfrom scalegan.models.layers import BatchNorm\nclass Normed(nn.Module):\n"
+        f"    def __init__(self):\n        super().__init__()\n        self.norm = {layer}\n"
+    )
+    network = own.network("--model.generator", "normed.Normed")()
+    if refused:
+        with pytest.raises(UserError, match=r"of its \w+ norm would be others on each process: take scalegan"):
+            own.check_statistics("--model.generator normed.Normed", network)
+    else:
+        own.check_statistics("--model.generator normed.Normed", network)
 
 
 def test_parsing_imports_nothing():

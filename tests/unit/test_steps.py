@@ -241,6 +241,20 @@ def test_an_activation_that_is_not_finite_leaves_every_running_statistic_finite(
     assert values["skipped/D"] == values["skipped/G"] == 0
 
 
+@pytest.mark.parametrize("loss", ["hinge", "relativistic"])
+def test_without_classes_no_network_sees_a_label(loss: str) -> None:
+    """Not even of the real images of labelled data, which a critic of one's own would know them by."""
+    game, real = make_game(model__conditional="false", loss__name=loss, loss__r1_gamma=1.0, loss__gp_weight=1.0), real_batch()
+    seen: list[Tensor] = []
+    for network in (game.bare_generator, game.bare_critic.discriminator):
+        network.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[1]))  # type: ignore[union-attr]
+    game.discriminator_step([real], 0)
+    game.generator_step([real], 0)
+    assert real.labels.min() >= 0
+    assert len(seen) >= 5
+    assert all((labels == -1).all() for labels in seen)
+
+
 @pytest.mark.parametrize("clip", [1e-3, 1e6])
 def test_a_long_gradient_is_cut_to_length_and_its_own_length_reported(clip: float) -> None:
     plain, clipped, real = make_game(), make_game(optim__clip=clip), real_batch()
