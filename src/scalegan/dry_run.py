@@ -31,7 +31,7 @@ from scalegan.draws import DataFacts
 from scalegan.evaluation.features import Extractor, load_extractor, to_download
 from scalegan.evaluation.names import METRICS
 from scalegan.evaluation.team import Team
-from scalegan.probe import make_probe
+from scalegan.probe import make_probe, steepness
 from scalegan.statistics import Statistics
 from scalegan.status import human_time
 from scalegan.steps import Game
@@ -57,7 +57,7 @@ class Measured:
     waited: float = 0.0
     """Of `step`, for data."""
     probe: float = 0.0
-    """To score held-out images beside others, as at each line of metrics; 0 where there are none."""
+    """At each line of metrics, to find how steep the critic is and, where there are any, to score held-out images."""
     drawing: float = 0.0
     """To make one image."""
     features: float = 0.0
@@ -130,11 +130,13 @@ def measure(config: Config, index: Index, accelerator: Accelerator, game: Game) 
         measured.step = take(measured.steps) / measured.steps
         measured.waited /= measured.steps
         measured.grid = grid_bytes(reals, min(config.log.grid, index.samples), config.log.grid)
-    if (probe := make_probe(index, game)) is not None:
-        synchronise(device)
-        began = time.perf_counter()
+    probe = make_probe(index, game)
+    synchronise(device)
+    began = time.perf_counter()
+    steepness(game, reals)
+    if probe is not None:
         probe.measure()
-        measured.probe = time.perf_counter() - began
+    measured.probe = time.perf_counter() - began
     measured.drawing, images = draw(config, index, game)
     measured.features = time_features(extractor, images) if extractor else 0.0
     measured.checkpoint = checkpoint_bytes(game)

@@ -1,4 +1,4 @@
-"""What the critic makes of real images that it never learns from, beside training and generated ones.
+"""What the critic makes of real images that it never learns from, beside training and generated ones, and how steep it is.
 
 A critic that tells training images from fakes by what they have in common scores the held-out ones as high. One that knows
 the training images by heart takes the held-out ones for fakes: the overfit gap between the two is what no loss shows.
@@ -6,7 +6,7 @@ the training images by heart takes the held-out ones for fakes: the overfit gap 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
 
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from scalegan.config import DataConfig
+from scalegan.critic import an_image
 from scalegan.data.held_out import held_out_of, read_held_out
 from scalegan.data.index import Index, is_remote
 from scalegan.data.loader import Batch, open_reader
@@ -42,9 +43,9 @@ class Probe:
         self.places = np.arange(passes)[:, None] * together + first + np.arange(game.draws.count)
         """int64 [passes, count]: which of all images are ours."""
         with closing(open_reader(index, data, device)) as reader:
-            self.train = [reader.read(fixed(row, index, most, data)) for row in self.places]
+            self.train = [game.told(reader.read(fixed(row, index, most, data))) for row in self.places]
         with closing(open_reader(held_out, replace(data, path=held_out.root), device)) as reader:
-            self.held_out = [reader.read(fixed(row, held_out, most, data)) for row in self.places]
+            self.held_out = [game.told(reader.read(fixed(row, held_out, most, data))) for row in self.places]
 
     def measure(self) -> dict[str, float]:
         """Mean logits, accuracies and the overfit gap, the same on every process. Collective; waits for the device."""
@@ -53,11 +54,8 @@ class Probe:
             train, held_out, fake = (torch.cat(part) for part in parts)
             accuracy = self.game.loss.accuracy
             rights = [accuracy(real, fake)[0] for real in (train, held_out)]
-            values = torch.stack([train.mean(), held_out.mean(), fake.mean(), *rights]).double()
-        if dist.is_initialized():
-            dist.all_reduce(values)
-            values /= dist.get_world_size()
-        logits_train, logits_held_out, logits_fake, right_train, right_held_out = values.tolist()
+            values = torch.stack([train.mean(), held_out.mean(), fake.mean(), *rights])
+        logits_train, logits_held_out, logits_fake, right_train, right_held_out = over_processes(values)
         return {
             "logits/train": logits_train,
             "logits/held_out": logits_held_out,
@@ -74,6 +72,40 @@ class Probe:
         fakes = generate(self.game.draws.latents("probe", first), train.labels)
         real, unseen = (criticise(normalise(batch.images), batch.labels, None).logits for batch in (train, held_out))
         return real, unseen, criticise(fakes, train.labels, None).logits
+
+
+def steepness(game: Game, reals: Sequence[Batch]) -> dict[str, float]:
+    """Mean |d logit / d image|^2 at a step's real images and at as many generated ones, whatever penalties there are.
+
+    Neither weighted nor augmented, in float32; the same on every process. Collective; waits for the device. These images are
+    at hand in every run: fixed ones would have to be read first, and from afar whole shards be fetched for them.
+    """
+    parts = []
+    with in_evaluation(game.bare_generator, game.bare_critic):
+        for round_, real in enumerate(map(game.told, reals)):
+            with torch.no_grad():
+                fakes = game.bare_generator.forward(game.draws.latents("probe", game.draws.first(0, round_)), real.labels)
+            slopes = (squared_slopes(game.bare_critic, images, real.labels) for images in (normalise(real.images), fakes))
+            parts.append(torch.stack([slope.mean() for slope in slopes]))
+    at_real, at_fake = over_processes(torch.stack(parts).mean(0))
+    return {"steepness/real": at_real, "steepness/fake": at_fake}
+
+
+def squared_slopes(critic: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    """[N]. By the discriminator itself, as the critic turns autocast on, and by autograd, which any network goes with."""
+    leaves = images.detach().requires_grad_()
+    logits = critic.discriminator(leaves, labels).logits  # type: ignore[operator]
+    (gradient,) = torch.autograd.grad(an_image(logits).sum(), leaves)
+    return gradient.square().flatten(1).sum(1)
+
+
+def over_processes(values: Tensor) -> list[float]:
+    """The mean [n] over all processes."""
+    total = values.double()
+    if dist.is_initialized():
+        dist.all_reduce(total)
+        total /= dist.get_world_size()
+    return total.tolist()  # type: ignore[no-any-return]
 
 
 def make_probe(index: Index, game: Game) -> Probe | None:

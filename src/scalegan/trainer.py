@@ -24,7 +24,7 @@ from scalegan.distributed import from_all, from_main
 from scalegan.draws import DataFacts
 from scalegan.errors import UserError
 from scalegan.outputs import Outputs
-from scalegan.probe import make_probe
+from scalegan.probe import make_probe, steepness
 from scalegan.signals import StopNotice
 from scalegan.statistics import Statistics
 from scalegan.steps import Game
@@ -61,6 +61,7 @@ class Trainer:
         self.saver = Saver(self.run_dir, config.log.keep)
         self.best: best.Best = {}
         self.done: dict[str, int] = {}  # what was made last at how many images
+        self.reals: list[Batch] = []  # of the last step: none yet where a run is shortened to what it has seen
         self.game.prime()
         wandb_id = self.resume()
         self.probe = make_probe(index, self.game)
@@ -86,9 +87,9 @@ class Trainer:
             self.outputs.start(clock.images_seen)
             stopped = False
             while clock.images_seen < config.train.images and not (stopped := self.notice.asked()):
-                reals = self.fetch()
-                critic_values = self.game.discriminator_step(reals, clock.images_seen)
-                generator_values = self.game.generator_step(reals, clock.images_seen)
+                self.reals = self.fetch()
+                critic_values = self.game.discriminator_step(self.reals, clock.images_seen)
+                generator_values = self.game.generator_step(self.reals, clock.images_seen)
                 clock.advance()
                 self.outputs.advance(clock.images_seen)
                 self.game.average(clock.images_seen)
@@ -163,6 +164,8 @@ class Trainer:
             "ema/half_life": now.half_life,
             "augment/p": float(self.game.probability(now)) if self.config.augment.active else 0.0,
         }
+        if self.reals:
+            means |= steepness(self.game, self.reals)
         if self.probe:
             means |= self.probe.measure()
         self.outputs.log(images_seen, means, memory_mb(self.accelerator.device), fetched)

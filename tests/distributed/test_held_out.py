@@ -30,3 +30,5 @@ def test_scores_do_not_depend_on_the_number_of_processes(shards, tmp_path, case)
         for name in ("logits/train", "logits/held_out", "logits/generated", "accuracy/train", "accuracy/held_out"):
             # an accuracy is a count of 64, in which rounding may move one
             assert two[name] == pytest.approx(one[name], abs=1 / 60 if name.startswith("accuracy") else 1e-4), name
+        for name in ("steepness/real", "steepness/fake"):
+            assert two[name] == pytest.approx(one[name], rel=1e-3), name

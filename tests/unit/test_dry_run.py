@@ -1,6 +1,7 @@
 """`--dry_run` says what a run would be and take, and writes nothing."""
 
 import os
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from scalegan.distributed import make_accelerator
 from scalegan.draws import DataFacts
 from scalegan.errors import UserError
 from scalegan.models import build_generator
+from scalegan.probe import Probe
 from scalegan.steps import Game
 from scalegan.trainer import Clock, Trainer
 
@@ -193,11 +195,14 @@ def test_looking_at_held_out_images_is_timed(config, tmp_path, capsys):
         seen.append(measure(*arguments))
         return seen[-1]
 
-    measure = dry_run.measure
+    measure, scored = dry_run.measure, []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dry_run, "measure", measured)
+        patch.setattr(dry_run, "steepness", lambda *_: time.sleep(0.1))
+        patch.setattr(Probe, "measure", lambda self: scored.append(time.sleep(0.1)))
         assert dry_run.dry_run(config) == dry_run.dry_run(watched) == 0
-    assert [found.probe > 0 for found in seen] == [False, True]
+    assert [found.probe >= least for found, least in zip(seen, (0.1, 0.2), strict=True)] == [True, True]
+    assert len(scored) == 1
 
 
 @pytest.mark.parametrize("done", [0, 160])

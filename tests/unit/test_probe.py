@@ -9,15 +9,18 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 
 from helpers.runs import FULL, configured, metrics, tensors
 from helpers.shards import make_shards
 from scalegan.config import DataConfig
 from scalegan.data.held_out import read_held_out
 from scalegan.data.index import read_index
+from scalegan.data.loader import batches
 from scalegan.draws import DataFacts
 from scalegan.errors import UserError
-from scalegan.probe import MOST, Probe, fixed, in_evaluation, overfit_gap, some_shards
+from scalegan.pixels import normalise
+from scalegan.probe import MOST, Probe, fixed, in_evaluation, overfit_gap, some_shards, steepness
 from scalegan.steps import Game
 
 MEASURED = {"logits/train", "logits/held_out", "logits/generated", "accuracy/train", "accuracy/held_out", "overfit_gap"}
@@ -108,6 +111,71 @@ def test_looking_moves_nothing(shards, held_out, tmp_path):
     after = [tensor for network in networks for tensor in network.state_dict().values()]
     assert all(map(torch.equal, before, after))
     assert all(network.training for network in networks)
+
+
+def reals_of(game, index):
+    loader = batches(index, game.config, 0, 0, 1, game.accelerator.device)
+    return [next(loader) for _ in range(game.rounds)]
+
+
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_how_steep_the_critic_is_is_the_mean_squared_gradient_at_both_kinds_of_images(shards, tmp_path, rounds):
+    game, index = game_of(shards, tmp_path, model__critic_norm="spectral", train__accumulate=rounds)
+    reals = reals_of(game, index)
+    images = normalise(torch.cat([real.images for real in reals]))
+    with in_evaluation(game.bare_generator, game.bare_critic):
+        places = range(0, 32, 32 // rounds)
+        fakes = torch.cat([game.bare_generator(game.draws.latents("probe", first), None) for first in places])
+        expected = []
+        for kind in (images, fakes.detach()):
+            kind.requires_grad_()
+            logits = game.bare_critic(kind, torch.zeros(32, dtype=torch.int64), None).logits
+            (gradient,) = torch.autograd.grad(logits.sum(), kind)
+            expected.append((gradient**2).sum((1, 2, 3)).mean().item())
+    weights = [tensor.clone() for tensor in game.bare_critic.state_dict().values()]
+    found = steepness(game, reals)
+    assert found == {"steepness/real": pytest.approx(expected[0]), "steepness/fake": pytest.approx(expected[1])}
+    assert steepness(game, reals) == found
+    assert all(map(torch.equal, weights, game.bare_critic.state_dict().values()))
+    assert all(parameter.grad is None for parameter in game.bare_critic.parameters())
+    assert all(module.training for module in game.bare_critic.modules())
+
+
+def test_how_steep_the_critic_is_does_not_hang_on_bfloat16(shards, tmp_path):
+    game, index = game_of(shards, tmp_path, model__critic_norm="none")
+    exact = steepness(game, reals_of(game, index))
+    AcceleratorState._reset_state(True)
+    half = Game(game.config, Accelerator(cpu=True, mixed_precision="bf16"), game.facts)
+    found = steepness(half, reals_of(half, index))
+    AcceleratorState._reset_state(True)
+    assert found == exact
+
+
+@pytest.mark.parametrize("changes", [
+    {"model.critic_norm": "batch"},
+    {"model.critic_family": "projected", "model.backbone_size": 32, "loss.name": "hinge"},
+    {"loss.name": "relativistic", "loss.r1_gamma": 1.0, "model.conditional": "true"},
+    {"train.accumulate": 2, "train.compile": "false", "optim.critic_steps": 2},
+], ids=["no penalty", "projected", "penalty", "rounds"])  # fmt: skip
+def test_every_line_says_how_steep_the_critic_is(training, shards, tmp_path, changes):
+    training(configured(shards, tmp_path / "run", 96, **changes))
+    lines = metrics(tmp_path / "run")
+    assert len(lines) == 2
+    assert all(line["steepness/real"] > 0 and line["steepness/fake"] > 0 for line in lines)
+
+
+def test_without_classes_no_label_is_shown(shards, held_out, tmp_path):
+    game, index = game_of(shards, tmp_path, data__held_out=held_out)
+    seen = []
+    generate = game.bare_generator.forward
+    game.bare_generator.forward = lambda latents, labels: seen.append(labels) or generate(latents, labels)
+    game.bare_critic.discriminator.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[1]))
+    reals = reals_of(game, index)
+    probe_of(index, game).measure()
+    steepness(game, reals)
+    assert reals[0].labels.min() >= 0
+    assert all((labels == -1).all() for labels in seen)
+    assert len(seen) >= 7
 
 
 def test_every_layer_is_in_its_mode_again_after_a_failure_too():
