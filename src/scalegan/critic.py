@@ -53,7 +53,8 @@ class Critic(nn.Module):
         if steepness and offsets is not None:
             return self._by_difference(images, labels, draws, offsets)
         if not steepness:
-            return Scores(*self._judge(images, labels, draws), None)
+            judgement = self._judge(images, labels, draws)
+            return Scores(judgement.logits, judgement.auxiliary, None)
 
         def total(images: Tensor) -> tuple[Tensor, Judgement]:
             judgement = self._judge(images, labels, draws)
@@ -61,7 +62,7 @@ class Critic(nn.Module):
 
         with out_of_float16(images.device):
             gradient, judgement = torch.func.grad(total, has_aux=True)(images)
-        return Scores(*judgement, at_least_float32(gradient).square().flatten(1).sum(1))
+        return Scores(judgement.logits, judgement.auxiliary, at_least_float32(gradient).square().flatten(1).sum(1))
 
     def _judge(self, images: Tensor, labels: Tensor, draws: Tensor | None) -> Judgement:
         views = augment(images, draws, self.config) if draws is not None else images
@@ -76,7 +77,8 @@ class Critic(nn.Module):
         both = torch.cat([images, images + offsets])
         both_draws = None if draws is None else torch.cat([draws, draws])
         with torch.autocast(images.device.type, enabled=False):
-            here, there = Scores(*self._judge(both, torch.cat([labels, labels]), both_draws), None).halves()
+            judgement = self._judge(both, torch.cat([labels, labels]), both_draws)
+        here, there = Scores(judgement.logits, judgement.auxiliary, None).halves()
         step = offsets[:, 0, 0, 0].abs()
         return here._replace(steepness=((an_image(there.logits) - an_image(here.logits)) / step).square())
 

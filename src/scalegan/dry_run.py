@@ -133,7 +133,7 @@ def measure(config: Config, index: Index, accelerator: Accelerator, game: Game) 
     probe = make_probe(index, game)
     synchronise(device)
     began = time.perf_counter()
-    steepness(game, reals)
+    steepness(game, reals, 0)
     if probe is not None:
         probe.measure()
     measured.probe = time.perf_counter() - began

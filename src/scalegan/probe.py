@@ -74,17 +74,18 @@ class Probe:
         return real, unseen, criticise(fakes, train.labels, None).logits
 
 
-def steepness(game: Game, reals: Sequence[Batch]) -> dict[str, float]:
-    """Mean |d logit / d image|^2 at a step's real images and at as many generated ones, whatever penalties there are.
+def steepness(game: Game, reals: Sequence[Batch], images_seen: int) -> dict[str, float]:
+    """Mean |d logit / d image|^2 at the real images of the step from `images_seen` and at as many generated ones.
 
-    Neither weighted nor augmented, in float32; the same on every process. Collective; waits for the device. These images are
-    at hand in every run: fixed ones would have to be read first, and from afar whole shards be fetched for them.
+    Whatever penalties there are; neither weighted nor augmented, in float32; the same on every process. Collective; waits for
+    the device. These images are at hand in every run: fixed ones would have to be read first, and whole shards fetched.
     """
     parts = []
     with in_evaluation(game.bare_generator, game.bare_critic):
         for round_, real in enumerate(map(game.told, reals)):
+            latents = game.draws.latents("steepness", game.draws.first(images_seen, round_))
             with torch.no_grad():
-                fakes = game.bare_generator.forward(game.draws.latents("probe", game.draws.first(0, round_)), real.labels)
+                fakes = game.bare_generator.forward(latents, real.labels)
             slopes = (squared_slopes(game.bare_critic, images, real.labels) for images in (normalise(real.images), fakes))
             parts.append(torch.stack([slope.mean() for slope in slopes]))
     at_real, at_fake = over_processes(torch.stack(parts).mean(0))
@@ -105,7 +106,7 @@ def over_processes(values: Tensor) -> list[float]:
     if dist.is_initialized():
         dist.all_reduce(total)
         total /= dist.get_world_size()
-    return total.tolist()  # type: ignore[no-any-return]
+    return total.tolist()
 
 
 def make_probe(index: Index, game: Game) -> Probe | None:

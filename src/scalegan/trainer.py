@@ -165,7 +165,7 @@ class Trainer:
             "augment/p": float(self.game.probability(now)) if self.config.augment.active else 0.0,
         }
         if self.reals:
-            means |= steepness(self.game, self.reals)
+            means |= steepness(self.game, self.reals, images_seen - self.config.train.batch)
         if self.probe:
             means |= self.probe.measure()
         self.outputs.log(images_seen, means, memory_mb(self.accelerator.device), fetched)

@@ -109,14 +109,14 @@ def in_float64() -> None:
     """Reckon in float64 throughout, so that a difference between two runs on this process is a mistake and no rounding."""
     import torch
 
-    from scalegan import draws, sampling, steps
+    from scalegan import draws, probe, sampling, steps
 
     torch.set_default_dtype(torch.float64)
     send, normalise = draws.Draws._send, steps.normalise
     sampled = sampling.random.normal
     sampling.random.normal = lambda *arguments: sampled(*arguments).astype(np.float64)
     draws.Draws._send = lambda self, values: send(self, values.astype(np.float64) if values.dtype == np.float32 else values)
-    steps.normalise = lambda images: normalise(images).double()
+    steps.normalise = probe.normalise = lambda images: normalise(images).double()
 
 
 def only_traced() -> None:

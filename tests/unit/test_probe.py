@@ -125,7 +125,7 @@ def test_how_steep_the_critic_is_is_the_mean_squared_gradient_at_both_kinds_of_i
     images = normalise(torch.cat([real.images for real in reals]))
     with in_evaluation(game.bare_generator, game.bare_critic):
         places = range(0, 32, 32 // rounds)
-        fakes = torch.cat([game.bare_generator(game.draws.latents("probe", first), None) for first in places])
+        fakes = torch.cat([game.bare_generator(game.draws.latents("steepness", 64 + first), None) for first in places])
         expected = []
         for kind in (images, fakes.detach()):
             kind.requires_grad_()
@@ -133,9 +133,9 @@ def test_how_steep_the_critic_is_is_the_mean_squared_gradient_at_both_kinds_of_i
             (gradient,) = torch.autograd.grad(logits.sum(), kind)
             expected.append((gradient**2).sum((1, 2, 3)).mean().item())
     weights = [tensor.clone() for tensor in game.bare_critic.state_dict().values()]
-    found = steepness(game, reals)
+    found = steepness(game, reals, 64)
     assert found == {"steepness/real": pytest.approx(expected[0]), "steepness/fake": pytest.approx(expected[1])}
-    assert steepness(game, reals) == found
+    assert steepness(game, reals, 64) == found
     assert all(map(torch.equal, weights, game.bare_critic.state_dict().values()))
     assert all(parameter.grad is None for parameter in game.bare_critic.parameters())
     assert all(module.training for module in game.bare_critic.modules())
@@ -143,10 +143,10 @@ def test_how_steep_the_critic_is_is_the_mean_squared_gradient_at_both_kinds_of_i
 
 def test_how_steep_the_critic_is_does_not_hang_on_bfloat16(shards, tmp_path):
     game, index = game_of(shards, tmp_path, model__critic_norm="none")
-    exact = steepness(game, reals_of(game, index))
+    exact = steepness(game, reals_of(game, index), 64)
     AcceleratorState._reset_state(True)
     half = Game(game.config, Accelerator(cpu=True, mixed_precision="bf16"), game.facts)
-    found = steepness(half, reals_of(half, index))
+    found = steepness(half, reals_of(half, index), 64)
     AcceleratorState._reset_state(True)
     assert found == exact
 
@@ -172,7 +172,7 @@ def test_without_classes_no_label_is_shown(shards, held_out, tmp_path):
     game.bare_critic.discriminator.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[1]))
     reals = reals_of(game, index)
     probe_of(index, game).measure()
-    steepness(game, reals)
+    steepness(game, reals, 64)
     assert reals[0].labels.min() >= 0
     assert all((labels == -1).all() for labels in seen)
     assert len(seen) >= 7
