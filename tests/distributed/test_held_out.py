@@ -31,4 +31,5 @@ def test_scores_do_not_depend_on_the_number_of_processes(shards, tmp_path, case)
             # an accuracy is a count of 64, in which rounding may move one
             assert two[name] == pytest.approx(one[name], abs=1 / 60 if name.startswith("accuracy") else 1e-4), name
         for name in ("steepness/real", "steepness/fake"):
-            assert two[name] == pytest.approx(one[name], rel=1e-3), name
+            # in rounds the generator's batch norm has met other images together, and the critic other fakes
+            assert two[name] == pytest.approx(one[name], rel=1e-2 if case == "rounds" else 1e-3), name
