@@ -21,7 +21,7 @@ from scalegan.trial import Trial
 PRESETS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 SIZES = {
     "quickstart": (1, 64, 56), "brain": (1, 52, 44), "brain_small": (1, 26, 22), "brain_refined": (1, 26, 22),
-    "oasis": (1, 32, 32), "mnist": (1, 28, 28), "fashion_small": (1, 28, 28),
+    "oasis": (1, 32, 32), "mnist": (1, 28, 28), "fashion_small": (1, 28, 28), "fashion_refined": (1, 28, 28),
 }  # fmt: skip
 """(channels, height, width) that stands for the data of a preset, smaller where that is large; colour at 32 x 32 else."""
 
