@@ -131,3 +131,14 @@ def test_too_few_images_are_refused_with_the_number_needed():
         measured(NEW, held_out=HELD_OUT[:19])
     with pytest.raises(UserError, match="needs 20 generated images and was given 3"):
         measured(NEW[:3])
+
+
+@pytest.mark.parametrize("share", [0.05, 0.1, 1.0])
+def test_copies_are_counted_where_held_out_images_are_copies_too(share):
+    held_out = HELD_OUT.copy()
+    held_out[: round(share * len(held_out)) + 1] = TRAINING[: round(share * len(held_out)) + 1][: len(held_out)]
+    copies = measured(TRAINING[50:350], held_out=held_out)
+    assert copies["near_copies"] == 1
+    assert copies["near_copies_held_out"] == pytest.approx(share, abs=0.01)
+    assert copies["near_copies_distance"] == 0
+    assert measured(NEW, held_out=held_out)["near_copies"] == 0

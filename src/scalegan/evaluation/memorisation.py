@@ -88,11 +88,14 @@ def authenticity(side: Side, near: Nearest) -> Tensor:
 
 def near_copies(real: Side, held_out: Side, fake: Side) -> dict[str, Tensor]:
     """Collective: share of samples that are nearer to a training image, by the cosine of their features, than 95 % of the
-    held-out images are, and the share of held-out images themselves."""
+    held-out images are, and the share of held-out images themselves.
+
+    At no distance a sample is a copy, also where so many of the held-out images are copies that none can be nearer than they.
+    """
     team = real.team
     to_training = [team.together(cosine_distances(side, real).smallest) for side in (fake, held_out)]
     limit = to_training[1].quantile(QUANTILE)
-    nearer = [(distances < limit * (1 - TIE)).double().mean() for distances in to_training]
+    nearer = [((distances < limit * (1 - TIE)) | (distances == 0)).double().mean() for distances in to_training]
     return {"near_copies": nearer[0], "near_copies_held_out": nearer[1], "near_copies_distance": limit}
 
 
