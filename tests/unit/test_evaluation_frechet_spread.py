@@ -95,3 +95,12 @@ def test_a_gaussian_of_sums_is_that_of_the_points():
     fitted = Gaussian.of_sums(rows.sum(0), rows.T @ rows, 50)
     assert torch.allclose(fitted.factor @ fitted.factor.T, rows.T.cov(), atol=1e-12)
     assert fitted.distance(fitted).abs() < 1e-12
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-13])
+def test_equal_distances_lie_on_a_level_line(noise):
+    counts, distances = torch.arange(4.0, 20, dtype=torch.float64), torch.full((16,), 0.3, dtype=torch.float64)
+    found = extrapolated(counts, distances + noise * torch.arange(16) % 3)
+    assert found["fid_infinity_r2"] == 1
+    assert found["fid_infinity"] == pytest.approx(0.3)
+    assert extrapolated(counts, 0 * distances)["fid_infinity_r2"] == 1

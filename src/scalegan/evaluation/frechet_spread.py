@@ -14,7 +14,7 @@ from torch import Tensor
 
 from scalegan.evaluation.frechet import Gaussian
 from scalegan.evaluation.names import SPREAD_GROUPS
-from scalegan.evaluation.pairs import FeatureMetric, Side
+from scalegan.evaluation.pairs import TIE, FeatureMetric, Side
 from scalegan.evaluation.team import Team
 
 STUDENT_T = 2.093
@@ -151,13 +151,15 @@ def growing(fake: Side, real: Gaussian, smallest: int) -> tuple[Tensor, Tensor]:
 
 
 def extrapolated(counts: Tensor, distances: Tensor) -> dict[str, Tensor]:
-    """The line distance = infinity + slope / count through the points by least squares, and the share of variance on it."""
+    """The line distance = infinity + slope / count through the points by least squares, and the share of variance on it: 1
+    where distances differ by rounding alone, which a level line explains."""
     x = 1 / counts
     dx, dy = x - x.mean(), distances - distances.mean()
     slope = (dx * dy).sum() / dx.square().sum()
-    left = (dy - slope * dx).square().sum()
+    left, spread = (dy - slope * dx).square().sum(), dy.square().sum()
+    level = dy.abs().max() <= TIE * distances.abs().max()
     return {
         "fid_infinity": distances.mean() - slope * x.mean(),
         "fid_infinity_slope": slope,
-        "fid_infinity_r2": 1 - left / dy.square().sum(),
+        "fid_infinity_r2": torch.where(level, torch.ones_like(left), 1 - left / spread),
     }
