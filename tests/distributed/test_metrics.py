@@ -125,17 +125,34 @@ def measured_twice() -> tuple[list[float], list[float]]:
     return found
 
 
-def padded() -> None:
+def padded(name: str) -> None:
     """As a loader that fills its last batch up leaves the images: one of them twice."""
+    from test_evaluation import join
+
+    from scalegan.evaluation.frechet import FrechetDistance
+    from scalegan.evaluation.kid import KernelDistance
+
+    rank, _ = join()
+    metric = FrechetDistance(WIDTH) if name == "frechet" else KernelDistance()
+    for side in (True, False):
+        metric.update(features("real")[:5], side, torch.arange(5) if rank == 0 else torch.tensor([5, 6, 7, 8, 0]))
+    metric.compute()
+
+
+def synced() -> float:
+    """What the first of two processes has alone, after a sync() that torchmetrics would hang in or fail."""
     from test_evaluation import join
 
     from scalegan.evaluation.kid import KernelDistance
 
     rank, _ = join()
     metric = KernelDistance()
-    for side in (True, False):
-        metric.update(features("real")[:5], side, torch.arange(5) if rank == 0 else torch.tensor([5, 6, 7, 8, 0]))
-    metric.compute()
+    if rank == 0:
+        metric.update(features("real"), True)
+        metric.update(features("fake"), False)
+    with pytest.raises(UserError, match="KernelDistance has no sync"):
+        metric.sync()
+    return float(metric.compute()["kid"])
 
 
 @pytest.mark.parametrize("worlds", [(4,), pytest.param((2, 3), marks=pytest.mark.slow)])
@@ -149,7 +166,7 @@ def test_every_metric_is_the_same_on_1_to_4_processes(tmp_path, worlds):
         found = ended[0].value
         assert found.pop("largest") <= 10 * (WIDTH + 2)  # one block, however many processes there are
         assert found.pop("largest_of_images") <= 10 * (THUMBNAIL**2 + 2)
-        assert found.pop("largest_sum") == 2 * (1 + WIDTH + WIDTH**2)  # all states in one
+        assert found.pop("largest_sum") == 2 * (1 + WIDTH + WIDTH**2 + 5)  # all states in one
         assert {"kid_se", "coverage", "c_t", "fid_infinity", "inception_score"} <= found.keys()
         assert {"fid_per_class", "fid_per_class_half_mean", "fid_per_class_floor"} <= found.keys()
         assert found["fid_per_class_high"].keys() == {"even", "odd"}
@@ -178,7 +195,18 @@ def test_a_metric_can_go_on_after_compute_on_some_processes_alone(tmp_path):
             assert value == pytest.approx(float(alone["kid"] if isinstance(alone, dict) else alone), rel=1e-9)
 
 
-def test_an_image_that_comes_twice_is_refused_on_all_processes(tmp_path):
-    for process in run_world(tmp_path, 2, padded):
+@pytest.mark.parametrize("metric", ["kid", "frechet"])
+def test_an_image_that_comes_twice_is_refused_on_all_processes(tmp_path, metric):
+    for process in run_world(tmp_path, 2, padded, metric):
         assert isinstance(process.value, UserError), process
         assert "the 10 real images are not each there once" in str(process.value)
+
+
+def test_a_sync_is_refused_on_all_processes_and_the_metric_goes_on(tmp_path):
+    from scalegan.evaluation.kid import KernelDistance
+
+    alone = KernelDistance()
+    alone.update(features("real"), True)
+    alone.update(features("fake"), False)
+    ended = run_world(tmp_path, 2, synced)
+    assert [process.value for process in ended] == [pytest.approx(float(alone.compute()["kid"]), rel=1e-9)] * 2, ended

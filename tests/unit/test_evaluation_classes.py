@@ -105,6 +105,38 @@ def test_the_floor_of_a_class_is_between_two_halves_of_its_real_images_and_what_
     assert found["fid_per_class_floor_mean"] == pytest.approx(found["fid_per_class_floor"]["cat"])
 
 
+def test_with_fewer_generated_images_of_a_class_its_floor_is_of_as_few():
+    generator = torch.Generator().manual_seed(3)
+    real, fake = (torch.randn(n, 2, generator=generator, dtype=torch.float64) for n in (10, 5))
+    metric = PerClassDistance(("cat", "dog"))
+    metric.update(real, (torch.arange(10) >= 8).long(), real=True)
+    metric.update(fake, (torch.arange(5) >= 3).long(), real=False)
+    found = metric.compute()
+    against = {half: distance(real[list(half)], fake[:3]) for half in combinations(range(8), 4)}
+    [half] = [half for half, value in against.items() if abs(value - found["fid_per_class_half"]["cat"]) < 1e-9]
+    others = combinations([i for i in range(8) if i not in half], 3)
+    floors = [distance(real[list(half)], real[list(three)]) for three in others]
+    assert min(abs(value - found["fid_per_class_floor"]["cat"]) for value in floors) < 1e-9
+
+
+@pytest.mark.parametrize("wrong", [-1, 2])
+def test_labels_that_are_no_class_are_refused(wrong):
+    metric = PerClassDistance(("cat", "dog"))
+    labels = torch.arange(9) % 2
+    labels[4] = wrong
+    metric.update(torch.randn(9, 3), torch.arange(9) % 2, real=True)
+    metric.update(torch.randn(9, 3), labels, real=False)
+    with pytest.raises(UserError, match="1 labels of fake images are no class, which are 0 to 1"):
+        metric.compute()
+
+
+def test_an_image_that_comes_twice_has_no_score():
+    metric = InceptionScore(5, splits=2)
+    metric.update(torch.full((6, 5), 0.2), torch.tensor([0, 1, 2, 3, 4, 0]))
+    with pytest.raises(UserError, match="the 6 generated images are not each there once"):
+        metric.compute()
+
+
 def test_the_interval_of_a_class_covers_the_mean_over_other_samples():
     generator = torch.Generator().manual_seed(2)
     real = torch.randn(60, 3, generator=generator, dtype=torch.float64)

@@ -126,3 +126,18 @@ def test_a_pivoted_factor_ends_where_the_points_have_no_more_directions(distinct
     assert factor.shape == (64, distinct - 1)
     assert torch.allclose(factor @ factor.T, covariance, rtol=0, atol=1e-14)
     assert pivoted_cholesky(torch.zeros(64, 64, dtype=torch.float64), 9).abs().max() == 0
+
+
+def test_with_indices_an_image_that_comes_twice_is_refused():
+    rows = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+    values = []
+    for indices in (None, torch.tensor([5, 0, 3, 1, 4, 2]), torch.tensor([0, 1, 2, 3, 4, 0])):
+        metric = FrechetDistance(3)
+        metric.update(rows, real=True)
+        for part in (slice(0, 4), slice(4, 6)):
+            metric.update(rows[part] + 1, real=False, indices=None if indices is None else indices[part])
+        if indices is None or len(set(indices.tolist())) == 6:
+            values.append(float(metric.compute()))
+    assert values[0] == values[1] > 2
+    with pytest.raises(UserError, match="the 6 fake images are not each there once: give update"):
+        metric.compute()

@@ -71,18 +71,6 @@ class ClassAccuracy(LabelledMetric):
             figures |= self.shares("accuracy_held_out", held_out, "held_out", counts[1], classifier.outputs)
         return figures
 
-    def count(self, side: Side, name: str) -> Tensor:
-        """Collective: images of each class, float64 [classes]."""
-        labels = self.labels(name, side)
-        known = labels[(labels >= 0) & (labels < len(self.classes))]
-        counts = side.team.add_up(one_hot(known, len(self.classes)).sum(0))[0]
-        if int(counts.sum()) != side.total:
-            raise UserError(
-                f"{side.total - int(counts.sum())} labels of {name} images are no class, which are 0 to "
-                f"{len(self.classes) - 1}: give update() others, or leave those images out"
-            )
-        return counts
-
     def shares(
         self, figure: str, side: Side, name: str, counts: Tensor, outputs: Callable[[Tensor, Tensor], Tensor]
     ) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from scalegan.errors import UserError
+from scalegan.evaluation.pairs import check_once, fingerprint
 from scalegan.evaluation.team import add_up
 
 
@@ -37,11 +38,20 @@ class FrechetDistance(FrechetInceptionDistance):
     """torchmetrics' FID on features [n, width], exact to 1e-9 and for any number of images from 2 on.
 
     `update(features, real=...)` on any number of processes, also none on some, then `compute()` on all of them; or `sync()`
-    on all and `distance()` where it is wanted.
+    on all and `distance()` where it is wanted. With the `indices` of the images, 0 to n - 1 of each side, one that comes twice
+    is a `UserError`; without, it counts twice.
     """
 
     def __init__(self, width: int) -> None:
         super().__init__(feature=Features(width), compute_with_cache=False)
+        for side in ("real", "fake"):
+            self.add_state(f"{side}_seen", torch.zeros(5, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, features: Tensor, real: bool, indices: Tensor | None = None) -> None:
+        """features [n, width] of real or of generated images; indices int64 [n]."""
+        super().update(features, real)
+        if indices is not None:
+            getattr(self, f"{'real' if real else 'fake'}_seen").add_(fingerprint(indices).to(features.device))
 
     def _sync_dist(self, dist_sync_fn: Any = None, process_group: Any = None) -> None:
         """All states in one sum over processes; torchmetrics gathers a copy of each process, 100 MB a copy at 2048 features."""
@@ -60,13 +70,16 @@ class FrechetDistance(FrechetInceptionDistance):
     def moments(self, real: bool) -> tuple[Tensor, Tensor, int]:
         """Mean [width], covariance [width, width], both float64 on the CPU, and count of one side.
 
-        Raises `UserError` for fewer than two images, which have no covariance, and for features that are no numbers.
+        Raises `UserError` for fewer than two images, which have no covariance, for features that are no numbers, and for
+        indices that are not each there once.
         """
         side = "real" if real else "fake"
         total, squares = (getattr(self, f"{side}_features_{name}").double().cpu() for name in ("sum", "cov_sum"))
         count = int(getattr(self, f"{side}_features_num_samples"))
         if count < 2:
             raise UserError(f"FrechetDistance needs 2 {side} images and was given {count}: give it more")
+        if (seen := getattr(self, f"{side}_seen")).any():
+            check_once(side, seen, count)
         if not squares.isfinite().all():
             raise UserError(
                 f"features of {side} images hold NaN or infinity: the extractor cannot take such images, or its weights are "

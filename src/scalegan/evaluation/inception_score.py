@@ -8,6 +8,7 @@ from torchmetrics import Metric
 
 from scalegan.errors import UserError
 from scalegan.evaluation.names import INCEPTION_SPLITS
+from scalegan.evaluation.pairs import check_once, fingerprint
 from scalegan.evaluation.team import Team
 
 
@@ -15,7 +16,8 @@ class InceptionScore(Metric):
     """On class probabilities that are given; splits are dealt by index, so states are sums and any number of processes agree.
 
     `update(probabilities, indices)`, then `compute()` -> {"inception_score", "inception_score_sd"}, mean and standard
-    deviation over the splits, float64. Raises `UserError` for fewer than two images a split.
+    deviation over the splits, float64. Raises `UserError` for fewer than two images a split, and for indices that are not
+    each there once.
     """
 
     full_state_update = False
@@ -23,6 +25,7 @@ class InceptionScore(Metric):
     entropies: Tensor
     probabilities: Tensor
     counts: Tensor
+    seen: Tensor
 
     def __init__(self, classes: int, splits: int = INCEPTION_SPLITS) -> None:
         super().__init__(sync_on_compute=False, compute_with_cache=False)
@@ -30,6 +33,7 @@ class InceptionScore(Metric):
         self.add_state("entropies", torch.zeros(splits, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("probabilities", torch.zeros(splits, classes, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("counts", torch.zeros(splits, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("seen", torch.zeros(5, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, probabilities: Tensor, indices: Tensor) -> None:
         """probabilities [n, classes], each row of sum 1; indices int64 [n] of the images."""
@@ -37,10 +41,13 @@ class InceptionScore(Metric):
         self.entropies.index_add_(0, split, torch.special.entr(p).sum(1))
         self.probabilities.index_add_(0, split, p)
         self.counts.index_add_(0, split, torch.ones_like(p[:, 0]))
+        self.seen += fingerprint(indices).to(p.device)
 
     def compute(self) -> dict[str, Tensor]:
         team = Team() if self._is_synced else Team.of_world()
-        entropies, probabilities, counts = team.add_up(self.entropies, self.probabilities, self.counts)
+        sums = team.add_up(self.entropies, self.probabilities, self.counts, self.seen)
+        entropies, probabilities, counts, seen = sums
+        check_once("generated", seen, int(counts.sum()))
         if counts.min() < 2:
             raise UserError(
                 f"InceptionScore needs {2 * self.splits} generated images and was given {int(counts.sum())}: give it more"

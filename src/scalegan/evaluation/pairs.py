@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
@@ -96,7 +97,7 @@ class FeatureMetric(Metric):
 
     def side(self, name: str) -> Side:
         """Collective: the images of one side over all processes. Raises `UserError` for indices that are not each once."""
-        team = Team() if self._is_synced else Team.of_world()
+        team = Team.of_world()
         features, indices = getattr(self, f"{name}_features"), getattr(self, f"{name}_indices")
         if len(features):
             features, indices = dim_zero_cat(features), dim_zero_cat(indices)
@@ -108,17 +109,14 @@ class FeatureMetric(Metric):
         features = features.reshape(len(features), max(widths))
         if any(unnumbered):
             indices = torch.arange(first, first + len(features), device=features.device)
-        self.check(name, indices, total, team)
+        check_once(name, team.add_up(fingerprint(indices))[0], total)
         return Side(features, indices, total, team)
 
-    def check(self, name: str, indices: Tensor, total: int, team: Team) -> None:
-        """Each image once: other numbers have another sum of their hashes, but for one chance in 2^64."""
-        [parts] = team.by_process(int(hashed(indices).sum()))
-        if (sum(parts) - int(hashed(torch.arange(total)).sum())) % 2**64:
-            raise UserError(
-                f"the {total} {name} images are not each there once: give update() their indices from 0 to {total - 1}, "
-                "and no image twice (a loader that pads its last batch does that)"
-            )
+    def _sync_dist(self, dist_sync_fn: Any = None, process_group: Any = None) -> None:
+        """torchmetrics would gather the features of all processes on each, and fail where one of them has none."""
+        raise UserError(
+            f"{type(self).__name__} has no sync(), as features stay on their process: call compute() on every process instead"
+        )
 
     def need(self, side: Side, name: str, least: int) -> None:
         if side.total < least:
@@ -147,6 +145,18 @@ class LabelledMetric(FeatureMetric):
         kept = getattr(self, f"{name}_labels")
         return dim_zero_cat(kept) if len(kept) else side.indices
 
+    def count(self, side: Side, name: str) -> Tensor:
+        """Collective: images of each class, float64 [classes]. Raises `UserError` for labels that are no class."""
+        labels = self.labels(name, side)
+        known = labels[(labels >= 0) & (labels < len(self.classes))]
+        counts = side.team.add_up(one_hot(known, len(self.classes)).sum(0))[0]
+        if int(counts.sum()) != side.total:
+            raise UserError(
+                f"{side.total - int(counts.sum())} labels of {name} images are no class, which are 0 to "
+                f"{len(self.classes) - 1}: give update() others, or leave those images out"
+            )
+        return counts
+
 
 def hashed(numbers: Tensor) -> Tensor:
     """int64 [n] -> int64 [n] that look random, modulo 2^64 (the finaliser of MurmurHash3, on numbers of odd steps)."""
@@ -154,6 +164,22 @@ def hashed(numbers: Tensor) -> Tensor:
     for factor in (-49064778989728563, -4265267296055464877):
         x = (x ^ (x >> 33)) * factor
     return x ^ (x >> 33)
+
+
+def fingerprint(indices: Tensor) -> Tensor:
+    """int64 [n] -> float64 [5]: how many they are, and the sums of each 16 bits of their hashes. Those of parts add up to that
+    of the whole exactly, and other numbers have others but for one chance in 2^64."""
+    parts = [hashed(indices) >> shift & 0xFFFF for shift in (0, 16, 32, 48)]
+    return torch.stack([torch.ones_like(indices), *parts]).sum(1).double()
+
+
+def check_once(name: str, found: Tensor, total: int) -> None:
+    """Raises `UserError` unless images of the fingerprint `found` are 0 to total - 1, each once."""
+    if not torch.equal(found.cpu(), fingerprint(torch.arange(total))):
+        raise UserError(
+            f"the {total} {name} images are not each there once: give update() their indices from 0 to {total - 1}, "
+            "and no image twice (a loader that pads its last batch does that)"
+        )
 
 
 def squared_distances(x: Tensor, y: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from scalegan.errors import UserError
-from scalegan.evaluation.frechet_spread import STUDENT_T, Shared, Sums, gaussian, jackknife, packed_sums, without
+from scalegan.evaluation.frechet_spread import STUDENT_T, Shared, Sums, gaussian, jackknife, packed_sums
 from scalegan.evaluation.names import SPREAD_GROUPS
 from scalegan.evaluation.pairs import LabelledMetric, Side, hashed
 
@@ -21,12 +21,14 @@ class PerClassDistance(LabelledMetric):
     """`update(features, labels, real=...)`, then `compute()` -> figures by class, {class: distance}, and their means.
 
     - "fid_per_class", "fid_per_class_mean";
-    - "fid_per_class_floor" between two random halves of the class's real images, and "fid_per_class_half" of as many
-      generated ones against the first of them, where a class has 4 real images; with "_mean" behind the name as well;
+    - "fid_per_class_half" of as many generated images as a half of the class's real ones, or of all where they are fewer,
+      against one random half of these; and "fid_per_class_floor" of as many real images of the other half against the same;
+      where a class has 4 real images; with "_mean" behind the name as well;
     - with `interval` "fid_per_class_low" and "fid_per_class_high", where a class has 40 generated images: 95 % for other
       samples of the same generator, by the jackknife.
 
-    The distances are shared out among the processes. Raises `UserError` for a class with fewer than two images of a side.
+    The distances are shared out among the processes. Raises `UserError` for a class with fewer than two images of a side,
+    and for labels that are no class.
     """
 
     def __init__(self, classes: tuple[str, ...], interval: bool = False) -> None:
@@ -60,10 +62,9 @@ class PerClassDistance(LabelledMetric):
     def by_class(self, name: str) -> list[Side]:
         """Collective: the images of each class, numbered from 0 in a random order that goes by their indices alone."""
         side = self.side(name)
-        own = self.labels(name, side)
+        counts, own = self.count(side, name).long(), self.labels(name, side)
         labels = torch.zeros(side.total, dtype=torch.float64, device=own.device).index_copy(0, side.indices, own.double())
         labels = side.team.add_up(labels)[0].long()
-        counts = torch.bincount(labels, minlength=len(self.classes))
         shuffled = hashed(torch.arange(side.total, device=own.device)).argsort()
         in_turn = shuffled[labels[shuffled].argsort(stable=True)]
         place = torch.empty_like(in_turn)
@@ -88,9 +89,10 @@ class PerClassDistance(LabelledMetric):
         for figure in ("floor", "half") if halves else ():
             asked = Shared(real[0].team)
             for _, ours, theirs in halves:
-                first = sums_until(ours, ours.total // 2)
-                other = sums_until(theirs, ours.total // 2) if figure == "half" else without(sums_until(ours), first)
-                asked.ask(between(first, other))
+                half = ours.total // 2
+                count = min(theirs.total, half)
+                other = sums_until(theirs, count) if figure == "half" else sums_until(ours, half + count, half)
+                asked.ask(between(sums_until(ours, half), other))
             names = (name for name, _, _ in halves)
             found[f"fid_per_class_{figure}"] = dict(zip(names, asked.all(), strict=True))
         return found
@@ -106,9 +108,9 @@ class PerClassDistance(LabelledMetric):
         return found
 
 
-def sums_until(side: Side, count: int | None = None) -> Sums:
-    """Collective: of the first `count` images of a class, or of all."""
-    return packed_sums(side, side.indices < (side.total if count is None else count))
+def sums_until(side: Side, end: int | None = None, first: int = 0) -> Sums:
+    """Collective: of the images of a class from `first` to `end`, or to the last."""
+    return packed_sums(side, (side.indices >= first) & (side.indices < (side.total if end is None else end)))
 
 
 def between(one: Sums, other: Sums) -> Callable[[], Tensor]:
