@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import PIL
 import torch
 from torch import Tensor
 
+import scalegan
 from scalegan.errors import UserError
 from scalegan.evaluation import dinov2, weights
 from scalegan.evaluation.inception import Inception
@@ -24,7 +26,11 @@ from scalegan.evaluation_config import EvaluationConfig
 
 @dataclass(frozen=True)
 class Extractor:
-    """Images [n, 1 or 3, H, W], uint8 or float from -1 to 1 -> float32 features [n, width], each of its image alone."""
+    """Images [n, 1 or 3, H, W], uint8 or float from -1 to 1 -> float32 features [n, width], each of its image alone.
+
+    Raises `UserError` for features that are no numbers: inside the loops that `Team.as_one` watches, so that no process goes on
+    to a decomposition that fails while the others wait for it.
+    """
 
     name: str
     network: FeatureNetwork
@@ -56,7 +62,9 @@ class Extractor:
             "resize": self.network.resize,
             "dtype": self.dtype,
             "device": self.device.type,
+            "scalegan": scalegan.__version__,
             "torch": torch.__version__,
+            "pillow": PIL.__version__,
             "processes": processes,
         }
         return facts if self.precision == "float32" else facts | {"monitor": True}
@@ -72,7 +80,13 @@ class Extractor:
                 full[: len(part)] = part
                 colour = full.to(self.device).expand(-1, 3, -1, -1)  # grey is the same in red, green and blue
                 features.append(self.network(colour)[: len(part)].float())
-        return torch.cat(features)
+        found = torch.cat(features)
+        if not found.isfinite().all():
+            raise UserError(
+                f"features of extractor {self.name} hold NaN or infinity: it cannot take such images, or its weights are "
+                "damaged"
+            )
+        return found
 
 
 @dataclass(frozen=True)
