@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from scalegan.evaluation.names import FIGURES, distances, key
 
 DISTANCE = "Fréchet distance"
+OF_FLOOR = "real against half of the real images"
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,7 @@ def panels(lines: Iterable[Mapping[str, Any]], evaluation: Mapping[str, Any]) ->
     judged_by = key(best, evaluation.get("extractor", "lite0"), evaluation.get("precision", "float32"))
     higher = FIGURES[best].higher
     made = [
-        Panel(
-            name, f"{name}_floor", "real images against real images", f"{DISTANCE}, lower is better", "lowest", from_zero=True
-        )
+        Panel(name, f"{name}_floor", OF_FLOOR, f"{DISTANCE}, lower is better", "lowest", from_zero=True)
         for name in distances(there)
     ]
     if judged_by not in [panel.name for panel in made] and best != "ssim_max":

@@ -59,7 +59,7 @@ def tick_line(images_seen: int, metrics: Mapping[str, float], timing: Mapping[st
 def record_line(images_seen: int, record: Mapping[str, Any], best: str = "") -> str:
     """The line of one evaluation: each figure beside what it has to be compared with, and the one that `best` names."""
     parts = [f"kimg {images_seen / 1000:.1f}"]
-    parts += [f"{name} {_beside(record, name, f'{name}_floor', 'floor', '.4g')}" for name in distances(record)]
+    parts += [_distance(record, name) for name in distances(record)]
     if best in record and best not in (*distances(record), "ssim_max"):
         parts.append(f"{best} {record[best]:.4g}")
     if "ssim_max" in record:
@@ -69,6 +69,12 @@ def record_line(images_seen: int, record: Mapping[str, Any], best: str = "") -> 
     if "seconds" in record:
         parts.append(f"took {human_time(record['seconds'])}")
     return "  ".join(parts)
+
+
+def _distance(record: Mapping[str, Any], name: str) -> str:
+    """A Frechet distance, then that at the counts of the floor with the floor beside it."""
+    plain, half = f"{name} {record[name]:.4g}", f"{name}_half"
+    return f"{plain}, half {_beside(record, half, f'{name}_floor', 'floor', '.4g')}" if half in record else plain
 
 
 def _beside(record: Mapping[str, Any], name: str, control: str, word: str, form: str) -> str:

@@ -79,13 +79,40 @@ def test_what_the_floor_is_held_against_has_its_counts(index, tmp_path, samples)
     made, whole = pictures(samples, 1, index), pictures(COUNT, 0, index)
     record, _ = run(index, tmp_path, made)
     again, _ = run(index, tmp_path, made)  # from the file
-    half = RealImages(index, 0, None).in_first_half
-    direct = FrechetDistance(48)
-    direct.update(Areas()(whole[half]), real=True)
-    direct.update(Areas()(made[: int(half.sum())]), real=False)
-    assert record["half_counts"] == [min(samples, COUNT // 2), COUNT // 2]
-    assert record["floor_counts"] == [COUNT // 2, COUNT - COUNT // 2]
-    assert record["fd_areas_half"] == again["fd_areas_half"] == pytest.approx(float(direct.compute()), rel=1e-6)
+    images = RealImages(index, 0, None, samples)
+    assert record["half_counts"] == record["floor_counts"] == [min(samples, COUNT // 2), COUNT // 2]
+    assert not (images.in_first_half & images.in_floor).any()
+    for name, beside in (("half", made[: COUNT // 2]), ("floor", whole[images.in_floor])):
+        direct = FrechetDistance(48)
+        direct.update(Areas()(whole[images.in_first_half]), real=True)
+        direct.update(Areas()(beside), real=False)
+        assert int(direct.fake_features_num_samples) == record["floor_counts"][0]
+        assert record[f"fd_areas_{name}"] == again[f"fd_areas_{name}"] == pytest.approx(float(direct.compute()), rel=1e-6)
+
+
+def test_fewer_generated_images_have_a_floor_of_their_own(index, tmp_path):
+    floors = [run(index, tmp_path, pictures(60, 1, index)[:samples])[0]["fd_areas_floor"] for samples in (10, 22, 60)]
+    assert floors[0] > floors[1] == floors[2]
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_the_floor_is_a_function_of_the_counts_alone(index):
+    one, again, fewer = (RealImages(index, 0, None, samples) for samples in (10, 10, 7))
+    assert torch.equal(one.in_floor, again.in_floor)
+    assert (int(one.in_floor.sum()), int(fewer.in_floor.sum())) == (10, 7)
+    assert bool((one.in_floor | ~fewer.in_floor).all())
+    assert torch.equal(one.in_first_half, fewer.in_first_half)
+
+
+def test_features_that_are_no_numbers_are_one_line(index, tmp_path, monkeypatch):
+    class Broken(Areas):
+        def forward(self, images: Tensor) -> Tensor:
+            return super().forward(images) * float("nan")
+
+    monkeypatch.setattr(evaluator, "load_extractor", lambda *_: Extractor("areas", Broken(), "no weights", CPU, 4))
+    with pytest.raises(UserError, match="features of extractor areas hold NaN or infinity: it cannot take such images"):
+        run(index, tmp_path, pictures(60, 1, index), metrics="interval,kid")
+    assert not list(tmp_path.iterdir())
 
 
 def test_other_images_of_the_kind_are_near_and_noise_is_far(index, tmp_path):
@@ -119,7 +146,7 @@ def test_a_collapsed_generator_has_no_diversity(index, tmp_path):
 def test_the_record_says_what_was_compared(index, tmp_path):
     record, _ = run(index, tmp_path, pictures(20, 1, index))
     said = {
-        "generated": 20, "real": COUNT, "floor_counts": [22, 23], "index_sha256": index.sha256, "extractor": "areas",
+        "generated": 20, "real": COUNT, "floor_counts": [20, 22], "index_sha256": index.sha256, "extractor": "areas",
         "weights_sha256": "no weights", "resize": "none", "ema": True, "images_seen": 640, "seed": 3, "processes": 1,
     }  # fmt: skip
     assert record.items() >= said.items()

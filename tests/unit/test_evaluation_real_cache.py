@@ -10,7 +10,7 @@ from scalegan.evaluation.real_cache import RealStatistics, Reference
 
 REFERENCE = Reference(
     index_sha256="ab", extractor="lite0", weights_sha256="cd", resize="bilinear", dtype="float32", device="cpu", torch="2.13.0",
-    images=5,
+    pillow="12.0.0", images=5, floor_counts=(2, 2),
 )  # fmt: skip
 
 
@@ -19,7 +19,7 @@ def statistics() -> RealStatistics:
     generator = np.random.default_rng(0)
     thumbnails = generator.integers(0, 256, (5, 32, 32), dtype=np.uint8)
     sums = (generator.normal(size=shape) for shape in (7, (7, 7), 7, (7, 7)))
-    return RealStatistics(*sums, (2, 3), 1 / 3, thumbnails, 0.7)
+    return RealStatistics(*sums, 5, (1, 2), 1 / 3, thumbnails, 0.7)
 
 
 def test_what_is_saved_is_loaded_to_the_bit(tmp_path, statistics):
@@ -28,7 +28,7 @@ def test_what_is_saved_is_loaded_to_the_bit(tmp_path, statistics):
     loaded = real_cache.load(path)
     for name, array in statistics.arrays().items():
         assert np.array_equal(loaded.arrays()[name], array), name
-    assert loaded.images == 5
+    assert (loaded.images, loaded.floor_counts) == (5, (1, 2))
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 
@@ -38,8 +38,8 @@ def test_there_is_nothing_before_it_was_saved(tmp_path):
 
 @pytest.mark.parametrize(
     "change",
-    [{field: "x"} for field in ("index_sha256", "extractor", "weights_sha256", "resize", "dtype", "device", "torch")]
-    + [{"images": 4}],
+    [{field: "x"} for field in ("index_sha256", "extractor", "weights_sha256", "resize", "dtype", "device", "torch", "pillow")]
+    + [{"images": 4}, {"floor_counts": (1, 2)}],
 )
 def test_other_data_or_another_way_to_look_at_it_is_another_file(tmp_path, change):
     assert replace(REFERENCE, **change).file(tmp_path) != REFERENCE.file(tmp_path)
@@ -55,7 +55,7 @@ def test_a_damaged_file_is_no_file(tmp_path, statistics):
         if found is not None:  # bytes that no reader looks at, such as a time stamp
             assert np.array_equal(found.features_squares, statistics.features_squares)
             assert np.array_equal(found.thumbnails, statistics.thumbnails)
-            assert (found.floor, found.halves) == (statistics.floor, statistics.halves)
+            assert (found.floor, found.floor_counts) == (statistics.floor, statistics.floor_counts)
         path.write_bytes(whole[:at])
         assert real_cache.load(path) is None
 

@@ -42,7 +42,7 @@ def real(features) -> RealStatistics:
     nothing = np.zeros((1, 32, 32), np.uint8)
     half = features[:20]
     sums = features.sum(0), features.T @ features, half.sum(0), half.T @ half
-    return RealStatistics(*sums, (20, 20), 0.5, nothing, 0.5)
+    return RealStatistics(*sums, 40, (20, 20), 0.5, nothing, 0.5)
 
 
 @pytest.fixture

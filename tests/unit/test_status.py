@@ -37,6 +37,7 @@ def test_times_are_for_people(seconds: float, text: str) -> None:
 def test_an_evaluation_shows_each_figure_beside_its_control() -> None:
     record = {
         "fd_lite0": 61.84,
+        "fd_lite0_half": 63.1,
         "fd_lite0_floor": 11.21,
         "ssim_max": 0.713,
         "ssim_mean_image": 0.688,
@@ -44,8 +45,9 @@ def test_an_evaluation_shows_each_figure_beside_its_control() -> None:
         "n": 5,
     }
     line = record_line(200_000, record | {"diversity_real": 0.352, "seconds": 14.0})
-    assert (
-        line == "kimg 200.0  fd_lite0 61.84 (floor 11.21)  SSIM 0.713 (mean image 0.688)  diversity 0.31 (real 0.352)  took 14s"
+    assert line == (
+        "kimg 200.0  fd_lite0 61.84, half 63.1 (floor 11.21)  SSIM 0.713 (mean image 0.688)  diversity 0.31 (real 0.352)  "
+        "took 14s"
     )
 
 

@@ -81,7 +81,7 @@ def evaluate(
     team, data = Team(rank, processes), data or DataConfig(path=index.root)
     extractor = extractor or load_extractor(config, device, team)
     with closing(open_images(index, data, device)) as reader:
-        images = RealImages(index, config.real, reader)
+        images = RealImages(index, config.real, reader, config.samples)
         with team.as_one():
             classes = check(config, index, images, extractor.width, data, labels, paths)
             held_out = held_out_images(config, index, data)
@@ -228,8 +228,8 @@ def compare(
     in_class: DiversityInClass | None,
 ) -> tuple[FrechetDistance, FrechetDistance]:
     """Generated images against the real statistics, which process 0 brings: the metric with the states of all processes, and
-    another of as many generated images as a half of the real ones against one half, which the floor is to be held against.
-    `suite` gets the features too, and `in_class` the images."""
+    another at the counts of the floor, as that is to be held against it: of as many generated images as a half of the real
+    ones, or of all where they are fewer, against the first half. `suite` gets the features too, and `in_class` the images."""
     distance, at_half = (FrechetDistance(extractor.width).to(extractor.device) for _ in range(2))
     if real is not None:
         distance.set_real(real.features_sum, real.features_squares, real.images)
@@ -342,8 +342,8 @@ def provenance(
         | {
             "generated": config.samples,
             "real": real.images,
-            "floor_counts": list(real.halves),
-            "half_counts": [min(config.samples, real.halves[0]), real.halves[0]],
+            "floor_counts": list(real.floor_counts),
+            "half_counts": [min(config.samples, real.floor_counts[1]), real.floor_counts[1]],
             "index_sha256": index.sha256,
             **extractor.provenance(processes),
         }

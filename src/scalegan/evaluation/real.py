@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import PIL
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -40,12 +41,13 @@ class Reads(Protocol):
 
 
 class RealImages:
-    """The images that are compared, and the random half that each belongs to: a function of the two counts alone.
+    """The images that are compared, and those between which the floor is taken: a function of the counts alone.
 
     A fixed choice, so that class-sorted shards do not give one class and every run on the data has the same floor.
     """
 
-    def __init__(self, index: Index, wanted: int, reader: Reads) -> None:
+    def __init__(self, index: Index, wanted: int, reader: Reads, generated: int | None = None) -> None:
+        """`generated` images are compared with them; None is as many as a half."""
         if index.samples < max(FEWEST, wanted):
             remedy = "give 0 to take all" if wanted > FEWEST else "use more data"
             raise UserError(
@@ -56,10 +58,13 @@ class RealImages:
         order = permute(np.arange(self.count), index.samples, index.samples, draw(0, COMPARED))  # nothing for those left out
         self.samples: NDArray[np.int64] = np.sort(order)
         """int64 [count], in the order they are read."""
-        self.in_first_half = torch.from_numpy(np.isin(self.samples, order[: self.count // 2]))
-        """bool [count]"""
         self.half = self.count // 2
         """Images of the first half."""
+        self.beside = self.half if generated is None else min(generated, self.half)
+        """Images of the second half that stand for generated ones in the floor."""
+        self.in_first_half = torch.from_numpy(np.isin(self.samples, order[: self.half]))
+        self.in_floor = torch.from_numpy(np.isin(self.samples, order[self.half : self.half + self.beside]))
+        """Both bool [count]: the images of the first half, and those of the second that are held against it."""
         self.shown = np.unique(np.linspace(0, self.count - 1, min(self.count, MOST_THUMBNAILS)).astype(np.int64))
         """Places in `samples` that thumbnails are kept of."""
 
@@ -94,7 +99,8 @@ def real_statistics(
     `keep` is given the features of this process' images and the place of the first of them; they are then always measured.
     """
     of_features = extractor.name, extractor.weights_sha256, extractor.network.resize, extractor.dtype
-    reference = Reference(images.index.sha256, *of_features, extractor.device.type, torch.__version__, images.count)
+    versions, counts = (torch.__version__, PIL.__version__), (images.count, (images.beside, images.half))
+    reference = Reference(images.index.sha256, *of_features, extractor.device.type, *versions, *counts)
     path = reference.file(cache)
     known = real_cache.load(path) if team.first else None
     if team.from_first(known is not None) and keep is None:
@@ -109,7 +115,7 @@ def measure(
     images: RealImages, extractor: Extractor, batch: int, team: Team, progress: Progress, keep: Keep | None = None
 ) -> RealStatistics | None:
     index = images.index
-    halves = FrechetDistance(extractor.width).to(extractor.device)
+    floor_of, rest = (FrechetDistance(extractor.width).to(extractor.device) for _ in range(2))
     thumbs = torch.zeros(len(images.shown), THUMBNAIL, THUMBNAIL, dtype=torch.uint8)
     total = torch.zeros(index.channels, index.height, index.width, dtype=torch.int64)
     with team.as_one():
@@ -117,18 +123,23 @@ def measure(
             progress("real images", first, images.count)
             pixels = images.read(first, size)
             features = extractor(pixels)
-            own = images.in_first_half[first : first + size].to(features.device)
-            halves.update(features[own], real=True)
-            halves.update(features[~own], real=False)
+            in_half, beside = (
+                which[first : first + size].to(features.device) for which in (images.in_first_half, images.in_floor)
+            )
+            floor_of.update(features[in_half], real=True)
+            floor_of.update(features[beside], real=False)
+            rest.update(features[~(in_half | beside)], real=True)
             if keep is not None:
                 keep(features, first)
             low, high = np.searchsorted(images.shown, (first, first + size))
             thumbs[low:high] = thumbnails(pixels[torch.from_numpy(images.shown[low:high] - first)]).cpu()
             total += pixels.long().sum(0).cpu()
-    halves.sync()
+    floor_of.sync()
+    rest.sync()
     thumbs, total, unreadable = add_up(thumbs), add_up(total), int(add_up(torch.tensor(images.reader.unreadable)))
-    counts = int(halves.real_features_num_samples), int(halves.fake_features_num_samples)
-    assert sum(counts) == images.count, f"{sum(counts)} real images were counted, not {images.count}"
+    counts = int(floor_of.fake_features_num_samples), int(floor_of.real_features_num_samples)
+    total_count = sum(counts) + int(rest.real_features_num_samples)
+    assert total_count == images.count, f"{total_count} real images were counted, not {images.count}"
     similarity = 0.0
     with team.as_one():
         if team.first and images.has_ssim:
@@ -137,10 +148,11 @@ def measure(
     floor = 0.0
     with team.as_one():
         if team.first:
-            floor = float(halves.distance())
+            floor = float(floor_of.distance())
     if not team.first:
         return None
-    sums = (halves.real_features_sum + halves.fake_features_sum).cpu().numpy()
-    squares = (halves.real_features_cov_sum + halves.fake_features_cov_sum).cpu().numpy()
-    half = halves.real_features_sum.cpu().numpy(), halves.real_features_cov_sum.cpu().numpy()
-    return RealStatistics(sums, squares, *half, counts, floor, thumbs.numpy(), similarity, unreadable)
+    sums = (floor_of.real_features_sum + floor_of.fake_features_sum + rest.real_features_sum).cpu().numpy()
+    squares = floor_of.real_features_cov_sum + floor_of.fake_features_cov_sum + rest.real_features_cov_sum
+    half = floor_of.real_features_sum.cpu().numpy(), floor_of.real_features_cov_sum.cpu().numpy()
+    of_all = sums, squares.cpu().numpy(), *half, images.count, counts
+    return RealStatistics(*of_all, floor, thumbs.numpy(), similarity, unreadable)

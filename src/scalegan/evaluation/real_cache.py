@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from scalegan.files import if_there_is_room, write_atomically
 
-FORMAT = 2
+FORMAT = 3
 """To be raised when the numbers below come about in another way."""
 
 
@@ -32,7 +32,9 @@ class Reference:
     dtype: str
     device: str
     torch: str
+    pillow: str
     images: int
+    floor_counts: tuple[int, int]
 
     def file(self, folder: Path) -> Path:
         text = json.dumps(asdict(self) | {"format": FORMAT}, sort_keys=True)
@@ -49,20 +51,18 @@ class RealStatistics:
     """[d] of the first half alone, to hold as many generated images against."""
     half_squares: NDArray[np.float64]
     """[d, d] of the first half alone."""
-    halves: tuple[int, int]
-    """Images in each of the two random halves that `floor` compares."""
+    images: int
+    """Images of which `features_sum` is."""
+    floor_counts: tuple[int, int]
+    """Images of the second half, and of the first, that `floor` compares."""
     floor: float
-    """Frechet distance between the halves."""
+    """Frechet distance between these."""
     thumbnails: NDArray[np.uint8]
     """[m, 32, 32] of all images, or of some tens of thousands of them."""
     ssim_mean_image: float
     """Largest SSIM of the mean image to a real one; 0 for images too small to have one."""
     unreadable: int = 0
     """Images that could not be read, in whose place the next ones count twice; such statistics are not kept."""
-
-    @property
-    def images(self) -> int:
-        return sum(self.halves)
 
     def moments(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Mean [d] and covariance [d, d] of the features, over n - 1."""
@@ -75,7 +75,8 @@ class RealStatistics:
             "features_squares": self.features_squares,
             "half_sum": self.half_sum,
             "half_squares": self.half_squares,
-            "halves": np.array(self.halves, np.int64),
+            "images": np.array(self.images, np.int64),
+            "floor_counts": np.array(self.floor_counts, np.int64),
             "floor": np.array(self.floor, np.float64),
             "thumbnails": self.thumbnails,
             "ssim_mean_image": np.array(self.ssim_mean_image, np.float64),
@@ -107,13 +108,14 @@ def load(path: Path) -> RealStatistics | None:
             arrays = {name: file[name] for name in file.files}
         if not np.array_equal(arrays.pop("checksum"), checksum(arrays)):
             return None
-        first, second = arrays["halves"].tolist()
+        second, first = arrays["floor_counts"].tolist()
         return RealStatistics(
             arrays["features_sum"],
             arrays["features_squares"],
             arrays["half_sum"],
             arrays["half_squares"],
-            (first, second),
+            int(arrays["images"]),
+            (second, first),
             float(arrays["floor"]),
             arrays["thumbnails"],
             float(arrays["ssim_mean_image"]),

@@ -81,13 +81,7 @@ def origin(record: dict[str, Any]) -> str:
 def values(record: dict[str, Any]) -> Table:
     table = Table("measure", Column("value", justify="right"), Column("beside", justify="right"), "which is that of")
     metric = key_in(record, "fid")
-    if f"{metric}_floor" in record:
-        halves = " and ".join(map(str, record["floor_counts"]))
-        table.add_row(
-            metric, f"{record[metric]:.2f}", f"{record[f'{metric}_floor']:.2f}", f"real against real, {halves} images"
-        )
-    else:
-        table.add_row(metric, f"{record[metric]:.2f}", "", "")
+    table.add_row(metric, f"{record[metric]:.2f}", "", "")
     for row in rows(record):
         table.add_row(*row)
     return table
@@ -108,6 +102,8 @@ def curve(records: list[dict[str, Any]], best: str) -> Table:
         bar = "█" * max(1, round(WIDTH * distance / max(*distances, 1e-12)))
         more = [] if figure == metric else [f"{value:.4g}"]
         table.add_row(str(record["images_seen"]), f"{distance:.2f}", bar, *more, word if value == chosen else "")
-    if f"{metric}_floor" in records[0]:
-        table.caption = f"floor (real against real): {records[0][f'{metric}_floor']:.2f}"
+    if f"{metric}_half" in records[0]:
+        counts = " and ".join(map(str, records[0]["floor_counts"]))
+        table.caption = f"{metric}_floor (real against real, {counts} images): {records[0][f'{metric}_floor']:.2f}; "
+        table.caption += f"what is to be held against it is {metric}_half, {records[-1][f'{metric}_half']:.2f} at the last"
     return table

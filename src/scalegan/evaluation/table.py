@@ -16,15 +16,15 @@ class Line:
     beside: str = ""
     """Name of the figure beside it, in the same form."""
     words: str = ""
-    """What that is of, or what there is to know instead."""
+    """What that is of, or what there is to know instead; with facts of the record in braces."""
 
 
 LINES = (
-    Line("fid_half", ".2f", "fid_floor", "real against real: of as many images, one half of the real ones on either side"),
+    Line("fid_half", ".2f", "fid_floor", "real against real, {floor_counts[0]} and {floor_counts[1]} images, as here"),
     Line("fid_se", ".2g", words="standard error, other samples of this generator"),
     Line("fid_infinity", ".2f", "fid_infinity_r2", "r2 of the line over 1/N"),
     Line("fid_per_class_mean", ".2f", words="mean over the classes"),
-    Line("fid_per_class_half_mean", ".2f", "fid_per_class_floor_mean", "real against real, a half of a class on either side"),
+    Line("fid_per_class_half_mean", ".2f", "fid_per_class_floor_mean", "real against real, as many of each class as here"),
     Line("accuracy", ".3f", "accuracy_real", "training images, each by a classifier without it"),
     Line("accuracy_held_out", ".3f", words="held-out images"),
     Line("kid", ".3g", "kid_se", "standard error"),
@@ -58,4 +58,4 @@ def rows(record: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
         name, beside = key_in(record, line.name), key_in(record, line.beside)
         if name in record:
             control = f"{record[beside]:{line.form}}" if beside in record else ""
-            yield name, f"{record[name]:{line.form}}", control, line.words
+            yield name, f"{record[name]:{line.form}}", control, line.words.format_map(record)
