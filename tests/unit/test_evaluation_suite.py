@@ -175,11 +175,12 @@ def test_what_a_metric_lacks_is_told_before_any_work(index, held_out, tmp_path):
     unlabelled = make_shards(tmp_path / "unlabelled", count=30, height=24, width=16, labelled=False)
     for message, arguments in (
         (
-            "memorisation needs images that were never trained on, and there are none: name their shards by",
+            "memorisation needs images that were never trained on, and there are none: name them by --held-out",
             {"metrics": "memorisation"},
         ),
         ("memorisation needs 20 held-out images; .* holds 19", {"metrics": "memorisation", "held_out": few.root}),
         ("give the same size", {"metrics": "memorisation", "held_out": wide.root}),
+        ("share 1 shards with .*: name images that are not trained on", {"metrics": "memorisation", "held_out": index.root}),
         ("per_class needs generated images with labels: a generator that is told", {"metrics": "per_class"}),
         ("accuracy needs generated images with labels", {"metrics": "kid,accuracy"}),
         (

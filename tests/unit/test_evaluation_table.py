@@ -22,7 +22,7 @@ from scalegan.evaluation_config import EvaluationConfig
 
 
 def test_metrics_and_held_out_images_are_named_on_the_command_line(run, tmp_path, capsys):  # noqa: F811
-    held_out = make_shards(tmp_path / "held_out", samples=25)
+    held_out = labelled_shards(tmp_path / "held_out", 25, 16, 12, channels=1, seed=7)
     options = ["--metrics", "kid,prdc,memorisation", "--held-out", held_out.root, "--samples", "24"]
     assert cli.main(["evaluate", str(run), *options]) == 0
     (path,) = (run / "evaluations").glob("*.json")
@@ -112,7 +112,7 @@ def test_weights_go_with_the_network_that_they_are_of():
 
 def test_what_is_wrong_with_them_is_one_line(run, capsys):  # noqa: F811
     assert "'prcd' is unknown: did you mean prdc?" in refused(capsys, str(run), "--metrics", "prcd")
-    assert "and there are none: name their shards by --held-out" in refused(
+    assert "and there are none: name them by --held-out" in refused(
         capsys, str(run), "--metrics", "memorisation", "--samples", "20"
     )
     assert "needs 40 generated images" in refused(capsys, str(run), "--metrics", "interval")

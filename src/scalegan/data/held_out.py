@@ -34,10 +34,15 @@ def read_held_out(path: str, index: Index) -> Index:
                 f"held-out images {path} have {name} {theirs} and data.path {index.root} has {ours}: write both folders with "
                 "the same options of `scalegan shards`"
             )
+    check_apart(held_out, index)
+    return held_out
+
+
+def check_apart(held_out: Index, index: Index) -> None:
+    """Raises `UserError` where shards of the one are among those of the other."""
     shared = {shard.sha256 for shard in index.shards} & {shard.sha256 for shard in held_out.shards}
     if shared:
         raise UserError(
-            f"held-out images {path} share {len(shared)} shards with data.path {index.root}: name images that are not "
-            "trained on"
+            f"held-out images {held_out.root} share {len(shared)} shards with {index.root}: name images that are not trained "
+            f"on, or {NONE}"
         )
-    return held_out

@@ -6,7 +6,6 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +15,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from scalegan.config import DataConfig
-from scalegan.data.held_out import held_out_of
-from scalegan.data.index import Index, locate, read_index, read_offsets
+from scalegan.data.index import Index, locate, read_offsets
 from scalegan.errors import UserError
 from scalegan.evaluation import by_lpips
 from scalegan.evaluation.features import Extractor, load_extractor
 from scalegan.evaluation.folder import open_images
 from scalegan.evaluation.frechet import FrechetDistance
+from scalegan.evaluation.held_out import add_held_out, held_out_images
 from scalegan.evaluation.lpips import load_lpips
 from scalegan.evaluation.ms_ssim import ms_ssim, scales
-from scalegan.evaluation.names import CELL_MINIMUM, METRICS, check_counts
+from scalegan.evaluation.names import METRICS, check_counts
 from scalegan.evaluation.path_length import LatentPaths
 from scalegan.evaluation.real import Keep, Progress, RealImages, real_statistics
 from scalegan.evaluation.real_cache import RealStatistics
@@ -62,6 +61,7 @@ def evaluate(
     device: torch.device,
     cache: Path,
     data: DataConfig | None = None,
+    held_out: Index | None = None,
     extractor: Extractor | None = None,
     labels: LabelFn | None = None,
     paths: LatentPaths | None = None,
@@ -74,8 +74,8 @@ def evaluate(
     `config.samples`, `labels` for the classes of the same images; `paths` are steps in the latents of what makes them, and
     None says that they were made before and lie in some order. No random number generator is touched. `data` says how the
     images of `index` are read, by default from `index.root` and an unreadable one is an error, and which images are held
-    out. `extractor` stands in for the one that `config` names. `pictures` is a folder for the pairs of samples and training
-    images that are nearest to each other. Raises `UserError`, on all processes.
+    out; `held_out` stands in for these, as `extractor` for the one that `config` names. `pictures` is a folder for the pairs of
+    samples and training images that are nearest to each other, or the .png file itself. Raises `UserError`, on all processes.
     """
     began = time.perf_counter()
     team, data = Team(rank, processes), data or DataConfig(path=index.root)
@@ -83,8 +83,8 @@ def evaluate(
     with closing(open_images(index, data, device)) as reader:
         images = RealImages(index, config.real, reader, config.samples)
         with team.as_one():
-            classes = check(config, index, images, extractor.width, data, labels, paths)
-            held_out = held_out_images(config, index, data)
+            held_out = held_out_images(config, index, data, held_out)
+            classes = check(config, index, images, extractor.width, held_out, labels, paths)
         perceptual = load_lpips(config, device, team) if config.wants_lpips else None
         suite = Suite(config, extractor, index.classes)
         keep = real_keeper(suite, classes) if "real" in suite.sides else None
@@ -121,16 +121,16 @@ def check(
     index: Index,
     images: RealImages,
     width: int,
-    data: DataConfig,
+    held_out: Index | None,
     labels: LabelFn | None,
     paths: LatentPaths | None,
 ) -> NDArray[np.int64] | None:
     """The labels of the real images where they are needed. Raises `UserError` for what a metric lacks, before any work."""
     check_counts(config.wanted, config.samples, images.count, width)
-    if "memorisation" in config.wanted and not held_out_of(data.held_out, index):
+    if "memorisation" in config.wanted and held_out is None:
         raise UserError(
-            "metric memorisation needs images that were never trained on, and there are none: name their shards by "
-            "--held-out (in training: --data.held_out)"
+            "metric memorisation needs images that were never trained on, and there are none: name them by --held-out "
+            "(in training their shards by --data.held_out)"
         )
     if "ppl" in config.wanted and paths is None:
         raise UserError(
@@ -181,38 +181,6 @@ def real_keeper(suite: Suite, labels: NDArray[np.int64] | None) -> Keep:
         suite.add("real", features, first, None if labels is None else labels[first : first + len(features)])
 
     return keep
-
-
-def held_out_images(config: EvaluationConfig, index: Index, data: DataConfig) -> Index | None:
-    """The held-out images, where there are any and a metric looks at them. Raises `UserError` for those it cannot use."""
-    folder = held_out_of(data.held_out, index)
-    if not folder or not any(METRICS[name].held_out for name in config.wanted):
-        return None
-    try:
-        held_out = read_index(folder)
-    except UserError as error:
-        raise UserError(f"held-out images: {error}; or do without, --held-out none") from None
-    ours, theirs = ((i.channels, i.height, i.width) for i in (index, held_out))
-    if ours != theirs:
-        raise UserError(f"held-out images {held_out.root} are of {theirs} and {index.root} of {ours}: give the same size")
-    if "memorisation" in config.wanted and held_out.samples < CELL_MINIMUM:
-        raise UserError(f"metric memorisation needs {CELL_MINIMUM} held-out images; {held_out.root} holds {held_out.samples}")
-    if "memorisation" not in config.wanted and held_out.classes != index.classes:
-        return None  # accuracy has no use for images of other classes, or of none
-    return held_out
-
-
-def add_held_out(
-    suite: Suite, held_out: Index, data: DataConfig, extractor: Extractor, batch: int, team: Team, progress: Progress
-) -> None:
-    """The features of the held-out images, and their labels where they are of the classes that are compared."""
-    reader = open_images(held_out, replace(data, path=held_out.root), extractor.device)
-    with closing(reader), team.as_one():
-        for first, count in team.blocks(held_out.samples, batch):
-            progress("held-out images", first, held_out.samples)
-            read = reader.read(np.arange(first, first + count))
-            labels = read.labels.cpu().numpy() if held_out.classes == suite.classes else None
-            suite.add("held_out", extractor(read.images), first, labels)
 
 
 def compare(
@@ -306,21 +274,22 @@ def similarity_metrics(images: RealImages, wanted: Sequence[str]) -> tuple[list[
 
 
 def show_closest(
-    pairs: list[tuple[int, int, float]], generator: SampleFn, images: RealImages, folder: Path | None, name: str
+    pairs: list[tuple[int, int, float]], generator: SampleFn, images: RealImages, pictures: Path | None, name: str
 ) -> dict[str, Any]:
-    """The pairs (generated, place of the real image, distance) as the record has them, and as a picture `name`: samples above
-    the training images that they are nearest to."""
+    """The pairs (generated, place of the real image, distance) as the record has them, and as a picture, `pictures` or `name`
+    in that folder: samples above the training images that they are nearest to."""
     found: dict[str, Any] = {
         "closest": [
             {"generated": made, "real": int(images.samples[place]), "distance": distance} for made, place, distance in pairs
         ]
     }
-    if folder is not None:
+    if pictures is not None:
+        path = pictures if pictures.suffix == ".png" else pictures / name
         samples = torch.cat([generator(made, 1).cpu() for made, _, _ in pairs])
         real = torch.cat([images.read(place, 1).cpu() for _, place, _ in pairs])
         with if_there_is_room():
-            save_png(folder / name, torch.cat([samples, real]).numpy(), len(pairs))
-            found["closest_picture"] = name
+            save_png(path, torch.cat([samples, real]).numpy(), len(pairs))
+            found["closest_picture"] = path.name
     return found
 
 
