@@ -126,7 +126,7 @@ def compared(made: Path, against: Path, cache: Path, failing: str = "") -> dict:
     config = EvaluationConfig(samples=index.samples, batch=BATCH)
     with ExitStack() as stack:
         side = sides.found_in(index, config.samples, stack)
-        comparison = sides.Comparison(reference, config, None, team, torch.device("cpu"), cache, DataConfig(), None)
+        comparison = sides.Comparison(reference, config, None, team, torch.device("cpu"), cache, DataConfig(), None, None)
         return comparison.measure(side, lambda *_: None)
 
 
@@ -192,6 +192,43 @@ def test_a_bad_folder_stops_all_of_them(tmp_path):
     (real / "03.png").write_bytes(b"no image")
     ended = run_world(tmp_path, 2, compared, made, real, tmp_path / "cache")
     assert ["03.png is no readable image" in str(process.value) for process in ended] == [True, True]
+
+
+def measured_with_nan(shards: Path, cache: Path) -> dict:
+    """Of features of which one process alone has some that are no numbers."""
+    from scalegan.evaluation import evaluator
+    from scalegan.evaluation.features import Extractor
+    from scalegan.evaluation.network import FeatureNetwork
+
+    class Means(FeatureNetwork):
+        num_features, resize, cpu_batch = 3, "none", 8
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            means = images.float().mean((2, 3))
+            return means.masked_fill(means.isclose(torch.tensor(7.0)), float("nan"))
+
+    rank, processes = join()
+    images = torch.randint(0, 256, (GENERATED, 3, 20, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images[20] = 7  # process 1 is the one to look at it
+    return evaluator.evaluate(
+        lambda first, count: images[first : first + count],
+        read_index(shards),
+        EvaluationConfig(samples=GENERATED, batch=BATCH, metrics="interval"),
+        seed=0,
+        images_seen=0,
+        ema=True,
+        rank=rank,
+        processes=processes,
+        device=torch.device("cpu"),
+        cache=cache,
+        extractor=Extractor("means", Means(), "none", torch.device("cpu"), 8),
+    )
+
+
+def test_features_that_are_no_numbers_stop_all_of_them(data, tmp_path):
+    for process in run_world(tmp_path, 2, measured_with_nan, data, tmp_path / "cache"):
+        assert isinstance(process.value, UserError), process
+        assert "features of extractor means hold NaN or infinity" in str(process.value)
 
 
 def jpeg(image: np.ndarray) -> bytes:

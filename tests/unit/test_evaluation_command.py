@@ -1,8 +1,10 @@
 """`scalegan evaluate RUN` prints what was measured beside what to hold it against, and leaves a record in the run folder."""
 
+import hashlib
 import json
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -66,9 +68,13 @@ def test_a_run_is_measured_against_its_own_data(run, index, capsys):
     assert (record["images_seen"], record["real"], record["generated"], record["seed"]) == (640, 30, 16, 0)
     assert (record["against"], record["index_sha256"]) == (index.root, index.sha256)
     assert record["checkpoint"].endswith("checkpoints/000000640")
+    weights = hashlib.sha256((run / "checkpoints" / "000000640" / "ema.safetensors").read_bytes()).hexdigest()
+    assert record["generator_weights"] == weights
+    assert (record["scalegan"], record["pillow"]) == (version("scalegan"), version("pillow"))
     printed = capsys.readouterr().out
     for shown in (
         f"{record['fd_areas']:.2f}",
+        f"{record['fd_areas_half']:.2f}",
         f"{record['fd_areas_floor']:.2f}",
         "the mean training image",
         "15 and 15 images",
@@ -158,6 +164,8 @@ def test_all_checkpoints_are_a_curve_and_a_record_each(run, tmp_path, capsys):
     assert cli.main(["evaluate", str(run), "--checkpoint", "all", "--json", str(tmp_path / "all.json")]) == 0
     assert [record["images_seen"] for record in records(run)] == [320, 640]
     assert json.loads((tmp_path / "all.json").read_text()) == records(run)
+    first, second = (path.name.partition("-")[2] for path in sorted((run / "evaluations").iterdir()))
+    assert first == second  # of one comparison, though their weights differ
     printed = capsys.readouterr().out
     for record in records(run):
         assert f"{record['fd_areas']:.2f}" in printed
@@ -246,6 +254,49 @@ def test_statistics_of_another_program_do_not_say_how_many(folders, tmp_path, ca
     record = evaluated(tmp_path / "r.json", str(folders[0]), "--against", str(tmp_path / "theirs.npz"))
     assert (record["real"], record["statistics"]) == (None, {})
     assert "an unknown number of real images" in capsys.readouterr().out
+
+
+def test_what_needs_no_real_images_is_measured_against_statistics_too(tmp_path, run, capsys):
+    made, real = fill(tmp_path / "made", 200, seed=1), fill(tmp_path / "real", 15, seed=2)
+    statistics = str(tmp_path / "real.npz")
+    assert cli.main(["stats", str(real), statistics]) == 0
+    options = str(made), "--metrics", "interval,infinity"
+    by_file = evaluated(tmp_path / "r.json", *options, "--against", statistics)
+    by_images = evaluated(tmp_path / "r.json", *options, "--against", str(real))
+    names = {f"fd_areas_{name}" for name in ("se", "low", "high", "infinity", "infinity_slope", "infinity_r2")}
+    assert names == {name for name in by_file if name.startswith("fd_areas_")}
+    for name in names | {"fd_areas"}:
+        assert by_file[name] == pytest.approx(by_images[name], rel=1e-6), name
+    capsys.readouterr()
+    said = refused(capsys, str(made), "--against", statistics, "--metrics", "interval,kid")
+    assert f"metric kid needs real images and {statistics} holds their mean and covariance alone" in said
+    said = refused(capsys, str(made), "--against", statistics, "--metrics", "interval", "--samples", "39")
+    assert "metric interval needs 40 generated images" in said
+
+
+def test_metrics_of_a_run_that_statistics_cannot_give_are_named_and_left_out(run, tmp_path, capsys):
+    assert cli.main(["stats", str(run), str(tmp_path / "real.npz")]) == 0
+    assert cli.main(["evaluate", str(run), "--against", str(tmp_path / "real.npz"), "--checkpoint", "all"]) == 0
+    said = capsys.readouterr().err
+    assert said.count("real.npz has no real images to look at: without ssim\n") == 1
+    assert all("fd_areas" in record and "ssim_max" not in record for record in records(run))
+
+
+def test_held_out_images_may_lie_in_a_folder(folders, tmp_path, capsys):
+    made, real = fill(tmp_path / "more", 24, seed=1), str(folders[1])
+    Image.open(Path(real) / "3.png").save(made / "7.png")  # a copy among the samples
+    kept_out = fill(tmp_path / "kept_out", 22, seed=9, channels=1)
+    options = str(made), "--against", real, "--metrics", "memorisation", "--held-out"
+    record = evaluated(tmp_path / "out" / "r.json", *options, str(kept_out))
+    assert record["held_out"] == 22
+    assert record["closest"][0]["distance"] == 0
+    assert record["closest_picture"] == "r-closest.png"
+    with Image.open(tmp_path / "out" / "r-closest.png") as picture:
+        assert picture.size == (8 * 12 + 7 * 2, 2 * 16 + 2)
+    capsys.readouterr()
+    assert "share 1 shards with" in refused(capsys, *options, real)
+    assert "nowhere is no folder of images or shards: give one that is, or none" in refused(capsys, *options, "nowhere")
+    assert "and there are none: name them by --held-out" in refused(capsys, *options, "none")
 
 
 def test_a_class_of_the_users_own_measures(folders, tmp_path, monkeypatch):

@@ -193,7 +193,7 @@ def test_its_evaluations_go_into_its_run_under_names_of_their_own(trained):
     assert command.run_folder(str(average)) == folder
     assert kind_of(str(average)) == "run"
     (found,) = command.choose(average, folder, "latest")
-    made = made_by(load_generator(found.path), 0, found.state["ema_std"]).facts
+    made = made_by(load_generator(found.path), 0, found).facts
     assert made["ema_std"] == 0.07
     record = {
         "extractor": "lite0",

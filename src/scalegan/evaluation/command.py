@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from scalegan.config import DataConfig, LogConfig, TrainConfig
 from scalegan.errors import UserError
-from scalegan.evaluation.names import best_among, chosen
+from scalegan.evaluation.names import METRICS, best_among, chosen
 from scalegan.evaluation_config import EvaluationConfig
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--held-out",
         default="",
-        metavar="SHARDS|none",
+        metavar="FOLDER|SHARDS|none",
         help="images never trained on, for memorisation and accuracy (default: RUN's, else those beside the real ones)",
     )
     add_extractor_arguments(parser)
@@ -91,7 +91,8 @@ def run(args: argparse.Namespace) -> int:
     kind = sides.kind_of(args.source)
     if kind == "statistics":
         raise UserError(f"{args.source} holds statistics: name them by --against, after the images to compare")
-    check_options(args, kind, sides.kind_of(args.against) if args.against else "")
+    held_out = sides.kind_of_held_out(args.held_out) or ""
+    check_options(args, kind, sides.kind_of(args.against) if args.against else "", held_out)
     accelerator, team = start(args.device)
     run_dir = run_folder(args.source) if kind == "run" else None
     records, best = [], ""
@@ -114,21 +115,27 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def check_options(args: argparse.Namespace, kind: str, against: str) -> None:
-    """Raises `UserError` for an option that would change nothing."""
+def check_options(args: argparse.Namespace, kind: str, against: str, held_out: str) -> None:
+    """Raises `UserError` for an option that would change nothing, and for a metric that cannot be had."""
+    sides = kind, against, held_out
     for option, given, matters, where in (
         ("--checkpoint", args.checkpoint != "latest", kind == "run", f"{args.source}, which is no run"),
         ("--wandb", args.wandb, kind == "run", f"{args.source}, which is no run"),
         ("--seed", args.seed is not None, kind == "run", f"{args.source}, which is no run"),
         ("--real", args.real is not None, against != "statistics", f"{args.against}, which is of as many images as it is"),
-        ("--metrics", args.metrics, against != "statistics", f"{args.against}, which has no images to look at"),
         ("--lpips", args.lpips, against != "statistics", f"{args.against}, which has no images to look at"),
         ("--lpips-weights", args.lpips_weights, against != "statistics", f"{args.against}, which has no images to look at"),
         ("--held-out", args.held_out, against != "statistics", f"{args.against}, which has no images to look at"),
-        ("--window", args.window, "folder" in (kind, against), "shards, whose images went through theirs, and statistics"),
+        ("--window", args.window, "folder" in sides, "shards, whose images went through theirs, and statistics"),
     ):
         if given and not matters:
             raise UserError(f"{option} means nothing for {where}: leave it out")
+    impossible = [name for name in chosen(args.metrics or "") if not METRICS[name].statistics]
+    if against == "statistics" and impossible:
+        raise UserError(
+            f"metric {impossible[0]} needs real images and {args.against} holds their mean and covariance alone: take it out "
+            "of --metrics, or compare with the images"
+        )
 
 
 def start(device: str) -> tuple[Accelerator, Team]:
@@ -148,24 +155,31 @@ def of_run(
 ) -> Iterator[tuple[EvaluationConfig, dict[str, Any]]]:
     """How each checkpoint that was asked for is measured, and its record; the oldest first."""
     from scalegan import own
-    from scalegan.evaluation import sides
+    from scalegan.evaluation import sides, statistics_file
     from scalegan.sampling import load_generator
 
     network = own.network("--generator", args.generator)
     found = choose(Path(args.source), run_dir, args.checkpoint)
     against = sides.reference(args.against, args.window, team) if args.against else sides.trained_on(found[0])
+    held_out = sides.held_out_of(args.held_out, args.window, against, team)
     extractor = own_extractor(args, device)
-    left_out = 0
+    left_out, without = 0, ""
     for checkpoint in found:
         loaded = load_generator(checkpoint.path, device, network)
         config = overridden(loaded.config.evaluation, args)
+        if isinstance(against, statistics_file.Statistics):
+            possible = statistics_file.without_images(config)
+            missing = ", ".join(name for name in config.wanted if name not in possible.wanted)
+            if team.first and missing != without:
+                print(f"scalegan: {against.path} has no real images to look at: without {missing}", file=sys.stderr)
+            config, without = possible, missing
         data = replace(loaded.config.data, held_out=args.held_out or loaded.config.data.held_out)
         comparison = sides.Comparison(
-            against, config, extractor, team, device, run_dir / "cache", data, run_dir / "evaluations"
+            against, config, extractor, team, device, run_dir / "cache", data, held_out, run_dir / "evaluations"
         )
         seed = loaded.config.train.seed if args.seed is None else args.seed
         try:
-            made = sides.made_by(loaded, seed, checkpoint.state.get("ema_std"))
+            made = sides.made_by(loaded, seed, checkpoint)
         except UserError as error:
             left_out += 1
             if left_out == len(found):
@@ -181,7 +195,7 @@ def of_images(
 ) -> Iterator[tuple[EvaluationConfig, dict[str, Any]]]:
     """How images that lie somewhere are measured, and their record."""
     from scalegan.data.index import Index
-    from scalegan.evaluation import sides
+    from scalegan.evaluation import sides, statistics_file
     from scalegan.evaluation.weights import user_cache
 
     if not args.against:
@@ -191,10 +205,15 @@ def of_images(
     if isinstance(against, Index):
         against = sides.in_colour(against, index)
     extractor = own_extractor(args, device)
+    held_out = sides.held_out_of(args.held_out, args.window, against, team)
     config = overridden(EvaluationConfig(samples=max(2, index.samples)), args)
+    if isinstance(against, statistics_file.Statistics):
+        config = statistics_file.without_images(config)
     made = sides.found_in(index, config.samples, stack)
     cache = user_cache() / "scalegan" / "statistics"
-    comparison = sides.Comparison(against, config, extractor, team, device, cache, DataConfig(held_out=args.held_out), None)
+    pictures = args.json.with_name(f"{args.json.stem}-closest.png") if args.json else None
+    data = DataConfig(held_out=args.held_out)
+    comparison = sides.Comparison(against, config, extractor, team, device, cache, data, held_out, pictures)
     yield config, comparison.measure(made, progress)
 
 

@@ -37,6 +37,8 @@ class Metric:
     """Goes by class: needs 2 real and 2 generated images of each."""
     held_out: bool = False
     """Looks at held-out images too."""
+    statistics: bool = False
+    """Asks no more of the real images than their mean and covariance."""
 
 
 METRICS = {
@@ -44,14 +46,14 @@ METRICS = {
     "ms_ssim": Metric(4, 4, features=False),
     "lpips": Metric(4, 4, features=False),
     "ppl": Metric(features=False),
-    "interval": Metric(generated=2 * SPREAD_GROUPS, features=False),
-    "infinity": Metric(features=False),
+    "interval": Metric(generated=2 * SPREAD_GROUPS, features=False, statistics=True),
+    "infinity": Metric(features=False, statistics=True),
     "kid": Metric(3, 3),
     "kid_subsets": Metric(SUBSET, SUBSET),
     "prdc": Metric(NEIGHBOURS + 1, NEIGHBOURS + 1),
     "per_class": Metric(classes=True),
     "accuracy": Metric(classes=True, held_out=True),
-    "inception_score": Metric(generated=2 * INCEPTION_SPLITS, features=False),
+    "inception_score": Metric(generated=2 * INCEPTION_SPLITS, features=False, statistics=True),
     "memorisation": Metric(generated=CELL_MINIMUM, held_out=True),
 }
 """By the name that `evaluation.metrics` knows. The Frechet distance is not among them, as it is always taken."""

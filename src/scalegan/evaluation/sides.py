@@ -15,6 +15,7 @@ from torch import Tensor
 from scalegan import checkpoint, settings
 from scalegan.checkpoint import Checkpoint
 from scalegan.config import DataConfig
+from scalegan.data.held_out import NONE
 from scalegan.data.index import INDEX_NAME, Index, is_remote, read_index
 from scalegan.data.order import COMPARED, draw, permute
 from scalegan.errors import UserError
@@ -32,6 +33,8 @@ from scalegan.run import IDENTITY
 from scalegan.sampling import LoadedGenerator, find_checkpoint
 
 Kind = Literal["run", "folder", "shards", "statistics"]
+EMA_FILE = "ema.safetensors"
+"""Of a checkpoint: what `load_generator` reads."""
 OF_A_RUN = ("images_seen", "seed", "ema")
 """Facts of a record that images which no run has made do not have."""
 
@@ -73,16 +76,18 @@ class Made:
     """Steps in the latents, of a generator."""
 
 
-def made_by(loaded: LoadedGenerator, seed: int, ema_std: float | None = None) -> Made:
-    """The images of a generator, of an average of width `ema_std` where that was made after the training.
+def made_by(loaded: LoadedGenerator, seed: int, found: Checkpoint) -> Made:
+    """The images of the generator in the checkpoint `found`, which may be of an average that was made after the training.
 
     Raises `UserError` where its weights are no numbers.
     """
     if not all(bool(t.isfinite().all()) for t in loaded.network.state_dict().values()):
         raise UserError(f"{loaded.path} has NaN or infinite weights, as its training diverged: take an earlier --checkpoint")
     facts = {"images_seen": loaded.images_seen, "seed": seed, "ema": True, "checkpoint": str(loaded.path)}
-    if ema_std is not None:
-        facts["ema_std"] = ema_std
+    # A sha256, but not by that ending: what ends so is the same for all checkpoints of a curve, see `report.comparison`.
+    facts["generator_weights"] = found.files[EMA_FILE]
+    if "ema_std" in found.state:
+        facts["ema_std"] = found.state["ema_std"]
     model, told = loaded.config.model, loaded.config.model.conditional
     return Made(
         lambda first, count: loaded.sample_range(first, count, seed),
@@ -125,6 +130,22 @@ def images_of(given: str, kind: Kind, window: str, team: Team) -> Index:
         if team.first:
             facts = folder.to_json(folder.read_folder(Path(given), window))
     return folder.from_json(team.from_first(facts))
+
+
+def kind_of_held_out(given: str) -> Kind | None:
+    """What `--held-out` names; None where that is nothing. Raises `UserError`."""
+    if given in ("", NONE):
+        return None
+    kind = kind_of(given) if is_remote(given) or Path(given).is_dir() else None
+    if kind not in ("folder", "shards"):
+        raise UserError(f"--held-out {given} is no folder of images or shards: give one that is, or {NONE}")
+    return kind
+
+
+def held_out_of(given: str, window: str, against: Index | Statistics, team: Team) -> Index | None:
+    """The images that `--held-out` names. Raises `UserError`."""
+    kind = kind_of_held_out(given)
+    return in_colour(images_of(given, kind, window, team), against) if kind else None
 
 
 def trained_on(found: Checkpoint) -> Index:
@@ -182,8 +203,10 @@ class Comparison:
     cache: Path
     data: DataConfig
     """How images are read, and which ones are held out."""
+    held_out: Index | None
+    """In place of those that `data` names."""
     pictures: Path | None
-    """Folder for the pairs of samples and training images that are nearest to each other."""
+    """Folder for the pairs of samples and training images that are nearest to each other, or the .png file itself."""
 
     def measure(self, made: Made, progress: Progress) -> dict[str, Any]:
         """The record; on all processes. Raises `UserError`."""
@@ -210,6 +233,7 @@ class Comparison:
             device=self.device,
             cache=self.cache,
             data=replace(self.data, path=against.root),
+            held_out=self.held_out,
             extractor=self.extractor,
             labels=made.labels,
             paths=made.paths,

@@ -12,7 +12,7 @@ import json
 import time
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,10 @@ import scalegan
 from scalegan.errors import UserError
 from scalegan.evaluation.features import Extractor
 from scalegan.evaluation.frechet import FrechetDistance, frechet_distance
+from scalegan.evaluation.names import METRICS, best_among, check_counts
 from scalegan.evaluation.real import Progress
 from scalegan.evaluation.real_cache import RealStatistics, checksum
+from scalegan.evaluation.suite import Suite
 from scalegan.evaluation.team import Team
 from scalegan.evaluation_config import EvaluationConfig
 from scalegan.files import write_atomically
@@ -54,6 +56,15 @@ class Statistics:
     def count(self) -> int | None:
         """Images; None where the file does not say."""
         return self.provenance.get("images")
+
+    @property
+    def rank(self) -> int:
+        """`count`, or where the file does not say as many as make the covariance one of full rank."""
+        return self.count or len(self.mean) + 1
+
+    def sums(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Sum [d] and sum of outer products [d, d] of `rank` features with this mean and covariance."""
+        return self.mean * self.rank, self.covariance * (self.rank - 1) + self.rank * np.outer(self.mean, self.mean)
 
     def check(self, extractor: Extractor) -> None:
         """Raises `UserError` if features of `extractor` cannot be compared with these."""
@@ -136,6 +147,12 @@ def read_provenance(text: NDArray[Any], arrays: dict[str, NDArray[np.generic]], 
     return provenance
 
 
+def without_images(config: EvaluationConfig) -> EvaluationConfig:
+    """With those of its metrics alone that statistics are enough for."""
+    kept = [name for name in config.wanted if METRICS[name].statistics]
+    return replace(config, metrics=",".join(kept), best=best_among(config.best, kept))
+
+
 def compare(
     sample: Callable[[int, int], Tensor],
     statistics: Statistics,
@@ -146,24 +163,32 @@ def compare(
 ) -> dict[str, Any]:
     """The record of generated images against the statistics; the same on every process, which all call it.
 
-    `sample` as in `evaluator.evaluate`. There is no floor, and nothing that needs real images to look at. Raises `UserError`.
+    `sample` as in `evaluator.evaluate`. There is no floor, and `config` names no metric that needs real images to look at
+    (`without_images`). Raises `UserError`.
     """
     began = time.perf_counter()
     statistics.check(extractor)
-    made = FrechetDistance(extractor.width).to(extractor.device)
+    check_counts(config.wanted, config.samples, statistics.rank, extractor.width)
+    suite = Suite(config, extractor, ())
+    distance = FrechetDistance(extractor.width).to(extractor.device)
+    if team.first:
+        distance.set_real(*statistics.sums(), statistics.rank)
     with team.as_one():
         for first, count in team.blocks(config.samples, config.batch):
             progress("generated images", first, config.samples)
-            made.update(extractor(sample(first, count)), real=False)
-    made.sync()
+            features = extractor(sample(first, count))
+            distance.update(features, real=False)
+            suite.add("fake", features, first)
+    distance.sync()
+    figures = suite.record(distance, team)
     record: dict[str, Any] = {}
     with team.as_one():
         if team.first:
             mean, covariance = torch.from_numpy(statistics.mean), torch.from_numpy(statistics.covariance)
-            count = statistics.count or len(mean) + 1  # unknown: of full rank
-            distance = frechet_distance(*made.moments(real=False), mean, covariance, count)
+            value = frechet_distance(*distance.moments(real=False), mean, covariance, statistics.rank)
+            figures = {"fid": float(value)} | figures
             record = {
-                extractor.key("fid"): float(distance),
+                **{extractor.key(name): figure for name, figure in figures.items()},
                 "generated": config.samples,
                 "real": statistics.count,
                 "statistics_sha256": statistics.sha256,
