@@ -9,8 +9,8 @@ from pathlib import Path
 def problems(run: Path, images: int) -> list[str]:
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     record = json.loads((run / "evaluations.jsonl").read_text().splitlines()[-1])
-    distance, floor = record["fd_lite0"], record["fd_lite0_floor"]
-    print(f"{run}: fd_lite0 {distance:.1f} (floor {floor:.1f}) after {record['images_seen']} images")
+    distance, floor = record["fd_lite0_half"], record["fd_lite0_floor"]
+    print(f"{run}: fd_lite0_half {distance:.1f} (floor {floor:.1f}) after {record['images_seen']} images")
     found = [f"metrics.jsonl ends at {metrics[-1]['images_seen']}"] if metrics[-1]["images_seen"] != images else []
     found += [f"{name} is {value}" for line in metrics for name, value in line.items() if not math.isfinite(value)]
     if record["images_seen"] != images:
