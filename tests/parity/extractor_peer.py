@@ -1,11 +1,13 @@
 """What other programs make of the same weights and images: run by an interpreter that has them, never imported by a test.
 
-    extractor_peer.py PLACE FOLDER
+    extractor_peer.py PLACE FOLDER ONE OTHER
 
 PLACE holds weights.npz, by their names, and images.npz, uint8 [n, H, W, 3] each. features.npz, with torch-fidelity's logits
-too, and, of the images in FOLDER, the files of statistics that pytorch-fid and clean-fid write are left there.
+too, and, of the images in FOLDER, the files of statistics that pytorch-fid and clean-fid write are left there; and fid.json,
+the distance between the images in ONE and in OTHER by torch-fidelity and pytorch-fid.
 """
 
+import json
 import os
 import shutil
 import sys
@@ -34,6 +36,13 @@ def torch_fidelity(state: dict[str, Tensor]):
     module.load_state_dict_from_url = lambda *args, **kwargs: state
     network = module.FeatureExtractorInceptionV3("inception-v3-compat", ["2048", "logits_unbiased"])
     return lambda images: network(planes(images))
+
+
+def torchmetrics() -> torch.nn.Module:
+    """Its own forward pass over torch-fidelity's layers, whose weights have been patched by then."""
+    from torchmetrics.image.fid import NoTrainInceptionV3
+
+    return NoTrainInceptionV3("inception-v3-compat", ["2048"])
 
 
 def pytorch_fid(state: dict[str, Tensor]) -> torch.nn.Module:
@@ -79,13 +88,29 @@ def write_statistics(place: Path, folder: str, network: torch.nn.Module) -> None
         shutil.move(written, kept)
 
 
-def main(place: Path, folder: str) -> None:
+def distances(folders: list[str]) -> dict[str, float]:
+    """By the programs' own functions, from the files on, with the weights that the modules were given."""
+    from pytorch_fid.fid_score import calculate_fid_given_paths
+    from torch_fidelity import calculate_metrics
+
+    quiet = {"cuda": False, "cache": False, "save_cpu_ram": True, "verbose": False}  # the third means no workers
+    return {
+        "torch-fidelity": calculate_metrics(input1=folders[0], input2=folders[1], fid=True, batch_size=5, **quiet)[
+            "frechet_inception_distance"
+        ],
+        "pytorch-fid": calculate_fid_given_paths(folders, 5, "cpu", 2048, num_workers=0),
+    }
+
+
+def main(place: Path, folder: str, one: str, other: str) -> None:
     with np.load(place / "weights.npz") as file:
         state = {name: torch.from_numpy(file[name]) for name in file.files}
     network, fidelity = pytorch_fid(state), torch_fidelity(state)
+    antialiased = torchmetrics()
     peers = {
         "torch-fidelity": lambda images: fidelity(images)[0],
         "torch-fidelity logits": lambda images: fidelity(images)[1],
+        "torchmetrics": lambda images: antialiased(planes(images)),
         "pytorch-fid": lambda images: network(planes(images).float() / 255)[0].flatten(1),
         "clean-fid": clean_fid(network),
     }
@@ -93,10 +118,11 @@ def main(place: Path, folder: str) -> None:
         found = {f"{peer} {name}": make(file[name]).numpy() for peer, make in peers.items() for name in file.files}
     np.savez(place / "features.npz", **found)
     write_statistics(place, folder, network)
+    (place / "fid.json").write_text(json.dumps(distances([one, other]), default=float))
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     declare_operators()
     with torch.no_grad():
-        main(Path(sys.argv[1]), sys.argv[2])
+        main(Path(sys.argv[1]), *sys.argv[2:])
