@@ -2,8 +2,10 @@
 
 import io
 import os
+import signal
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from helpers.shards import make_images, make_shards, png
 from helpers.worlds import run_world
 from scalegan.data.index import read_index
 from scalegan.data.writer import Sample, write_shards
+from scalegan.distributed import lost_another
 from scalegan.errors import UserError
 from scalegan.evaluation_config import EvaluationConfig
 
@@ -71,6 +74,40 @@ def evaluation(shards: Path, *caches: Path) -> list[dict]:
         )
         for cache in caches
     ]
+
+
+def disturbed(shards: Path, cache: Path, disturb: Callable[[], None]) -> None:
+    """An evaluation in whose generated images process 1 is disturbed."""
+    from scalegan.evaluation.evaluator import evaluate
+
+    rank, processes = join()
+    images = torch.from_numpy(make_images(GENERATED, 20, 28, 3, seed=5)[0]).permute(0, 3, 1, 2)
+
+    def generator(first: int, count: int) -> torch.Tensor:
+        if rank == 1:
+            disturb()
+        return images[first : first + count]
+
+    evaluate(
+        generator,
+        read_index(shards),
+        EvaluationConfig(samples=GENERATED, batch=BATCH, metrics=""),
+        seed=0,
+        images_seen=0,
+        ema=True,
+        rank=rank,
+        processes=processes,
+        device=torch.device("cpu"),
+        cache=cache,
+    )
+
+
+def broken() -> None:
+    raise RuntimeError("a layer is broken")
+
+
+def killed() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def missing_lpips_weights(shards: Path, cache: Path) -> None:
@@ -254,6 +291,20 @@ def test_a_broken_generated_image_stops_all_of_them(tmp_path, kind):
     for process in run_world(tmp_path, 2, compared, made, real, tmp_path / "cache"):
         assert isinstance(process.value, UserError), process
         assert "20.jpg" in str(process.value)
+
+
+@pytest.mark.parametrize("disturb", [broken, killed])
+def test_a_process_that_breaks_or_is_killed_ends_all_of_them(data, tmp_path, disturb):
+    began = time.monotonic()
+    ended = run_world(tmp_path, 3, disturbed, data, tmp_path / "cache", disturb)
+    assert time.monotonic() - began < 30
+    if disturb is killed:
+        assert ended[1].exitcode == -signal.SIGKILL
+    else:
+        assert str(ended[1].value) == "a layer is broken"
+    for other in (ended[0], ended[2]):
+        assert isinstance(other.value, RuntimeError), other
+        assert lost_another(other.value)
 
 
 @pytest.mark.parametrize("failing", ["similarity", "best_matches"])
