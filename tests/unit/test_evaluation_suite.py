@@ -11,9 +11,10 @@ from test_evaluation_evaluator import COUNT, CPU, FACTS, Areas, pictures, small_
 from tiny import make_shards as write_blobs
 
 from helpers.lpips_weights import made_up_lpips
-from helpers.shards import make_shards
+from helpers.shards import make_shards, png
 from scalegan.config import DataConfig
 from scalegan.data.index import Index
+from scalegan.data.writer import Sample, write_shards
 from scalegan.errors import UserError
 from scalegan.evaluation import evaluator, suite
 from scalegan.evaluation.evaluator import evaluate, labels_of
@@ -132,6 +133,35 @@ def test_copies_of_training_images_are_named_and_shown(index, held_out, tmp_path
         pixels = np.asarray(picture)
     assert pixels.shape == (24 * 2 + 2, 8 * 16 + 7 * 2, 3)
     assert np.array_equal(pixels[:24, :34], pixels[26:, :34])  # both copies, and the originals under them
+
+
+def patterns(count: int, seed: int) -> torch.Tensor:
+    """uint8 [count, 3, 16, 16]: smooth, no two alike."""
+    draw = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(count, 3, 5, 5, generator=draw) * 255
+    return torch.nn.functional.interpolate(coarse, 16, mode="bicubic").clamp(0, 255).round().to(torch.uint8)
+
+
+def written(images: torch.Tensor, folder: Path) -> Index:
+    samples = [Sample(png(image), "png") for image in images.permute(0, 2, 3, 1).numpy()]
+    return write_shards(samples, folder, height=16, width=16, channels=3)
+
+
+def test_the_share_of_planted_copies_is_found(tmp_path):
+    """Among 500 generated images; a copy is nearer than any held-out image, of which 5 % are near by definition."""
+    training = patterns(600, 1)
+    index, held_out = written(training, tmp_path / "training"), written(patterns(500, 2), tmp_path / "held_out")
+    new, places = patterns(500, 3), np.random.default_rng(0).permutation(500)
+    shares, found = (0.0, 0.01, 0.05, 0.2), []
+    for share in shares:
+        made, copies = new.clone(), round(500 * share)
+        made[places[:copies]] = training[100 : 100 + copies]
+        found.append(run(index, tmp_path, "memorisation", held_out=held_out.root, made=made))
+    near, statistic = ([record[name] for record in found] for name in ("near_copies", "c_t"))
+    assert near == sorted(set(near))
+    assert near == pytest.approx([share + 0.05 * (1 - share) for share in shares], abs=0.025)
+    assert statistic == sorted(set(statistic), reverse=True)
+    assert statistic[-1] < -2
 
 
 def test_real_images_are_looked_at_again_where_their_features_are_wanted(index, tmp_path):
