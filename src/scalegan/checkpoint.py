@@ -1,7 +1,7 @@
 """Checkpoints: a folder of safetensors files and a manifest each. The newest valid one wins; no pickle anywhere.
 
 A checkpoint is written under a temporary name, flushed to disk, and renamed: it is there whole or not at all. The
-manifest names the sha256 of every file, so that a damaged one is known and the one before it is taken.
+manifest names the sha256 of every file and of its own content, so that a damaged one is known and the one before it is taken.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from scalegan.data.index import content_hash
 from scalegan.errors import UserError
 
 MANIFEST = "manifest.json"
+CONTENT = {"images_seen", "state", "files"}
+"""Of the manifest, beside its checksum."""
 CHECKPOINTS, SNAPSHOTS = "checkpoints", "snapshots"
 """Folders of a run: what it goes on from, and the averages that it leaves on its way (see `power`)."""
 ASIDE = ".old"
@@ -95,8 +99,9 @@ def write(final: Path, images_seen: int, tensors: Mapping[str, Mapping[str, Tens
             save_file({key: value.detach().contiguous() for key, value in part.items()}, path)
             files[path.name] = sha256(path)
             _flush(path)
-        manifest = {"images_seen": images_seen, "state": state, "files": files}
-        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
+        # As it will be read: what JSON makes of tuples and of keys that are numbers is what the checksum is of.
+        content = json.loads(json.dumps({"images_seen": images_seen, "state": state, "files": files}))
+        (temporary / MANIFEST).write_text(json.dumps(content | {"sha256": content_hash(content)}, indent=1))
         _flush(temporary / MANIFEST)
         _flush(temporary)
         if final.exists():  # a folder cannot be replaced in one go: between the two renames the old one counts
@@ -117,11 +122,14 @@ def write(final: Path, images_seen: int, tensors: Mapping[str, Mapping[str, Tens
 def read(path: Path) -> Checkpoint:
     """The checkpoint in a folder, its manifest read and its files not yet. Raises `UserError`."""
     try:
-        manifest = json.loads((path / MANIFEST).read_text())
-        found = Checkpoint(path, int(manifest["images_seen"]), dict(manifest["state"]), dict(manifest["files"]))
+        content = json.loads((path / MANIFEST).read_text())
+        stated = content.pop("sha256", None)  # which older checkpoints have not
+        if content.keys() != CONTENT or stated not in (None, content_hash(content)):
+            raise ValueError("it does not match its own checksum")
+        found = Checkpoint(path, int(content["images_seen"]), dict(content["state"]), dict(content["files"]))
     except FileNotFoundError:
         raise UserError(f"{path} is no checkpoint: it has no {MANIFEST}") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{path / MANIFEST} is damaged: {error}") from None
     outside = [file for file in found.files if Path(file).name != file]
     if outside:
@@ -140,19 +148,24 @@ def number(path: Path) -> int:
     return int(path.name.removesuffix(ASIDE))
 
 
+def verified(path: Path) -> Checkpoint:
+    """The checkpoint in a folder of a run, with all its files looked at. Raises `UserError` with what is wrong."""
+    found = read(path)
+    if found.images_seen != number(path):
+        raise UserError(f"{path / MANIFEST} is damaged: it tells {found.images_seen} images, and its folder {number(path)}")
+    if problem := found.problem():
+        raise UserError(problem)
+    return found
+
+
 def latest(run_dir: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest valid checkpoint, and a line for each newer one that is damaged."""
-    complaints = []
+    complaints: list[str] = []
     for path in folders(run_dir):
         try:
-            found = read(path)
+            return verified(path), complaints
         except UserError as error:
             complaints.append(str(error))
-            continue
-        problem = found.problem()
-        if problem is None:
-            return found, complaints
-        complaints.append(problem)
     return None, complaints
 
 
@@ -160,12 +173,8 @@ def list_valid(run_dir: Path) -> list[Checkpoint]:
     """Every valid checkpoint, newest first."""
     valid = []
     for path in folders(run_dir):
-        try:
-            found = read(path)
-        except UserError:
-            continue
-        if found.problem() is None:
-            valid.append(found)
+        with suppress(UserError):
+            valid.append(verified(path))
     return valid
 
 

@@ -16,6 +16,7 @@ from helpers.runs import configured, newest, training
 from helpers.shards import make_images, png
 from helpers.worlds import run_world
 from scalegan import checkpoint, cli
+from scalegan.data.index import content_hash
 
 pytestmark = pytest.mark.faults
 
@@ -125,6 +126,12 @@ def trained(shards, tmp_path_factory):
     return folder / "run"
 
 
+def with_checksum(manifest):
+    """As one who means harm would write it."""
+    del manifest["sha256"]
+    return manifest | {"sha256": content_hash(manifest)}
+
+
 def test_a_checkpoint_with_a_pickle_in_it_is_refused(tmp_path, capsys, harm, trained):
     """Even where the manifest names the checksum of the pickle."""
     files = {path.name: path.read_bytes() for path in newest(trained).iterdir()}
@@ -135,7 +142,7 @@ def test_a_checkpoint_with_a_pickle_in_it_is_refused(tmp_path, capsys, harm, tra
     (folder / "ema.safetensors").write_bytes(harm[1])
     manifest = json.loads(files["manifest.json"])
     manifest["files"]["ema.safetensors"] = checkpoint.sha256(folder / "ema.safetensors")
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "manifest.json").write_text(json.dumps(with_checksum(manifest)))
     line = refused(capsys, "sample", tmp_path / "run", "--n", 4, "--out", tmp_path / "samples")
     assert "ema.safetensors is no safetensors file" in line
 
@@ -145,5 +152,5 @@ def test_a_manifest_may_not_name_files_elsewhere(tmp_path, capsys, trained):
     folder.mkdir(parents=True)
     manifest = json.loads((newest(trained) / "manifest.json").read_text())
     manifest["files"]["../../../../etc/hostname"] = "0" * 64
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "manifest.json").write_text(json.dumps(with_checksum(manifest)))
     assert "names a file outside its folder" in refused(capsys, "sample", tmp_path / "run", "--n", 4, "--out", tmp_path / "s")

@@ -1,6 +1,7 @@
 """Checkpoints: there whole or not at all, and what comes back is what went in, to the bit."""
 
 import errno
+import itertools
 import json
 import os
 import shutil
@@ -114,6 +115,60 @@ def test_a_damaged_file_is_named_and_the_checkpoint_before_is_taken(tmp_path, fi
     assert file in complaints[0]
     assert "000000200" in complaints[0]
     assert [c.images_seen for c in list_valid(tmp_path)] == [100]
+
+
+def test_no_byte_of_a_manifest_can_change_unnoticed(tmp_path):
+    """Numbers that a resume goes by stand in it: images seen, what was made last, the best."""
+    state = STATE | {"done": {"samples": 96, "checkpoint": 128}, "scaler": {"scale": 65536.0, "_growth_tracker": 3}}
+    save(tmp_path, 100, tensors(1), state)
+    path = save(tmp_path, 128, tensors(2), state)
+    before = read(path)
+    content = (path / "manifest.json").read_bytes()
+    noticed = 0
+    for byte, bit in itertools.product(range(len(content)), range(8)):
+        changed = bytearray(content)
+        changed[byte] ^= 1 << bit
+        (path / "manifest.json").write_bytes(changed)
+        found, complaints = latest(tmp_path)
+        assert found is not None
+        if complaints:
+            noticed += 1
+            assert "manifest.json is damaged" in complaints[0]
+        else:
+            assert found == before, f"byte {byte}, bit {bit}"
+    assert noticed > 7 * len(content)
+    (path / "manifest.json").write_bytes(content.replace(b'"images_seen": 128', b'"images_seen": 129'))
+    found, complaints = latest(tmp_path)
+    assert found is not None
+    assert (found.images_seen, len(complaints)) == (100, 1)
+    assert "does not match its own checksum" in complaints[0]
+
+
+def test_a_checkpoint_under_the_number_of_another_is_not_taken(tmp_path):
+    save(tmp_path, 100, tensors(1), STATE)
+    path = save(tmp_path, 200, tensors(2), STATE)
+    path.rename(path.with_name("000000300"))
+    found, complaints = latest(tmp_path)
+    assert found is not None
+    assert found.images_seen == 100
+    assert "000000300/manifest.json is damaged: it tells 200 images, and its folder 300" in complaints[0]
+    assert [c.images_seen for c in list_valid(tmp_path)] == [100]
+
+
+def test_a_manifest_of_before_it_had_a_checksum_is_taken(tmp_path):
+    path = save(tmp_path, 100, tensors(1), STATE)
+    content = json.loads((path / "manifest.json").read_text())
+    del content["sha256"]
+    (path / "manifest.json").write_text(json.dumps(content, indent=1))
+    found, complaints = latest(tmp_path)
+    assert found is not None
+    assert (found.state, complaints) == (STATE, [])
+    assert holds(path, 1)
+
+
+def test_what_json_changes_is_no_damage(tmp_path):
+    path = save(tmp_path, 1, tensors(1), {"shape": (3, 16, 16), "by number": {2: "b", 10: "a"}, "value": float("nan")})
+    assert read(path).state["by number"] == {"2": "b", "10": "a"}
 
 
 def test_tensors_of_a_damaged_file_are_never_given(tmp_path):
