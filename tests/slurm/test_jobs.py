@@ -22,13 +22,13 @@ LONG = 5000
 """Steps that take longer than a time limit of a minute: two minutes on two cores of 2026, 41 steps a second."""
 WORKERS = {"data.reader": "stream", "data.workers": 1}
 """Images by a loader worker of each process; the others keep them in memory. The bytes at the end are to be the same."""
-ACCIDENTS = 7
+ACCIDENTS = 8
 """Tests of minutes each, of which one a day runs in `make test-slurm`, all of them in `make test-all`."""
 NETWORKS = SMALL | {"model.norm_group": 0, "model.critic_norm": "spectral", "loss.r1_gamma": 0.1, "log.wandb": "off"}
 
 
 def by_the_day(number):
-    """Slow but on every seventh day."""
+    """Slow but on one day of as many as there are accidents."""
     today = datetime.date.today().toordinal() % ACCIDENTS == number
     return (lambda test: test) if today else pytest.mark.slow
 
@@ -48,14 +48,14 @@ def submitting(cluster, shards, folder):
     """sbatch slurm/NAME.sh, with networks made tiny and one process a node unless told otherwise; gives the job's number."""
     jobs = []
 
-    def sbatch(name, *flags, processes=1, images=IMAGES, more=None):
+    def sbatch(name, *flags, processes=1, images=IMAGES, more=None, **variables):
         options = NETWORKS | STEPS | {"train.images": images, "data.path": shards, "run": folder / "run"} | (more or {})
         environment = {
             "SCALEGAN_ARGS": " ".join(f"--{key}={value}" for key, value in options.items()),
             "SCALEGAN_THREADS": "1",
             "SCALEGAN_PROCESSES": str(processes),
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        }
+        } | variables
         command = ["sbatch", "--parsable", f"--output={folder}/%j.out", *flags, f"slurm/{name}.sh"]
         jobs.append(cluster.run(*command, extra=environment, cwd=CHECKOUT).strip())
         return jobs[-1]
@@ -123,10 +123,22 @@ def differing(run, undisturbed):
     ],
 )
 def test_each_script_trains_on_two_nodes(cluster, submit, tmp_path, name, flags, processes):
-    job = submit(name, *flags, processes=processes, images=3200)
-    assert cluster.wait_for_state(job, "COMPLETED", "FAILED") == "COMPLETED", log(tmp_path, job)
-    said = log(tmp_path, job)
-    assert f"2 nodes x {processes} processes, 1 threads each, rank 0 on {NODES[0]}:" in said
+    """With what a cluster may ask for: an account, a file to source first, a container to start in, options of srun."""
+    setup, container, step = tmp_path / "setup.sh", tmp_path / "container.sh", tmp_path / "step.out"
+    setup.write_text("export SCALEGAN_THREADS=1\n")
+    container.write_text('echo "in a container with $1"\nexec "$@"\n')
+    asked = {
+        "SCALEGAN_THREADS": "9",
+        "SCALEGAN_SETUP": str(setup),
+        "SCALEGAN_EXEC": f"bash {container}",
+        "SCALEGAN_SRUN": f"--output={step} --open-mode=append",
+    }
+    job = submit(name, "--account=lab", *flags, processes=processes, images=3200, **asked)
+    assert cluster.wait_for_state(job, "COMPLETED", "FAILED") == "COMPLETED", log(tmp_path, job) + step.read_text()
+    assert cluster.field(job, "Account") == "lab"
+    assert f"2 nodes x {processes} processes, 1 threads each, rank 0 on {NODES[0]}:" in log(tmp_path, job)
+    said = step.read_text()
+    assert said.count("in a container with bash") == 2
     assert f"done: {3200} images" in said
     assert int(newest(tmp_path / "run").name) == 3200
     assert not (tmp_path / "run" / "requeue").exists()
@@ -141,6 +153,19 @@ def test_a_notice_before_the_end_costs_nothing(cluster, submit, tmp_path, undist
     assert cluster.wait_for_state(job, "COMPLETED", "FAILED") == "COMPLETED", log(tmp_path, job)
     assert cluster.field(job, "Restarts") == "1"
     assert "queueing the job again" in log(tmp_path, job)
+    assert differing(tmp_path / "run", undisturbed) == []
+
+
+@by_the_day(7)
+def test_a_job_that_was_queued_again_often_enough_ends_and_goes_on_when_submitted_again(cluster, submit, tmp_path, undisturbed):
+    job = submit("kiwi", MAX_RESTARTS="0")
+    at_work(tmp_path / "run")
+    cluster.run("scancel", "--batch", "--signal=USR1", job)
+    assert cluster.wait_for_state(job, "COMPLETED", "FAILED") == "COMPLETED", log(tmp_path, job)
+    assert "not queued again: MAX_RESTARTS=0 reached" in log(tmp_path, job)
+    assert cluster.field(job, "Restarts") == "0"
+    again = submit("kiwi", MAX_RESTARTS="0")
+    assert cluster.wait_for_state(again, "COMPLETED", "FAILED") == "COMPLETED", log(tmp_path, again)
     assert differing(tmp_path / "run", undisturbed) == []
 
 
