@@ -109,6 +109,33 @@ def test_a_launch_that_makes_a_world_of_one_each_is_seen_through(tmp_path):
     assert [json.loads(path.read_text())["sum"] for path in tmp_path.glob("*.json")] == [2, 2]
 
 
+# `scalegan` with an Accelerate that sees one process: on a CPU the real one goes by WORLD_SIZE, and waits for the other.
+ALONE = """
+import sys
+from scalegan import cli, distributed
+class Alone:
+    num_processes = 1
+distributed.Accelerator = lambda **_: Alone()
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+def test_a_launcher_that_accelerate_disagrees_with_is_refused_within_5_s_of_the_imports(shards, tmp_path):
+    told = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    began = time.monotonic()
+    subprocess.run([sys.executable, "-c", "import scalegan.trainer"], check=True, timeout=120)
+    imports = time.monotonic() - began
+    options = [f"--data.path={shards}", f"--run={tmp_path / 'run'}", "--train.device=cpu"]
+    began = time.monotonic()
+    command = [sys.executable, "-c", ALONE, "train", *options]
+    ended = subprocess.run(command, env=os.environ | told, capture_output=True, text=True, timeout=120)
+    assert time.monotonic() - began < imports + 5
+    assert ended.returncode == 2
+    (line,) = [line for line in ended.stderr.splitlines() if line.startswith("scalegan: error: ")]
+    assert "the launcher started 2 processes but Accelerate sees 1: start with `accelerate launch" in line
+    assert not Path(tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("told", "said"),
     [
