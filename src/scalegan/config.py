@@ -228,7 +228,8 @@ class TrainConfig:
     nonfinite_limit: int = 20
     """Steps in a row with non-finite gradients (each is skipped) before the run is stopped."""
     hang_minutes: float = 30.0
-    """Time without a step after which every process writes down its stacks and the run ends; 0 waits for ever."""
+    """Time without a step after which every process writes down its stacks and the run ends, four times as long for the first
+    one; 0 waits for ever."""
 
     def __post_init__(self) -> None:
         for name in ("images", "batch", "accumulate", "nonfinite_limit"):

@@ -107,6 +107,12 @@ def from_all(value: Any, group: dist.ProcessGroup | None) -> list[Any]:
     return [json.loads(bytes(text[:size].tolist())) for text, size in zip(texts, sizes.tolist(), strict=True)]
 
 
+def together(group: dist.ProcessGroup | None) -> None:
+    """Wait until every process is here."""
+    if group is not None:
+        dist.barrier(group=group)
+
+
 def from_main(value: Any, group: dist.ProcessGroup | None) -> Any:
     """Process 0's value, of JSON's types, on every process; a `UserError` that it passes as value is raised on all."""
     value, problem = from_all((None, str(value)) if isinstance(value, UserError) else (value, None), group)[0]

@@ -100,7 +100,7 @@ def measure(config: Config, index: Index, accelerator: Accelerator, game: Game) 
     measured = Measured(download=from_main(to_download(config.evaluation), group))
     extractor = None if measured.download else load_extractor(config.evaluation, device, Team(*place))
     game.prime()
-    statistics = Statistics(device, every_step=False)
+    statistics = Statistics(device, every_step=False, limit=config.train.nonfinite_limit)
     began = time.perf_counter()
     with closing(batches(index, config, 0, *place, device)) as loader:
         reals = [next(loader) for _ in range(config.train.accumulate)]
@@ -117,7 +117,7 @@ def measure(config: Config, index: Index, accelerator: Accelerator, game: Game) 
                 generator = game.generator_step(reals, images_seen)
                 images_seen += config.train.batch
                 game.average(images_seen)
-                statistics.add(critic, generator, images_seen)
+                statistics.add(critic, generator, images_seen, game.nonfinite)
                 asked = time.perf_counter()
                 reals = [next(loader) for _ in range(config.train.accumulate)]
                 measured.waited += time.perf_counter() - asked

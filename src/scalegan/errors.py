@@ -9,6 +9,10 @@ class MachineError(UserError):
     """What only one machine of a run may see, such as a file or a GPU that is not there: told by the first process of each."""
 
 
+class GivenUp(UserError):
+    """An evaluation that was given up, as a notice to stop came: it is made again when the run goes on."""
+
+
 def require(condition: bool, message: str) -> None:
     """A check at the border: of what a user has given."""
     if not condition:

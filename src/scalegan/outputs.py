@@ -22,9 +22,10 @@ from scalegan.data.index import Index, is_remote
 from scalegan.data.loader import open_reader
 from scalegan.data.order import make_order, samples_at
 from scalegan.distributed import has_bf16
-from scalegan.errors import UserError
+from scalegan.errors import GivenUp, UserError
 from scalegan.files import no_room
 from scalegan.likeness import Likeness
+from scalegan.signals import StopNotice
 from scalegan.start import described
 from scalegan.status import Status
 from scalegan.tracking import Tracker
@@ -71,8 +72,10 @@ class Outputs:
         images_seen: int,
         wandb_id: str | None,
         group: dist.ProcessGroup | None,
+        notice: StopNotice,
     ) -> None:
         self.config, self.accelerator, self.index, self.group = config, accelerator, index, group
+        self.notice = notice
         self.run_dir = Path(config.run)
         self.main = accelerator.is_main_process
         self.by_offset = replace(config.data, reader="stream")
@@ -222,7 +225,7 @@ class Outputs:
             labels=self.drawn_labels if self.config.model.conditional else None,
             paths=LatentPaths(ema, self.config.model.z_dim, self.class_counts, self.config.train.seed),
             pictures=self.run_dir / "evaluations",
-            progress=self.status.looking if self.main else lambda what, done, count: None,
+            progress=self.looking,
         )
         if self.main:
             self.tracker.record(images_seen, record)
@@ -231,6 +234,14 @@ class Outputs:
             self.status.record(images_seen, record, self.config.evaluation.judged_by)
         self.left_out(start)
         return record
+
+    def looking(self, what: str, done: int, count: int) -> None:
+        """How far an evaluation is. It is given up for a notice to stop, as it may take longer than there is time until the
+        end: of processes that are told alone, the others finish the pass that they are at."""
+        if self.notice.latched:
+            raise GivenUp("an evaluation was given up: the same command makes it")
+        if self.main:
+            self.status.looking(what, done, count)
 
     def left_out(self, start: float) -> None:
         """Time since `start` counts neither as training nor as waiting."""

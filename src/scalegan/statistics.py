@@ -22,7 +22,10 @@ class Values:
 
 
 class Statistics:
-    """Sums over the steps since the last reading; `state` and `restore` carry them over a restart."""
+    """Sums over the steps since the last reading; `state` and `restore` carry them over a restart.
+
+    `limit`: skipped steps in a row that are too many.
+    """
 
     NAMES = (
         "loss/D", "loss/G", "logits/real", "logits/fake", "accuracy/real", "accuracy/fake", "sign/real",
@@ -30,16 +33,19 @@ class Statistics:
         "grad_norm/D", "grad_norm/G", "skipped/D", "skipped/G",
     )  # fmt: skip
 
-    def __init__(self, device: torch.device, *, every_step: bool) -> None:
+    def __init__(self, device: torch.device, *, every_step: bool, limit: int) -> None:
+        self.limit = limit
         self.sums = torch.zeros(len(self.NAMES), dtype=torch.float64, device=device)
         self.counts = torch.zeros(len(self.NAMES), dtype=torch.float64)
         self.row = torch.zeros(2, dtype=torch.float64, device=device)  # steps skipped in a row: by critic, by generator
         self.longest = torch.zeros_like(self.row)  # since the last reading
+        self.reached = self.row.new_zeros(2, 2)  # where a row got to the limit: images seen, number of the gradient
         self.absent, self.missing = torch.zeros((), device=device), torch.full((), torch.nan, device=device)
         self.every_step = every_step
         self.steps: list[tuple[int, Tensor]] = []
 
-    def add(self, discriminator: Values, generator: Values, images_seen: int) -> None:
+    def add(self, discriminator: Values, generator: Values, images_seen: int, nonfinite: Tensor) -> None:
+        """What a step reports that ended at `images_seen`; `nonfinite` [2] as `Game` has it."""
         means = discriminator.means() | generator.means()
         values = torch.stack([means.get(name, self.absent) for name in self.NAMES]).double()
         self.sums += values
@@ -47,6 +53,8 @@ class Statistics:
         for place, name in enumerate(self.NAMES[-2:]):
             if name in means:  # the generator may have had no step
                 self.row[place] = (self.row[place] + means[name]) * means[name]
+                here = torch.stack([self.row.new_full((), images_seen), nonfinite[place].double()])
+                self.reached[place] = torch.where(self.row[place] == self.limit, here, self.reached[place])
         self.longest = torch.maximum(self.longest, self.row)
         if self.every_step:
             self.steps.append((images_seen, torch.stack([means.get(name, self.missing) for name in self.NAMES[:2]]).double()))
@@ -68,6 +76,12 @@ class Statistics:
         longest = int(self.longest.max().item())
         self.longest.zero_()
         return means, longest
+
+    def too_many(self) -> tuple[int, int, int]:
+        """Where a row of skipped steps got to the limit: images seen; 0 for the critic, 1 for the generator; number of its
+        first gradient that was not finite then. Waits for the device."""
+        rows = enumerate(self.reached.tolist())
+        return min((int(images_seen), place, int(number)) for place, (images_seen, number) in rows if images_seen)
 
     def read_steps(self) -> list[tuple[int, float, float]]:
         """(images seen, loss of D, loss of G) of every step since the last reading, over all processes."""
@@ -92,6 +106,7 @@ class Statistics:
             "counts": self.counts.clone(),
             "row": self.row.clone(),
             "longest": self.longest.clone(),
+            "reached": self.reached.clone(),
         }
 
     def restore(self, state: dict[str, Tensor], rank: int, processes: int) -> None:
@@ -103,3 +118,7 @@ class Statistics:
         self.counts[there] = state["counts"]
         self.row.copy_(state["row"])
         self.longest.copy_(state.get("longest", state["row"]))  # which older checkpoints have not
+        self.reached.copy_(state.get("reached", torch.zeros(2, 2)))  # nor this
+        # Where the limit was higher, or nobody kept where a row got to it, the next skipped step does.
+        for rows in (self.row, self.longest):
+            rows.copy_(torch.where(self.reached[:, 0] > 0, rows, rows.clamp(max=self.limit - 1)))

@@ -86,6 +86,8 @@ class Game:
         self.bare_critic: nn.Module = accelerator.unwrap_model(self.critic)
         self.learning = [parameter for parameter in self.bare_critic.parameters() if parameter.requires_grad]
         """Weights of the critic that are not frozen for good."""
+        self.nonfinite = torch.zeros(2, dtype=torch.int64, device=accelerator.device)
+        """Number of the first gradient that was not finite, in the last step of critic and generator; 0 where all were."""
         self.loss = own.loss_of(config.loss)
         require(
             not config.augment.target or self.loss.boundary is not None,
@@ -259,7 +261,9 @@ class Game:
             group["lr"], group["betas"] = rate, betas
         self.accelerator.unscale_gradients(optimizer)
         gradients = [p.grad for p in network.parameters() if p.grad is not None]
-        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        norms = torch.stack(torch._foreach_norm(gradients))
+        norm = torch.linalg.vector_norm(norms)
+        self.nonfinite[int(optimizer is self.opt_g)] = norms.isfinite().float().argmin()
         if self.config.optim.clip:
             shorter = (self.config.optim.clip / norm).clamp(max=1.0)
             torch._foreach_mul_(gradients, torch.where(norm.isfinite(), shorter, 1.0))  # else each would seem not finite
@@ -294,13 +298,8 @@ class Game:
             for buffer, before in buffers:
                 buffer.copy_(before)
 
-    def nonfinite(self) -> str:
-        """Whose gradients of the last step were not finite, for a message."""
-        networks = (("critic", self.bare_critic), ("generator", self.bare_generator))
-        bad = [
-            f"{network}.{name}"
-            for network, module in networks
-            for name, parameter in module.named_parameters()
-            if parameter.grad is not None and not bool(parameter.grad.isfinite().all())
-        ]
-        return bad[0] + (f" and {len(bad) - 1} more" if len(bad) > 1 else "") if bad else "none in the last step"
+    def gradient_name(self, place: int, number: int) -> str:
+        """Of gradient `number` of the critic (0) or the generator (1), as `nonfinite` counts them, for a message."""
+        network, module = (("critic", self.bare_critic), ("generator", self.bare_generator))[place]
+        names = [name for name, parameter in module.named_parameters() if parameter.grad is not None]
+        return f"{network}.{names[number]}"

@@ -20,14 +20,15 @@ from scalegan.background import Saver
 from scalegan.config import Config
 from scalegan.data.index import Index, is_remote
 from scalegan.data.loader import Batch, batches
-from scalegan.distributed import from_all, from_main
+from scalegan.distributed import from_all, from_main, together
 from scalegan.draws import DataFacts
-from scalegan.errors import UserError
+from scalegan.errors import GivenUp, UserError
 from scalegan.outputs import Outputs
 from scalegan.probe import make_probe, steepness
 from scalegan.signals import StopNotice
 from scalegan.statistics import Statistics
 from scalegan.steps import Game
+from scalegan.tracking import cut_back
 from scalegan.watchdog import Watchdog
 
 
@@ -54,7 +55,8 @@ class Trainer:
         self.notice = StopNotice(group)  # from now on a notice stops the run in good order, however long the start takes
         facts = DataFacts((index.channels, index.height, index.width), index.class_counts)
         self.game = Game(config, accelerator, facts)
-        self.statistics = Statistics(accelerator.device, every_step=config.log.step_losses)
+        log, limit = config.log, config.train.nonfinite_limit
+        self.statistics = Statistics(accelerator.device, every_step=log.step_losses, limit=limit)
         self.clock = Clock(0, config.train.batch)
         self.run_dir = Path(config.run)
         self.watchdog = Watchdog(60 * config.train.hang_minutes, self.run_dir, accelerator.process_index)
@@ -67,7 +69,9 @@ class Trainer:
         self.probe = make_probe(index, self.game)
         if accelerator.is_main_process:
             checkpoint.cut_snapshots(self.run_dir, self.clock.images_seen)
-        self.outputs = Outputs(config, accelerator, index, self.clock.images_seen, wandb_id, self.group)
+            if self.done.get("evaluation") != self.clock.images_seen:  # one of this very point is to come, again perhaps
+                cut_back(self.run_dir / "evaluations.jsonl", self.clock.images_seen - 1)
+        self.outputs = Outputs(config, accelerator, index, self.clock.images_seen, wandb_id, self.group, self.notice)
 
     def train(self) -> bool:
         """Run to the end, or to a notice to stop; returns whether the end was reached."""
@@ -75,6 +79,7 @@ class Trainer:
         with ExitStack() as ending:  # whatever ends it: last entered, first closed
             for close in (self.outputs.close, self.notice.close, lambda: self.tell(self.saver.wait()), self.watchdog.close):
                 ending.callback(close)
+            self.watchdog.begin(clock.images_seen)
             self.loader = batches(
                 self.index,
                 config,
@@ -85,22 +90,37 @@ class Trainer:
             )
             ending.callback(self.loader.close)
             self.outputs.start(clock.images_seen)
-            stopped = False
-            while clock.images_seen < config.train.images and not (stopped := self.notice.asked()):
-                self.reals = self.fetch()
-                critic_values = self.game.discriminator_step(self.reals, clock.images_seen)
-                generator_values = self.game.generator_step(self.reals, clock.images_seen)
-                clock.advance()
-                self.outputs.advance(clock.images_seen)
-                self.game.average(clock.images_seen)
-                self.statistics.add(critic_values, generator_values, clock.images_seen)
-                self.watchdog.step(clock.images_seen)
-                if clock.images_seen < config.train.images:  # else the last pass makes everything
+            try:
+                if 0 < clock.images_seen < config.train.images:
                     with self.watchdog.paused():
-                        self.run_due(clock.crossed)
-            with self.watchdog.paused():
-                self.finish(stopped)
+                        self.run_due(clock.crossed)  # what was given up at this very point
+                stopped = self.take_steps()
+                with self.watchdog.paused():
+                    self.finish(stopped)
+            except GivenUp:
+                stopped = True
+                with self.watchdog.paused():
+                    self.outputs.stopped(clock.images_seen, saved=self.saved())
         return not stopped
+
+    def take_steps(self) -> bool:
+        """Step by step to the end, or to a notice to stop; returns whether it was that."""
+        config, clock = self.config, self.clock
+        while clock.images_seen < config.train.images:
+            if self.notice.asked():
+                return True
+            self.reals = self.fetch()
+            critic_values = self.game.discriminator_step(self.reals, clock.images_seen)
+            generator_values = self.game.generator_step(self.reals, clock.images_seen)
+            clock.advance()
+            self.outputs.advance(clock.images_seen)
+            self.game.average(clock.images_seen)
+            self.statistics.add(critic_values, generator_values, clock.images_seen, self.game.nonfinite)
+            self.watchdog.step(clock.images_seen)
+            if clock.images_seen < config.train.images:  # else the last pass makes everything
+                with self.watchdog.paused():
+                    self.run_due(clock.crossed)
+        return False
 
     def fetch(self) -> list[Batch]:
         """This step's real images on this process, one batch a round."""
@@ -123,18 +143,29 @@ class Trainer:
         if due(log.samples):
             self.once("samples", lambda: self.outputs.samples(self.game.ema, self.clock.images_seen))
         if due(self.config.evaluation.every):
-            improved = self.once("evaluation", self.evaluate) or False
+            try:
+                improved = self.once("evaluation", self.evaluate) or False
+            except UserError:  # also `GivenUp`: no step is lost, and the run goes on with this evaluation
+                self.save(pruned=False)  # the networks may be what is wrong
+                raise
         if self.game.powers and due(log.snapshots):
             self.once("snapshot", self.snapshot)
         if improved or due(log.checkpoint):
             self.once("checkpoint", self.save)
+        if any(due(every) for every in (log.every, log.samples, self.config.evaluation.every, log.snapshots, log.checkpoint)):
+            together(self.group)  # process 0 alone draws and writes: no other is to wait for it in a step, under its watchdog
 
     def once(self, what: str, make: Callable[[], Any]) -> Any:
         """Make something unless it was made at this very point of the run."""
-        if self.done.get(what) == self.clock.images_seen:
+        before = self.done
+        if before.get(what) == self.clock.images_seen:
             return None
-        self.done[what] = self.clock.images_seen
-        return make()
+        self.done = before | {what: self.clock.images_seen}  # before it is made, as a checkpoint holds this too
+        try:
+            return make()
+        except UserError:
+            self.done = before
+            raise
 
     def finish(self, stopped: bool) -> None:
         """After the loop: a last pass of everything, or just a checkpoint for the one who asked to stop."""
@@ -171,9 +202,11 @@ class Trainer:
         self.outputs.log(images_seen, means, memory_mb(self.accelerator.device), fetched)
         self.outputs.losses(self.statistics.read_steps())
         self.tell(self.game.adaptive.warning())
-        if row >= self.config.train.nonfinite_limit:
+        if row >= (limit := self.config.train.nonfinite_limit):
+            seen, place, number = self.statistics.too_many()
+            name = self.game.gradient_name(place, number)
             raise UserError(
-                f"gradients were not finite in {row} steps in a row before image {images_seen} ({self.game.nonfinite()}): "
+                f"gradients were not finite in {limit} steps in a row up to image {seen} ({name}): "
                 "lower optim.lr_g and optim.lr_d, raise loss.r1_gamma or set optim.clip; the last good checkpoint is kept"
             )
 
@@ -183,14 +216,16 @@ class Trainer:
         before, self.best = self.best, best.better(self.config.evaluation, record, self.best)
         return self.best is not before
 
-    def save(self) -> None:
-        """Process 0 copies the tensors and writes them beside the training, which goes on at once."""
+    def save(self, *, pruned: bool = True) -> None:
+        """Process 0 copies the tensors and writes them beside the training, which goes on at once; unless `pruned` all older
+        checkpoints stay."""
         start = time.perf_counter()
         self.outputs.losses(self.statistics.read_steps())  # no checkpoint keeps them: those before it are to be in the file
         from_everyone = {"statistics": self.statistics.state(), "augment": self.game.adaptive.state()}
         if self.accelerator.is_main_process:
             self.tell(self.saver.wait())
             also = [self.best["images_seen"]] if self.best else []
+            also += [] if pruned else [checkpoint.number(path) for path in checkpoint.folders(self.run_dir)]
             if waiting := self.outputs.waiting():  # a run that goes on from there would never write them
                 self.saver.refuse(
                     f"checkpoint at {self.clock.images_seen} images was NOT saved: the disk has no room for lines of "

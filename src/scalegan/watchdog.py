@@ -14,10 +14,13 @@ from pathlib import Path
 FOLDER = "stacks"
 GRACE = 5.0
 """Seconds between writing down the stacks and the end: the other processes wait for this one, and are to write theirs."""
+FIRST = 4.0
+"""Times as long may the first step take: shards are fetched, workers started and networks compiled for it."""
 
 
 class Watchdog:
-    """Counts the time since the last `step`. Past `limit` seconds, all threads' stacks go to RUN/stacks and the process ends.
+    """Counts the time since `begin` or the last `step`. Past the limit, all threads' stacks go to RUN/stacks and the process
+    ends. `limit` is in seconds, and `FIRST` times that for the first step.
 
     Every process has its own: where one hangs, the others wait for it in the next exchange, and their steps stop too. A
     `limit` of 0 watches nothing.
@@ -25,15 +28,19 @@ class Watchdog:
 
     def __init__(self, limit: float, run_dir: Path, rank: int) -> None:
         self.limit, self.path, self.rank = limit, run_dir / FOLDER / f"process{rank}.txt", rank
-        self.images_seen = 0
+        self.images_seen, self.allowed = 0, FIRST * limit
         self._since: float | None = None  # None while nothing is watched
         self._closed = threading.Event()
         if limit:
             threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
-    def step(self, images_seen: int) -> None:
-        """A step was finished; from the first call on the next one is waited for."""
+    def begin(self, images_seen: int) -> None:
+        """From now on a first step is waited for."""
         self.images_seen, self._since = images_seen, time.monotonic()
+
+    def step(self, images_seen: int) -> None:
+        """A step was finished, and the next one is waited for."""
+        self.images_seen, self._since, self.allowed = images_seen, time.monotonic(), self.limit
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -51,7 +58,7 @@ class Watchdog:
     def _watch(self) -> None:
         while not self._closed.wait(min(1.0, self.limit / 10)):
             since = self._since
-            if since is not None and time.monotonic() - since > self.limit:
+            if since is not None and time.monotonic() - since > self.allowed:
                 self._end()
 
     def _end(self) -> None:
@@ -60,7 +67,7 @@ class Watchdog:
             faulthandler.dump_traceback(file, all_threads=True)
         faulthandler.dump_traceback(sys.stderr, all_threads=True)
         print(
-            f"scalegan: error: process {self.rank} on {os.uname().nodename}: no step in {self.limit:g} s after image "
+            f"scalegan: error: process {self.rank} on {os.uname().nodename}: no step in {self.allowed:g} s after image "
             f"{self.images_seen} (train.hang_minutes): stacks are in {self.path}; the same command goes on where it last saved",
             file=sys.stderr,
             flush=True,

@@ -36,6 +36,7 @@ from helpers.runs import (
 from helpers.shards import make_shards
 from helpers.worlds import run_world
 from scalegan import settings
+from scalegan.errors import UserError
 from scalegan.run import Lock
 
 pytestmark = pytest.mark.faults
@@ -86,13 +87,17 @@ def undisturbed(shards, tmp_path_factory):
     return run
 
 
+KILLINGS = [(p, workers, all_) for p in (1, 2, 4) for workers in (0, 2) for all_ in (True, False)]
+"""How many processes train, how many workers load for each, and whether all are killed or one; every seed has its turn."""
+
+
 @pytest.mark.distributed
 @pytest.mark.parametrize("seed", [TODAY, *(pytest.param(s, marks=pytest.mark.slow) for s in range(20))])
 def test_a_killed_run_goes_on_to_the_same_bytes(shards, tmp_path, undisturbed, seed):
     """The clock goes back to the last checkpoint, and with it metrics.jsonl, losses.csv and all that is random."""
     chance = random.Random(seed)
-    processes, step, workers = chance.choice((1, 2, 2, 4)), chance.randint(3, 12), chance.choice((0, 2))
-    killed = chance.choice((None, chance.randrange(processes)))
+    processes, workers, all_ = KILLINGS[seed % len(KILLINGS)]
+    step, killed = chance.randint(3, 12), None if all_ else chance.randrange(processes)
     config = configured(shards, tmp_path / "run", 32 * 14, **KILLED | {"data.workers": workers})
     ended = run_world(tmp_path, processes, stopped_training, config, killed, signal.SIGKILL, 32 * step)
     assert all(e.exitcode != 0 for e in ended)
@@ -161,6 +166,105 @@ def test_signals_to_every_process_of_the_step_lose_no_step(
     assert [name for name in theirs if ours[name] != theirs[name]] == []
 
 
+# --- told to stop, or a mistake found, in an evaluation
+
+
+EVALUATED = {"evaluation__every": 32 * 4, "evaluation__batch": 8, "log__snapshots": 32 * 4, "ema__power": "[0.1]"}
+
+
+def evaluating(config, at, disturb):
+    """Training with evaluations by features that cost nothing; `disturb` is called in the first pass of the one at `at`."""
+    import torch
+    from torch import nn
+
+    from scalegan import outputs, train
+    from scalegan.evaluation import evaluator
+    from scalegan.evaluation.features import Extractor
+
+    now = []
+
+    class Areas(nn.Module):
+        num_features, cpu_batch, resize = 48, 8, "none"
+
+        def forward(self, images):
+            if now == [at]:
+                now.clear()
+                disturb()
+            return nn.functional.adaptive_avg_pool2d(images.float() / 64, 4).flatten(1)
+
+    def noted(self, ema, images_seen, evaluate=outputs.Outputs.evaluate):
+        now[:] = [images_seen]
+        return evaluate(self, ema, images_seen)
+
+    made = Extractor("lite0", Areas(), "no weights", torch.device("cpu"), 8)
+    evaluator.load_extractor = lambda config, device, team: made
+    outputs.Outputs.evaluate = noted
+    outputs.Outputs.finished = lambda self, images_seen: self.say(f"done: {images_seen}")
+    return train.train(config)
+
+
+def told_in_an_evaluation(config, at, rank):
+    def tell_this_process():
+        if int(os.environ.get("RANK", "0")) == rank:
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+    return evaluating(config, at, tell_this_process)
+
+
+def mistaken_in_an_evaluation(config, at, rank):
+    def fail():
+        if int(os.environ.get("RANK", "0")) == rank:
+            raise UserError("images have NaN in them")
+
+    return evaluating(config, at, fail)
+
+
+@pytest.fixture(scope="module")
+def evaluated(shards, tmp_path_factory):
+    """What a run with evaluations leaves that nobody disturbed, by the number of processes."""
+    made = {}
+
+    def run(processes):
+        if processes not in made:
+            folder = tmp_path_factory.mktemp("evaluated")
+            config = configured(shards, folder / "run", 32 * 10, **EVALUATED)
+            ended = run_world(folder, processes, told_in_an_evaluation, config, None, 0)
+            assert [e.value for e in ended] == [True] * processes, ended
+            made[processes] = all_but_seconds(folder / "run")
+        return made[processes]
+
+    return run
+
+
+def all_but_seconds(run):
+    left = contents(run)
+    records = [json.loads(line) | {"seconds": 0} for line in left.pop("evaluations.jsonl").splitlines()]
+    state = json.loads((newest(run) / "manifest.json").read_text())["state"]
+    return left, records, state["best"], state["done"]
+
+
+@pytest.mark.parametrize(("processes", "rank"), [(1, 0), pytest.param(2, 1, marks=pytest.mark.distributed)])
+@pytest.mark.parametrize("at", [32 * 4, 32 * 8, 32 * 10], ids=["the first", "another", "of the last pass"])
+@pytest.mark.parametrize("how", [told_in_an_evaluation, mistaken_in_an_evaluation], ids=["notice", "mistake"])
+def test_what_comes_in_an_evaluation_costs_no_step_and_it_is_made_again(shards, tmp_path, evaluated, processes, rank, at, how):
+    config = configured(shards, tmp_path / "run", 32 * 10, **EVALUATED)
+    stopped = run_world(tmp_path, processes, how, config, at, rank)
+    notice = how is told_in_an_evaluation
+    if notice:
+        assert [(e.value, e.exitcode) for e in stopped] == [(False, 0)] * processes, stopped
+    else:
+        assert [str(e.value) for e in stopped] == ["images have NaN in them"] * processes, stopped
+    assert (tmp_path / "run" / "requeue").exists() == notice
+    assert int(newest(tmp_path / "run").name) == at
+    again = run_world(tmp_path, processes, told_in_an_evaluation, config, None, 0)
+    assert [e.value for e in again] == [True] * processes, again
+    assert not (tmp_path / "run" / "requeue").exists()
+    ours, theirs = all_but_seconds(tmp_path / "run"), evaluated(processes)
+    assert ours[1:] == theirs[1:]
+    assert ours[0].keys() == theirs[0].keys()
+    assert [name for name in theirs[0] if ours[0][name] != theirs[0][name]] == []
+
+
 # --- a disk that is full
 
 
@@ -221,19 +325,19 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(shards, tmp_path, small_
 # --- a process that hangs
 
 
-def hanging(config, rank):
+def hanging(config, rank, images_seen):
     def asleep_for_ever():
         if int(os.environ.get("RANK", "0")) == rank:
             time.sleep(3600)
 
-    return disturbed_training(config, 32 * 5, asleep_for_ever)
+    return disturbed_training(config, images_seen, asleep_for_ever)
 
 
 @pytest.mark.distributed
 def test_a_process_that_hangs_ends_the_run_with_the_stacks_of_all(shards, tmp_path):
     config = configured(shards, tmp_path / "run", LONG, train__hang_minutes=0.05, log__checkpoint=64)
     began = time.monotonic()
-    ended = run_world(tmp_path, 2, hanging, config, 1)
+    ended = run_world(tmp_path, 2, hanging, config, 1, 32 * 5)
     assert time.monotonic() - began < 3 + 5 + 30, "the limit, the grace, and starting"
     assert [e.exitcode for e in ended] == [1, 1]
     for rank, where in enumerate(("all_reduce", "asleep_for_ever")):
@@ -242,17 +346,31 @@ def test_a_process_that_hangs_ends_the_run_with_the_stacks_of_all(shards, tmp_pa
     assert int(newest(tmp_path / "run").name) == 128
 
 
-def slow_evaluation(config):
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=[pytest.mark.distributed, pytest.mark.slow])])
+def test_a_first_step_that_hangs_ends_the_run_too(shards, tmp_path, processes):
+    config = configured(shards, tmp_path / "run", LONG, train__hang_minutes=0.05)
+    began = time.monotonic()
+    ended = run_world(tmp_path, processes, hanging, config, processes - 1, 0)
+    assert time.monotonic() - began < 4 * 3 + 5 + 30, "four times the limit, the grace, and starting"
+    assert [e.exitcode for e in ended] == [1] * processes
+    assert all("no step in 12 s after image 0" in lines(e.stderr)[0] for e in ended)
+    assert "asleep_for_ever" in (tmp_path / "run" / "stacks" / f"process{processes - 1}.txt").read_text()
+
+
+def slow_pictures(config):
+    """Of process 0 alone, while the others have nothing to do."""
     from scalegan import outputs
 
-    outputs.Outputs.samples = lambda *_: time.sleep(4)
+    outputs.Outputs.samples = lambda self, *_: time.sleep(4) if self.main else None
     return training(config)
 
 
-def test_what_takes_long_between_steps_is_no_hang(shards, tmp_path):
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.distributed)])
+def test_what_takes_long_between_steps_is_no_hang(shards, tmp_path, processes):
     config = configured(shards, tmp_path / "run", 32 * 4, train__hang_minutes=0.05, log__samples=64)
-    (ended,) = run_world(tmp_path, 1, slow_evaluation, config)
-    assert ended.value is True, ended
+    ended = run_world(tmp_path, processes, slow_pictures, config)
+    assert [e.value for e in ended] == [True] * processes, ended
+    assert not (tmp_path / "run" / "stacks").exists(), "the end of so short a run comes before the watchdog's"
 
 
 # --- refused
@@ -352,6 +470,19 @@ def test_machines_that_differ_in_auto_precision_are_told(shards, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_other_images_are_refused_in_5_s(tmp_path):
+    make_shards(tmp_path / "shards")
+    run_world(tmp_path, 1, training, configured(tmp_path / "shards", tmp_path / "run", 64))
+    shutil.rmtree(tmp_path / "shards")
+    make_shards(tmp_path / "shards", seed=1)
+    began = time.monotonic()
+    command = [sys.executable, "-m", "scalegan.cli", "train", *arguments(tmp_path / "shards", tmp_path / "run", 64)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert time.monotonic() - began < 5
+    assert done.returncode == 2
+    assert re.search("another configuration .data: [0-9a-f]{64} -> [0-9a-f]{64}.: undo that", done.stderr)
+
+
 def files(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
 
@@ -442,6 +573,7 @@ def test_a_launched_run_that_is_stopped_saves_and_goes_on(shards, tmp_path, unbr
     else:
         process.terminate()
     output, errors = process.communicate(timeout=240)
+    assert process.returncode == 1, "of the launcher, whatever its processes end with"
     said = re.search(r"stopped at (\d+) images on request, checkpoint saved: run the same command to go on", output)
     assert said, output + errors
     stopped = int(said[1])
@@ -504,8 +636,8 @@ def poisoned(config, network, rank, first, last):
     return training(config)
 
 
-def poisoned_command(argv, rank):
-    poison("critic", rank, 4, 10_000)
+def poisoned_command(argv, rank, last):
+    poison("critic", rank, 4, last)
     return command(argv)
 
 
@@ -525,14 +657,13 @@ def test_a_step_with_nan_on_one_process_is_skipped_on_all(shards, tmp_path, netw
 
 
 @pytest.mark.parametrize(("processes", "rank"), [(1, 0), pytest.param(2, 1, marks=pytest.mark.distributed)])
-def test_too_many_in_a_row_stop_the_run_in_one_line(shards, tmp_path, processes, rank):
-    argv = arguments(shards, tmp_path / "run", 32 * 40, train__nonfinite_limit=5, log__checkpoint=64)
-    ended = run_world(tmp_path, processes, poisoned_command, argv, rank)
+@pytest.mark.parametrize(("last", "every"), [(10_000, 64), (8, 32 * 20)], ids=["for good", "recovered before the next line"])
+def test_too_many_in_a_row_stop_the_run_in_one_line(shards, tmp_path, processes, rank, last, every):
+    argv = arguments(shards, tmp_path / "run", 32 * 40, train__nonfinite_limit=5, log__checkpoint=64, log__every=every)
+    ended = run_world(tmp_path, processes, poisoned_command, argv, rank, last)
     assert [e.value for e in ended] == [2] * processes, ended
     (line,) = lines(ended[0].stderr)
-    assert re.search(
-        r"gradients were not finite in [56] steps in a row before image 32?\d+ \(critic\.discriminator\.layers\.2\.weight\): ",
-        line,
-    )
+    told = r"gradients were not finite in 5 steps in a row up to image 288 \(critic\.discriminator\.layers\.2\.weight\): "
+    assert re.search(told, line)
     assert all(not lines(e.stderr) for e in ended[1:])
     assert all(np.isfinite(values).all() for values in tensors(tmp_path / "run", "generator").values())

@@ -18,13 +18,15 @@ def values(**scalars: float) -> Values:
 
 
 def add(statistics: Statistics, number: int, *, d_skipped: float = 0, g_skipped: float = 0, **more: float) -> None:
-    """Step `number` of 8 images, with loss/D = number and loss/G = 10 * number."""
+    """Step `number` of 8 images, with loss/D = number and loss/G = 10 * number; gradient 100 + number of the critic and
+    200 + number of the generator would be the first that is not finite."""
     critic = values(loss_D=float(number), skipped_D=d_skipped, **more)
-    statistics.add(critic, values(loss_G=10.0 * number, skipped_G=g_skipped), 8 * number)
+    gradients = torch.tensor([100 + number, 200 + number])
+    statistics.add(critic, values(loss_G=10.0 * number, skipped_G=g_skipped), 8 * number, gradients)
 
 
-def make(every_step: bool = False) -> Statistics:
-    return Statistics(CPU, every_step=every_step)
+def make(every_step: bool = False, limit: int = 20) -> Statistics:
+    return Statistics(CPU, every_step=every_step, limit=limit)
 
 
 def test_the_mean_is_over_the_steps_since_the_last_reading():
@@ -97,6 +99,53 @@ def test_the_longest_row_since_the_last_reading_is_told_though_a_good_step_ended
     assert kept.read()[1] == 0
 
 
+def test_where_a_row_got_to_the_limit_is_known_though_it_went_on_or_ended():
+    for skipped in ([0, 1, 1, 1, 1, 1], [0, 1, 1, 1, 0, 1, 1]):
+        kept = make(limit=3)
+        for number, d_skipped in enumerate(skipped, 1):
+            add(kept, number, d_skipped=d_skipped)
+        assert kept.read()[1] >= 3
+        assert kept.too_many() == (8 * 4, 0, 104)
+
+
+def test_of_two_rows_the_one_that_got_there_first_is_told_and_the_critics_of_equal_ones():
+    for d_skipped, g_skipped, expected in (
+        ([0, 0, 1, 1], [0, 1, 1, 0], (8 * 3, 1, 203)),
+        ([0, 1, 1, 0], [0, 0, 1, 1], (8 * 3, 0, 103)),
+        ([0, 1, 1], [0, 1, 1], (8 * 3, 0, 103)),
+    ):
+        kept = make(limit=2)
+        for number, (d, g) in enumerate(zip(d_skipped, g_skipped, strict=True), 1):
+            add(kept, number, d_skipped=d, g_skipped=g)
+        assert kept.too_many() == expected
+
+
+def test_where_a_row_got_to_the_limit_is_known_after_a_restart():
+    kept, again = make(limit=2), make(limit=2)
+    for number in (1, 2):
+        add(kept, number, g_skipped=1)
+    add(kept, 3)
+    again.restore(kept.state(), 0, 1)
+    assert again.read()[1] == 2
+    assert again.too_many() == (8 * 2, 1, 202)
+
+
+@pytest.mark.parametrize("older", [True, False])
+def test_a_row_that_is_too_long_by_now_is_told_with_its_next_step(older):
+    """The limit was lowered, or nobody kept where the row got to it."""
+    kept, again = make(limit=9), make(limit=3)
+    for number in range(1, 6):
+        add(kept, number, d_skipped=1)
+    state = kept.state()
+    if older:
+        del state["reached"]
+    again.restore(state, 0, 1)
+    assert again.read()[1] == 2
+    add(again, 6, d_skipped=1)
+    assert again.read()[1] == 3
+    assert again.too_many() == (8 * 6, 0, 106)
+
+
 def test_rows_of_critic_and_generator_are_counted_apart():
     kept = make()
     for number in range(1, 7):
@@ -108,7 +157,7 @@ def test_a_row_of_skips_goes_on_over_steps_in_which_the_generator_had_none():
     kept = make(every_step=True)
     for number in range(1, 5):
         generator = values(loss_G=1.0, skipped_G=1.0) if number % 2 else Values()
-        kept.add(values(loss_D=1.0, skipped_D=0.0), generator, 8 * number)
+        kept.add(values(loss_D=1.0, skipped_D=0.0), generator, 8 * number, torch.zeros(2))
     assert [seen for seen, _, loss in kept.read_steps() if not math.isnan(loss)] == [8, 24]
     assert kept.read() == ({"loss/D": 1.0, "loss/G": 1.0, "skipped_steps": 2.0}, 2)
 

@@ -205,7 +205,25 @@ def test_a_gradient_that_is_not_finite_is_named_alone_where_gradients_are_cut() 
     name, parameter = list(game.bare_critic.named_parameters())[1]
     parameter.register_hook(lambda gradient: torch.full_like(gradient, torch.nan))
     assert game.discriminator_step([real], 0).means()["skipped/D"] == 1
-    assert game.nonfinite() == f"critic.{name}"
+    assert game.gradient_name(0, int(game.nonfinite[0])) == f"critic.{name}"
+
+
+def test_the_first_gradient_that_is_not_finite_is_known_of_the_last_step_of_each_network() -> None:
+    game, real = make_game(), real_batch()
+    hurt: list[tuple[str, float]] = []
+    for network in (game.bare_critic, game.bare_generator):
+        for name, parameter in network.named_parameters():
+            parameter.register_hook(lambda g, name=name: torch.full_like(g, dict(hurt)[name]) if name in dict(hurt) else g)
+    critic, generator = ([name for name, _ in net.named_parameters()] for net in (game.bare_critic, game.bare_generator))
+    hurt += [(critic[2], torch.inf), (critic[4], torch.nan), (generator[3], torch.nan)]
+    game.discriminator_step([real], 0)
+    game.generator_step([real], 0)
+    assert game.nonfinite.tolist() == [2, 3]
+    names = [game.gradient_name(place, number) for place, number in enumerate(game.nonfinite.tolist())]
+    assert names == [f"critic.{critic[2]}", f"generator.{generator[3]}"]
+    hurt.clear()
+    game.discriminator_step([real], BATCH)
+    assert game.nonfinite.tolist() == [0, 3]
 
 
 @pytest.mark.parametrize(("options", "layer"), [

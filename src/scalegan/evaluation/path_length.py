@@ -168,11 +168,12 @@ def path_length(
     found: dict[str, float] = {}
     for space in paths.spaces:
         metric = PathLength(distance, steps, f"ppl_{space}")
-        for first, count in team.blocks(steps, BLOCK // 2):  # both ends of a step are made in one pass
-            progress(f"steps in {space}", first, steps)
-            with computing_in("float32", paths.device):  # TF32 would move images by more than the step does
-                starts, ends = paths.ends(space, first, count)
-            metric.update(starts, ends, first)
+        with team.as_one():
+            for first, count in team.blocks(steps, BLOCK // 2):  # both ends of a step are made in one pass
+                progress(f"steps in {space}", first, steps)
+                with computing_in("float32", paths.device):  # TF32 would move images by more than the step does
+                    starts, ends = paths.ends(space, first, count)
+                metric.update(starts, ends, first)
         found |= metric.compute()
     return found
 

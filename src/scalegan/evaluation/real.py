@@ -28,7 +28,8 @@ FEWEST = 4
 """Images whose halves still have a covariance."""
 
 Progress = Callable[[str, int, int], None]
-"""Called with what is being looked at, images done and images in all."""
+"""Called on each process, within `Team.as_one`, with what is being looked at, images done and images in all; it may raise
+`GivenUp`."""
 Keep = Callable[[Tensor, int], None]
 
 

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from scalegan.errors import UserError
+from scalegan.errors import GivenUp, UserError
 
 VISITING = 1024
 """Rows of one block that visits all processes."""
@@ -74,7 +74,7 @@ class Team:
 
     @contextmanager
     def as_one(self) -> Iterator[None]:
-        """Around what a process does by itself: a `UserError` of any process is raised on all of them at the end."""
+        """Around what a process does by itself: a `UserError` or `GivenUp` of any is raised on all of them at the end."""
         error = None
         try:
             yield
@@ -89,11 +89,11 @@ class Team:
                 raise error
             return
         met = torch.zeros(self.processes, dtype=torch.int64)
-        met[self.rank] = error is not None
+        met[self.rank] = 0 if error is None else 2 if isinstance(error, GivenUp) else 1
         met = add_up(met)
         if met.any():
-            source = int(met.argmax())
-            raise UserError(self._from(source, str(error)))
+            source = int(met.argmax())  # a notice to stop before an error, which comes again when the run goes on
+            raise (GivenUp if met[source] == 2 else UserError)(self._from(source, str(error)))
 
     def look(self, find: Callable[[], Path]) -> Path:
         """What `find` finds, on every process. Process 0 looks first, so that a download happens once; what one meets, all

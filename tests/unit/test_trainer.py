@@ -1,0 +1,118 @@
+"""The loop around its steps: what is made when, and once, also where it was given up on the way."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from tiny import make_config, make_shards
+
+from scalegan import outputs
+from scalegan.checkpoint import folders, latest, number
+from scalegan.distributed import make_accelerator
+from scalegan.errors import GivenUp, UserError
+from scalegan.trainer import Trainer
+
+
+class Lost(Exception):
+    """Stands for the death of the process."""
+
+
+@pytest.fixture
+def make_trainer(tmp_path, monkeypatch):
+    """Trainers of one run of 48 images in steps of 8, evaluated every 16, whose evaluations find the values that are given,
+    or meet the errors; `lost_at` images it ends without a word."""
+    torch.set_num_threads(1)
+    index = make_shards(tmp_path / "shards", samples=24)
+    rare = {"every": 8, "samples": 10_000, "checkpoint": 10_000, "keep": 1}
+    config = make_config(
+        Path(index.root), tmp_path / "run", train={"images": 48}, log=rare, evaluation={"every": 16, "metrics": ""}
+    )
+    monkeypatch.setattr("scalegan.plots.plot_run", lambda run_dir: [])
+
+    def make(*found: float | Exception, lost_at: int = -1) -> Trainer:
+        remaining = iter(found)
+
+        def evaluate(self, ema, images_seen):
+            value = next(remaining)
+            if isinstance(value, Exception):
+                raise value
+            record = {"fd_lite0": value, "images_seen": images_seen}
+            self.tracker.record(images_seen, record)
+            return record
+
+        monkeypatch.setattr(outputs.Outputs, "evaluate", evaluate)
+        AcceleratorState._reset_state(True)
+        trainer = Trainer(config, make_accelerator(config.train), index, None)
+        fetch = trainer.fetch
+
+        def lost():
+            if trainer.clock.images_seen == lost_at:
+                raise Lost
+            return fetch()
+
+        monkeypatch.setattr(trainer, "fetch", lost)
+        return trainer
+
+    return make
+
+
+def recorded(trainer: Trainer) -> list[tuple[int, float]]:
+    lines = (trainer.run_dir / "evaluations.jsonl").read_text().splitlines()
+    return [(record["images_seen"], record["fd_lite0"]) for record in map(json.loads, lines)]
+
+
+def test_an_evaluation_that_was_given_up_is_recorded_once_though_the_run_dies_after_it_was_made_again(make_trainer):
+    first = make_trainer(3.0, GivenUp("told"))
+    assert not first.train()
+    assert (first.run_dir / "requeue").read_text() == "32\n"
+    assert recorded(first) == [(16, 3.0)]
+    for _ in range(2):  # no checkpoint is due after an evaluation that is no better
+        with pytest.raises(Lost):
+            make_trainer(4.0, lost_at=32).train()
+        assert recorded(first) == [(16, 3.0), (32, 4.0)]
+    last = make_trainer(4.0, 2.0)
+    assert last.train()
+    assert recorded(last) == [(16, 3.0), (32, 4.0), (48, 2.0)]
+
+
+@pytest.mark.parametrize("error", [GivenUp("told"), UserError("metric kid needs more")], ids=["notice", "mistake"])
+@pytest.mark.parametrize("at", [16, 32, 48])
+def test_the_checkpoint_before_an_evaluation_that_is_to_come_does_not_name_it(make_trainer, at, error):
+    before = [5.0, 4.0, 3.0][: at // 16 - 1]
+    trainer = make_trainer(*before, error)
+    if isinstance(error, GivenUp):
+        assert not trainer.train()
+    else:
+        with pytest.raises(UserError, match="metric kid needs more"):
+            trainer.train()
+    found, _ = latest(trainer.run_dir)
+    assert found is not None
+    assert found.images_seen == at
+    assert at not in (found.state["done"].get("evaluation"), found.state["done"].get("checkpoint"))
+    resumed = make_trainer(*[5.0, 4.0, 3.0][at // 16 - 1 :])
+    assert resumed.clock.images_seen == at
+    assert resumed.train()
+    found, _ = latest(trainer.run_dir)
+    assert found is not None
+    assert found.state["done"] == {"samples": 48, "evaluation": 48, "checkpoint": 48}
+    assert found.state["best"] == {"metric": "fd_lite0", "value": 3.0, "images_seen": 48}
+    assert recorded(resumed) == [(16, 5.0), (32, 4.0), (48, 3.0)]
+
+
+def test_no_checkpoint_makes_room_for_that_of_an_evaluation_that_failed(make_trainer):
+    first = make_trainer(1.0, GivenUp("told"))
+    first.train()
+    with pytest.raises(UserError, match="NaN"):
+        make_trainer(2.0, UserError("images have NaN in them")).train()
+    assert [number(path) for path in folders(first.run_dir)] == [48, 32, 16]
+
+
+def test_nothing_is_made_again_on_the_first_turn_after_a_resume(make_trainer):
+    with pytest.raises(Lost):
+        make_trainer(3.0, 2.0, lost_at=40).train()
+    resumed = make_trainer(1.0)
+    assert resumed.clock.images_seen == 32, "where the best was found"
+    assert resumed.train()
+    assert recorded(resumed) == [(16, 3.0), (32, 2.0), (48, 1.0)]
