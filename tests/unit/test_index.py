@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -138,14 +139,23 @@ def test_a_cut_shard_is_named(tmp_path: Path) -> None:
     shards(tmp_path / "s")
     path = tmp_path / "s/shard-000001.tar"
     path.write_bytes(path.read_bytes()[:-512])
-    with pytest.raises(UserError, match=r"shard-000001.tar has \d+ bytes"):
+    with pytest.raises(UserError, match=r"shard-000001.tar has \d+ bytes, the index says \d+: copy or write"):
         read_index(tmp_path / "s")
+
+
+def test_the_first_image_that_a_cut_shard_lacks_is_named(tmp_path: Path) -> None:
+    index = shards(tmp_path / "s")
+    start = int(read_offsets(index, 1)[1, 0])
+    os.truncate(tmp_path / "s/shard-000001.tar", start + 20)
+    with pytest.raises(UserError, match=r"shard-000001.tar has \d+ bytes.*\(first damaged: image 2 of 3, key '000000004'\)"):
+        read_index(tmp_path / "s")
+    assert read_index(tmp_path / "s", compare=False) == index
 
 
 def test_a_missing_shard_is_named(tmp_path: Path) -> None:
     shards(tmp_path / "s")
     (tmp_path / "s/shard-000002.tar").unlink()
-    with pytest.raises(UserError, match=r"shard-000002.tar is in index.json but cannot be read"):
+    with pytest.raises(UserError, match=r"shard-000002.tar cannot be opened \(No such file"):
         read_index(tmp_path / "s")
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import hashlib
 import os
 import shutil
+import signal
 import ssl
 import subprocess
 import sys
@@ -12,9 +15,11 @@ import threading
 import time
 from collections.abc import Iterator
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
+from itertools import count
 from pathlib import Path
 
+import aiohttp
 import fsspec
 import pytest
 from small_shards import damage, make_shards, open_shards
@@ -227,6 +232,58 @@ def test_what_a_killed_process_left_half_fetched_is_cleared_away(tmp_path: Path,
     assert not left.exists()
 
 
+DIE_AMID_A_DOWNLOAD = """
+import os, signal, sys
+from pathlib import Path
+from scalegan.data import cache
+def download(url, part, size, sha256):
+    part.write_bytes(b"half")
+    os.kill(os.getpid(), signal.SIGKILL)
+cache.download = download
+cache.Cache(Path(sys.argv[1]), 10**9).open("memory://far/x", sys.argv[2], int(sys.argv[3]), "")
+"""
+
+
+@pytest.mark.parametrize("wanted", [1, 5])
+def test_what_a_process_that_was_just_killed_held_makes_room_at_once(tmp_path: Path, remote: Remote, wanted: int) -> None:
+    """Also for the very shard that it fetched."""
+    size = max(shard.bytes for shard in remote.index.shards)
+    place = f"{remote.index.sha256[:16]}/shard-000005.tar"
+    command = [sys.executable, "-c", DIE_AMID_A_DOWNLOAD, str(tmp_path / "cache"), place, str(size)]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    (left,) = copies(tmp_path).glob(".*.part")
+    assert whole(Storage(remote.index, config(tmp_path, cache_gb=1.5 * size / 1e9)), wanted)
+    assert not left.exists()
+
+
+def test_what_is_being_fetched_makes_no_room(tmp_path: Path, remote: Remote) -> None:
+    size = max(shard.bytes for shard in remote.index.shards)
+    shards = Storage(remote.index, config(tmp_path, cache_gb=1.5 * size / 1e9))
+    path = tmp_path / "cache" / f"{cache.PREFIX}{remote.index.sha256[:16]}" / "shard-000005.tar"
+    part = path.with_name(f".{path.name}.{cache.OURS}99-99.{size}.part")
+    other = threading.Thread(target=whole, args=(shards, 1))
+    with cache.locked(path.with_name(f".{path.name}.lock")):
+        part.write_bytes(b"half")
+        other.start()
+        other.join(0.5)
+        assert other.is_alive(), "it waits for room"
+        assert part.exists()
+    other.join(10)
+    assert remote.fetched == ["shard-000001.tar"]
+    assert not part.exists()
+
+
+def test_locks_say_nothing_of_what_another_machine_fetches(tmp_path: Path, remote: Remote) -> None:
+    size = max(shard.bytes for shard in remote.index.shards)
+    shards = Storage(remote.index, config(tmp_path, cache_gb=2.5 * size / 1e9))
+    whole(shards, 0)
+    part = copies(tmp_path) / f".shard-000005.tar.elsewhere-99-99.{size}.part"
+    part.write_bytes(b"half")
+    whole(shards, 1)
+    assert part.exists()
+    assert [path.name for path in copies(tmp_path).glob("*.tar")] == ["shard-000001.tar"]
+
+
 def test_many_threads_fetch_a_shard_once(tmp_path: Path, remote: Remote) -> None:
     read: list[bytes] = []
     threads = [
@@ -299,8 +356,8 @@ def test_a_copy_that_gets_its_name_while_others_are_counted_is_counted(
     here, go = threading.Event(), threading.Event()
     download, last_use = cache.download, cache.last_use
 
-    def slow_download(url: str, part: Path, sha256: str) -> None:
-        download(url, part, sha256)
+    def slow_download(url: str, part: Path, size: int, sha256: str) -> None:
+        download(url, part, size, sha256)
         here.set()
         assert go.wait(10)
 
@@ -319,6 +376,82 @@ def test_a_copy_that_gets_its_name_while_others_are_counted_is_counted(
     whole(Storage(remote.index, data), 2)
     other.join()
     assert len(list(copies(tmp_path).rglob("shard-*.tar"))) == 2
+
+
+class Drip(BaseHTTPRequestHandler):
+    """Sends ten pieces of the body with pauses between them, `silent` after the first, or for ever."""
+
+    PIECE, PIECES, PAUSE = bytes(1000), 10, 0.1
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        endless = "endless" in self.path
+        with contextlib.suppress(OSError):  # who asked has gone
+            for number in count() if endless else range(self.PIECES):
+                self.wfile.write(self.PIECE * (100 if endless else 1))
+                if not endless:
+                    time.sleep(3 if "silent" in self.path and number == 0 else self.PAUSE)
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def drip(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    monkeypatch.setattr(cache, "PAUSE", 0.0)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Drip)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+BODY = Drip.PIECE * Drip.PIECES
+
+
+def test_a_download_may_take_longer_than_the_http_library_allows(
+    tmp_path: Path, drip: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(aiohttp.client, "DEFAULT_TIMEOUT", aiohttp.ClientTimeout(total=0.5))
+    monkeypatch.setattr(cache, "TRIES", 1)
+    cache.download(f"{drip}/slow", tmp_path / "part", len(BODY), hashlib.sha256(BODY).hexdigest())
+    assert (tmp_path / "part").read_bytes() == BODY
+
+
+def test_a_server_that_falls_silent_is_given_up(tmp_path: Path, drip: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "SILENCE", 0.3)
+    monkeypatch.setattr(cache, "TRIES", 2)
+    began = time.monotonic()
+    with pytest.raises(Unreadable, match=r"silent cannot be fetched, 2 times tried: .*[Tt]imeout"):
+        cache.download(f"{drip}/silent", tmp_path / "part", len(BODY), "")
+    assert time.monotonic() - began < 2.5
+
+
+def test_no_more_than_the_index_says_is_written(tmp_path: Path, drip: str) -> None:
+    with pytest.raises(Unreadable, match=r"endless cannot be fetched, 4 times tried: there is more of it than the 10000 bytes"):
+        cache.download(f"{drip}/endless", tmp_path / "part", len(BODY), "")
+    assert (tmp_path / "part").stat().st_size < 2_000_000
+
+
+def test_an_index_that_comes_at_a_later_try_is_read(remote: Remote, monkeypatch: pytest.MonkeyPatch) -> None:
+    system = type(fsspec.filesystem("memory"))
+    faults: list[Exception] = [ConnectionResetError("reset by peer"), TimeoutError(), RuntimeError("500")]
+    cat_file = system.cat_file
+
+    def faulty(self: object, *arguments: object) -> bytes:
+        if faults:
+            raise faults.pop(0)
+        return cat_file(self, *arguments)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(system, "cat_file", faulty)
+    assert read_index(remote.index.root) == remote.index
+    faults += [RuntimeError("500")] * cache.TRIES
+    with pytest.raises(UserError, match=r"index.json cannot be read: RuntimeError: 500"):
+        read_index(remote.index.root)
+    assert not faults
+    faults += [PermissionError("403")]
+    with pytest.raises(UserError, match=r"index.json cannot be read: PermissionError: 403"):
+        read_index(remote.index.root)
 
 
 READ_OVER_HTTPS = """

@@ -16,19 +16,26 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from scalegan.errors import UserError
 from scalegan.files import no_room
 
 TRIES = 4
 PAUSE = 0.5  # seconds before the second try of a download, doubled before each further one
+CONNECT, SILENCE = 30.0, 60.0  # seconds in which an HTTP server has to answer, and to send the next bytes
 WAIT = 0.1  # seconds between looks for room that other downloads hold
-STALE = 3600.0  # seconds without a byte after which a half-fetched file is one that its process left behind
+STALE = 3600.0  # seconds without a byte after which a half-fetched file was left behind, where no lock tells
 PREFIX = "scalegan-"  # of the folders that are ours
+OURS = f"{os.uname().nodename}-"  # of half-fetched files: the locks of other machines may not be seen here
 
 
 class Unreadable(Exception):
     """A shard or an image that cannot be read, in one line; `data.on_error` decides what follows."""
+
+
+class TooLong(Exception):
+    """More bytes come than the index says."""
 
 
 class Cache:
@@ -72,16 +79,16 @@ class Cache:
     def _fetch(self, url: str, path: Path, size: int, sha256: str) -> None:
         if size > self.limit:
             raise UserError(f"data.cache_gb {self.limit / 1e9:g} is less than the shard {url}: give at least {size / 1e9:.3g}")
-        part = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_native_id()}.{size}.part")
+        part = path.with_name(f".{path.name}.{OURS}{os.getpid()}-{threading.get_native_id()}.{size}.part")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with locked(path.with_name(f".{path.name}.lock")):
+            with locked(lock := path.with_name(f".{path.name}.lock")):
                 if path.exists():  # another process fetched it while this one waited
                     return
                 try:
-                    while not self._reserve(part, size):
+                    while not self._reserve(part, size, lock):
                         time.sleep(WAIT)
-                    download(url, part, sha256)
+                    download(url, part, size, sha256)
                     with self._counting():  # who counts meanwhile could see neither of its names
                         os.replace(part, path)
                     self._sizes.append(size)
@@ -95,10 +102,10 @@ class Cache:
     def _counting(self) -> contextlib.AbstractContextManager[None]:
         return locked(self.folder / f".{PREFIX}lock")
 
-    def _reserve(self, part: Path, size: int) -> bool:
+    def _reserve(self, part: Path, size: int, lock: Path) -> bool:
         """Unlink the copies used longest ago until `size` bytes fit, and make `part`, whose name holds the room for it.
 
-        False if other downloads hold too much. Who has a copy open can still read it after it is unlinked.
+        We hold `lock`. False if other downloads hold too much. Who has a copy open can still read it after it is unlinked.
         """
         with self._counting():
             ours = (path for folder in self.folder.glob(f"{PREFIX}*") for path in folder.rglob("*") if path.suffix != ".lock")
@@ -107,7 +114,7 @@ class Cache:
             for used, copy_size, copy in held:
                 if free >= size:
                     break
-                if copy.suffix == ".part" and time.time() - used < STALE:
+                if copy.suffix == ".part" and not abandoned(copy, used, lock):
                     continue
                 copy.unlink(missing_ok=True)
                 free += copy_size
@@ -128,17 +135,62 @@ def last_use(path: Path) -> tuple[float, int, Path] | None:
     return state.st_mtime, size, path
 
 
-def download(url: str, part: Path, sha256: str) -> None:
-    """Fetch `url` into the file `part`, again when the connection breaks. Raises `Unreadable`, and `OSError` for the disk."""
-    import fsspec.core
+def abandoned(part: Path, used: float, held: Path) -> bool:
+    """Whether who fetched `part`, last written at `used`, has ended: the lock of its copy is then free, or is ours, `held`."""
+    front, ours, _ = part.name.rpartition(f".{OURS}")
+    if ours:
+        lock = part.with_name(f"{front}.lock")
+        try:
+            with open(lock, "rb+", buffering=0) as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            return lock == held
+        except OSError:  # a file system without locks, or another user's
+            pass
+    return time.time() - used >= STALE
 
-    problem = ""
-    for number in range(TRIES):
+
+def tries(remote: bool) -> Iterator[int]:
+    """0, 1 and so on, with a pause before each further try to read something far away; once for what is here."""
+    for number in range(TRIES if remote else 1):
         if number:
             time.sleep(PAUSE * 2 ** (number - 1))
+        yield number
+
+
+def far(url: str) -> tuple[Any, str]:
+    """The fsspec file system of a URL, and the path in it."""
+    import fsspec.core
+
+    options = {}
+    if url.startswith("http"):
+        import aiohttp
+
+        # Without its limit of 5 minutes for an answer with all its bytes, which a large shard over a thin line exceeds.
+        options = {"client_kwargs": {"timeout": aiohttp.ClientTimeout(sock_connect=CONNECT, sock_read=SILENCE)}}
+    return fsspec.core.url_to_fs(url, **options)  # type: ignore[no-any-return]
+
+
+def download(url: str, part: Path, size: int, sha256: str) -> None:
+    """Fetch the `size` bytes of `url` into the file `part`, again when the connection breaks.
+
+    Raises `Unreadable`, and `OSError` for the disk.
+    """
+    from fsspec.callbacks import Callback
+
+    def stop(_: int | None, fetched: int) -> None:  # what is announced may be the length of a page that tells of an error
+        if fetched > size:
+            raise TooLong
+
+    problem = ""
+    for _ in tries(remote=True):
         try:
-            system, remote = fsspec.core.url_to_fs(url)
-            system.get_file(remote, str(part))
+            system, remote = far(url)
+            system.get_file(remote, str(part), callback=Callback(hooks={"size": stop}))
+        except TooLong:
+            problem = f"there is more of it than the {size} bytes that the index says"
+            continue
         except (FileNotFoundError, PermissionError) as error:
             what = "is missing" if isinstance(error, FileNotFoundError) else "may not be read"
             raise Unreadable(f"{url} {what}: put it back, or mend the access rights") from None

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from scalegan.data.cache import Unreadable, far, tries
 from scalegan.errors import UserError
 
 INDEX_NAME = "index.json"
@@ -142,10 +143,8 @@ def read_bytes(root: str, name: str, start: int = 0, length: int | None = None) 
     """Bytes [start, start + length) of a file under `root`, local or remote. Raises `FileNotFoundError` and `OSError`."""
     safe_name(name)
     if is_remote(root):
-        import fsspec.core
-
         # not `open`, which over HTTPS calls every fault, of a certificate or of the server, a file that is missing
-        system, path = fsspec.core.url_to_fs(f"{root.rstrip('/')}/{name}")
+        system, path = far(f"{root.rstrip('/')}/{name}")
         data: bytes = system.cat_file(path, start or None, None if length is None else start + length)
         return data
     with open(Path(root) / name, "rb") as file:
@@ -162,19 +161,27 @@ def read_index(root: str | os.PathLike[str], *, compare: bool = True) -> Index:
     if not root:
         raise UserError("data.path is empty: give a folder written by `scalegan shards SOURCE OUT`")
     where = f"{root.rstrip('/')}/{INDEX_NAME}"
-    try:
-        text = read_bytes(root, INDEX_NAME)
-    except FileNotFoundError:
-        hint = "write one with `scalegan shards SOURCE OUT`"
-        raise UserError(f"{where} is missing: {root} holds no index of shards; {hint}") from None
-    except UserError:
-        raise
-    except Exception as error:  # fsspec hands on whatever its protocol's library raises
-        raise UserError(f"{where} cannot be read: {type(error).__name__}: {error}") from None
-    index = _parse(text, root, where)
+    index = _parse(_read_text(root, where), root, where)
     if compare and not is_remote(root):
         _compare_with_files(index)
     return index
+
+
+def _read_text(root: str, where: str) -> bytes:
+    problem = ""
+    for _ in tries(is_remote(root)):
+        try:
+            return read_bytes(root, INDEX_NAME)
+        except FileNotFoundError:
+            hint = "write one with `scalegan shards SOURCE OUT`"
+            raise UserError(f"{where} is missing: {root} holds no index of shards; {hint}") from None
+        except UserError:
+            raise
+        except Exception as error:  # fsspec hands on whatever its protocol's library raises
+            problem = f"{type(error).__name__}: {error}"
+            if isinstance(error, PermissionError):
+                break
+    raise UserError(f"{where} cannot be read: {problem}")
 
 
 def _parse(text: bytes, root: str, where: str) -> Index:
@@ -207,14 +214,18 @@ def _parse(text: bytes, root: str, where: str) -> Index:
 
 
 def _compare_with_files(index: Index) -> None:
-    for shard in index.shards:
-        path = Path(index.root) / shard.name
+    for number, shard in enumerate(index.shards):
         try:
-            size = path.stat().st_size
-        except OSError as error:
-            raise UserError(f"{path} is in {INDEX_NAME} but cannot be read ({error.strerror}): copy the shards again") from None
-        if size != shard.bytes:
-            raise UserError(f"{path} has {size} bytes, {INDEX_NAME} says {shard.bytes}: copy or write the shards again")
+            fits = (Path(index.root) / shard.name).stat().st_size == shard.bytes
+        except OSError:
+            fits = False
+        if not fits:
+            from scalegan.data.damage import open_local  # which decodes images, and reads tables by this module
+
+            try:
+                os.close(open_local(index, number))
+            except Unreadable as problem:
+                raise UserError(str(problem)) from None
 
 
 def read_offsets(index: Index, shard_number: int) -> NDArray[np.int64]:

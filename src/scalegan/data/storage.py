@@ -11,7 +11,6 @@ import hashlib
 import os
 import queue
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 from scalegan.config import DataConfig
 from scalegan.data import cache
 from scalegan.data.cache import Cache, Unreadable, digest, locked, one_line
-from scalegan.data.damage import first_damaged
+from scalegan.data.damage import open_local, where_damaged
 from scalegan.data.index import Index, is_remote, read_offsets
 from scalegan.errors import UserError
 
@@ -46,13 +45,9 @@ class Storage:
         shard = self.index.shards[number]
         if self.remote:
             return self.cache.open(self.where(shard.name), self._place(number), shard.bytes, shard.sha256)
-        path = Path(self.index.root) / shard.name
+        handle = open_local(self.index, number)
         try:
-            handle = os.open(path, os.O_RDONLY)
-        except OSError as error:
-            raise Unreadable(f"shard {path} cannot be opened ({error.strerror}): copy or write the shards again") from None
-        try:
-            self._check(handle, path, number)
+            self._check(handle, number)
         except BaseException:
             os.close(handle)
             raise
@@ -68,9 +63,7 @@ class Storage:
     def offsets(self, number: int) -> NDArray[np.int64]:
         """int64 [samples, 3]: byte offset, length and label of each image of the shard. Raises `Unreadable`."""
         problem = ""
-        for tried in range(cache.TRIES if self.remote else 1):
-            if tried:
-                time.sleep(cache.PAUSE * 2 ** (tried - 1))
+        for _ in cache.tries(self.remote):
             try:
                 return read_offsets(self.index, number)
             except UserError as error:
@@ -90,11 +83,9 @@ class Storage:
                 self._noted_bytes += len(whole)
         return name in self._noted
 
-    def _check(self, handle: int, path: Path, number: int) -> None:
-        state, sha256, size = os.fstat(handle), self.index.shards[number].sha256, self.index.shards[number].bytes
-        if state.st_size != size:
-            problem = f"has {state.st_size} bytes, the index says {size}"
-            raise Unreadable(f"shard {path} {problem}{self._damage(handle, number)}: copy or write the shards again")
+    def _check(self, handle: int, number: int) -> None:
+        shard, state = self.index.shards[number], os.fstat(handle)
+        path, sha256, size = Path(self.index.root) / shard.name, shard.sha256, shard.bytes
         identity = f"{sha256} {path.resolve()} {os.uname().nodename} {state.st_dev} {state.st_ino} {size} {state.st_mtime_ns}"
         name = hashlib.sha256(identity.encode()).hexdigest()
         if self._is_noted(name):
@@ -113,15 +104,8 @@ class Storage:
                         file.write(f"{name}\n")
                     lock.unlink(missing_ok=True)
                 return
-        problem = f"does not match its checksum, its bytes changed{self._damage(handle, number)}"
+        problem = f"does not match its checksum, its bytes changed{where_damaged(self.index, number, handle)}"
         raise Unreadable(f"shard {path} {problem}: copy or write the shards again")
-
-    def _damage(self, handle: int, number: int) -> str:
-        shape = self.index.height, self.index.width, self.index.channels
-        with contextlib.suppress(UserError, OSError):  # the table of offsets may be damaged too
-            if found := first_damaged(handle, read_offsets(self.index, number), shape):
-                return f" (first damaged: {found})"
-        return ""
 
 
 class Prefetcher:
