@@ -64,6 +64,7 @@ class Trainer:
         self.best: best.Best = {}
         self.done: dict[str, int] = {}  # what was made last at how many images
         self.reals: list[Batch] = []  # of the last step: none yet where a run is shortened to what it has seen
+        self.left_out: list[int] = []  # images that could not be read before this start
         self.game.prime()
         wandb_id = self.resume()
         self.probe = make_probe(index, self.game)
@@ -89,6 +90,7 @@ class Trainer:
                 self.accelerator.device,
             )
             ending.callback(self.loader.close)
+            self.loader.tolerance.restore(self.left_out)
             self.outputs.start(clock.images_seen)
             try:
                 if 0 < clock.images_seen < config.train.images:
@@ -182,9 +184,13 @@ class Trainer:
             )
         self.outputs.finished(self.clock.images_seen)
 
-    def log(self) -> None:
+    def share_left_out(self) -> None:
+        """One budget of unreadable images for all processes; raises `UserError` on all of them when it is used up."""
         if self.config.data.on_error == "skip":
             self.loader.tolerance.share(from_all(list(self.loader.tolerance.unreadable.items()), self.group))
+
+    def log(self) -> None:
+        self.share_left_out()
         fetched = from_all(self.loader.fetched / 1e6, self.group) if is_remote(self.config.data.path) else None
         means, row = self.statistics.read()
         images_seen = self.clock.images_seen
@@ -220,6 +226,7 @@ class Trainer:
         """Process 0 copies the tensors and writes them beside the training, which goes on at once; unless `pruned` all older
         checkpoints stay."""
         start = time.perf_counter()
+        self.share_left_out()
         self.outputs.losses(self.statistics.read_steps())  # no checkpoint keeps them: those before it are to be in the file
         from_everyone = {"statistics": self.statistics.state(), "augment": self.game.adaptive.state()}
         if self.accelerator.is_main_process:
@@ -279,6 +286,7 @@ class Trainer:
             "started_from": run.started_from(self.run_dir),
             "best": self.best,
             "done": self.done,
+            "left_out": sorted(self.loader.tolerance.unreadable),
             "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
             "wandb_id": self.outputs.wandb_id,
             "processes": self.accelerator.num_processes,
@@ -313,6 +321,7 @@ class Trainer:
         self.game.adaptive.restore(taken.tensors("augment"), self.accelerator.process_index)
         self.clock.images_seen = taken.images_seen
         self.best, self.done = self.take_up_best(taken.state["best"]), taken.state["done"]
+        self.left_out = taken.state.get("left_out", [])  # which older checkpoints have not
         if self.accelerator.scaler:
             self.accelerator.scaler.load_state_dict(taken.state["scaler"])
         return taken.state["wandb_id"]  # type: ignore[no-any-return]

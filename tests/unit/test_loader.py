@@ -27,7 +27,7 @@ from test_stream import with_bad_images
 
 from scalegan.config import Config, DataConfig, TrainConfig
 from scalegan.data.index import Index, read_index
-from scalegan.data.loader import Batch, Batches, StreamBatches, batches, open_reader
+from scalegan.data.loader import BEFORE, Batch, Batches, StreamBatches, Tolerance, batches, open_reader
 from scalegan.data.writer import Sample, write_shards
 from scalegan.errors import UserError
 from scalegan.pixels import normalise
@@ -250,6 +250,29 @@ def test_more_than_the_budget_ends_the_run(tmp_path: Path, kind: str, workers: i
     index = with_bad_images(tmp_path / "shards", dict.fromkeys((3, 4, 5), b"nothing"))
     with pytest.raises(UserError, match=r"3 of 40 images cannot be read, more than data.skip_budget 0.05 allows; the last"):
         read(index, config(index, reader=kind, workers=workers, on_error="skip", skip_budget=0.05), 20)
+
+
+@pytest.mark.filterwarnings("ignore:left out")
+@pytest.mark.parametrize("kind", ["resident", "stream"])
+def test_what_was_left_out_before_a_restart_counts(tmp_path: Path, kind: str) -> None:
+    index = with_bad_images(tmp_path / "shards", dict.fromkeys((3, 4, 5), b"nothing"))
+    given = config(index, reader=kind, on_error="skip", skip_budget=0.1)
+    with opened(index, given) as found, pytest.raises(UserError, match=r"5 of 40 images.*; the last: image 00000000[34].png"):
+        go_on(found, [5, 9, 10])
+
+
+def go_on(found: Batches, left_out: list[int]) -> None:
+    found.tolerance.restore(left_out)  # the resident reader has met the others already
+    list(islice(found, 20))
+
+
+def test_the_last_image_told_is_one_of_this_start(tmp_path: Path) -> None:
+    index = make_shards(tmp_path / "shards", samples=40)
+    tolerance = Tolerance(index, config(index, on_error="skip", skip_budget=0.05).data)
+    tolerance.restore([1, 2])
+    told = [[(1, BEFORE), (2, BEFORE), (7, "seven")], [(1, BEFORE), (2, BEFORE)]]
+    with pytest.raises(UserError, match=r"3 of 40 images.*the last: seven"):
+        tolerance.share(told)
 
 
 @pytest.mark.filterwarnings("ignore:left out")

@@ -33,6 +33,7 @@ from scalegan.errors import UserError
 
 PLANNED = 4096  # images whose places are computed in one go, as the arithmetic costs the same for one and for hundreds
 SORTED = 0.9  # share of its most common class from which a shard counts as sorted
+BEFORE = "an image left out before this start"  # in place of what was wrong with it
 PROBED = 8  # shards whose labels are looked at to tell
 
 
@@ -47,8 +48,8 @@ class Batch:
 class Tolerance:
     """Counts the distinct images that could not be read, and stops when they are more than `data.skip_budget` allows.
 
-    A process notes what it comes across itself, and with every line of metrics what the others did, so that the budget is one
-    for all. Nothing of it is saved: which images are unreadable is a property of the data, found again when they come up again.
+    A process notes what it comes across itself, and with every line of metrics and checkpoint what the others did, so that the
+    budget is one for all. Checkpoints keep it, so that a run which is often started again stops where an undisturbed one does.
     """
 
     def __init__(self, index: Index, data: DataConfig) -> None:
@@ -65,7 +66,13 @@ class Tolerance:
 
     def share(self, noted: Iterable[Iterable[tuple[int, str]]]) -> None:
         """What each process has noted, in the same order on all of them: they go on or stop together."""
-        self.unreadable = {sample: problem for unreadable in noted for sample, problem in unreadable}
+        everyone = [pair for unreadable in noted for pair in unreadable]
+        self.unreadable = dict(sorted(everyone, key=lambda pair: pair[1] != BEFORE))  # the last is one that can be told
+        self._check()
+
+    def restore(self, samples: Iterable[int]) -> None:
+        """What was left out before this start."""
+        self.unreadable = dict.fromkeys(samples, BEFORE) | self.unreadable
         self._check()
 
     def _check(self) -> None:
