@@ -85,6 +85,34 @@ def test_a_class_may_be_called_test(tmp_path: Path) -> None:
     assert opened(tmp_path)[2].classes == ("control", "test")
 
 
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    for name in ("car", "bus", "train"):
+        save(tmp_path / name / "1.png", photo())
+    source = opened(tmp_path)[2]
+    assert (source.kind, source.classes, source.count, source.details) == ("folders", ("bus", "car", "train"), 3, {})
+    save(tmp_path / "car/2020/1.png", photo())
+    save(tmp_path / "train/steam/1.png", photo())
+    assert opened(tmp_path)[2].classes == ("bus", "car", "train")
+
+
+@pytest.mark.parametrize("splits", [("train",), ("train", "test"), ("Training", "val")])
+def test_folders_of_splits_may_have_others_beside_them(tmp_path: Path, splits: tuple[str, ...]) -> None:
+    for split in splits:
+        for name in ("a", "b"):
+            save(tmp_path / split / name / "1.png", photo())
+    save(tmp_path / "figures/1.png", photo())
+    source = opened(tmp_path)[2]
+    assert (source.classes, source.count, source.details) == (("a", "b"), 2, {"split": "train"})
+
+
+def test_split_says_that_a_folder_is_no_class(tmp_path: Path) -> None:
+    for name in ("train", "extra"):
+        save(tmp_path / name / "a/1.png", photo())
+    assert opened(tmp_path)[2].classes == ("extra", "train")
+    source = opened(tmp_path, split="train")[2]
+    assert (source.classes, source.count) == (("a",), 1)
+
+
 def test_classes_are_chosen_and_numbered_as_given(tmp_path: Path) -> None:
     images, _, source = opened(fruits(tmp_path), classes=("Plum", "Kiwi"))
     assert source.classes == ("Plum", "Kiwi")

@@ -85,7 +85,7 @@ def read_layout(request: Request, folder: Path) -> Layout:
     rest = {name: name.removeprefix(prefix) for name in images}
     tops = {name.split("/", 1)[0] for name in rest.values() if "/" in name}
     splits = {top: SPLITS[top.lower()] for top in sorted(tops) if top.lower() in SPLITS}
-    if not splits or ("train" not in splits.values() and len(splits) < len(tops)):
+    if not splits or (request.split is None and not _are_splits(splits, tops, rest.values())):
         if request.split is not None:
             raise UserError(f"--split {request.split}: {folder / prefix} has no folders Training and Test: leave it out")
         return Layout(rest, prefix, None, tuple(notes))
@@ -97,6 +97,16 @@ def read_layout(request: Request, folder: Path) -> Layout:
     if left:
         notes.append(f"{left} images outside {' and '.join(chosen)} are not among them (--split chooses)")
     return Layout(kept, prefix, split, tuple(notes))
+
+
+def _are_splits(splits: dict[str, str], tops: set[str], names: Iterable[str]) -> bool:
+    """Whether folders of these names are no classes, which may be called `train` or `test` too, of the others' kind."""
+    if len(splits) == len(tops):
+        return True
+    if "train" not in splits.values():
+        return False
+    deep = {name.split("/", 1)[0] for name in names if name.count("/") > 1}
+    return len(set(splits.values())) > 1 or deep == splits.keys()
 
 
 def _wrapper(names: list[str]) -> str:
