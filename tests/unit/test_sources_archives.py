@@ -7,7 +7,10 @@ import io
 import json
 import struct
 import tarfile
+import tracemalloc
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +172,19 @@ def test_several_data_sets_in_one_folder_are_refused(tmp_path: Path) -> None:
         opened(tmp_path)
 
 
+def test_a_file_that_is_there_packed_and_unpacked_is_one(tmp_path: Path) -> None:
+    """As torchvision's MNIST/raw has them, and `gunzip -k` leaves them."""
+    images, _ = digits(tmp_path)
+    for path in sorted(tmp_path.iterdir()):
+        path.with_suffix("").write_bytes(gzip.decompress(path.read_bytes()))
+    made, _, source = opened(tmp_path)
+    assert (source.kind, source.count, source.details) == ("idx", 20, {"split": "train"})
+    np.testing.assert_array_equal([decode(image.data) for image in made], images)
+    assert opened(tmp_path, split="all")[2].count == opened(f"{tmp_path}/*", split="all")[2].count == 40
+    (tmp_path / "train-labels-idx1-ubyte").unlink()
+    assert opened(tmp_path)[2].count == 20, "the packed labels do"
+
+
 def test_missing_labels_are_named(tmp_path: Path) -> None:
     digits(tmp_path)
     (tmp_path / "train-labels-idx1-ubyte.gz").unlink()
@@ -199,6 +215,35 @@ def test_a_header_that_claims_too_much_is_refused_before_reading(tmp_path: Path)
     path.write_bytes(gzip.compress(struct.pack(">BBBB3I", 0, 0, 8, 3, 2**31, 2**31, 28) + bytes(100)))
     with pytest.raises(UserError, match="cannot hold 2147483648 x 2147483648 x 28"):
         opened(tmp_path)
+
+
+def test_a_bomb_that_announces_its_size_is_refused_before_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    digits(tmp_path)
+    path = tmp_path / "train-images-idx3-ubyte.gz"
+    write_idx(path, np.zeros((20, 1000, 1000)))
+    assert path.stat().st_size < 50_000
+    monkeypatch.setattr(idx, "MOST_BYTES", 10_000_000)
+    with little_memory(), pytest.raises(UserError, match="unpacks to 20,000,000 bytes"):
+        opened(tmp_path)
+
+
+def test_a_bomb_behind_a_small_header_is_not_read(tmp_path: Path) -> None:
+    digits(tmp_path)
+    header = struct.pack(">BBBB3I", 0, 0, 8, 3, 20, 28, 28)
+    (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(header + bytes(30_000_000)))
+    with little_memory(), pytest.raises(UserError, match="20 x 28 x 28 bytes announced, more there"):
+        opened(tmp_path)
+
+
+@contextmanager
+def little_memory() -> Iterator[None]:
+    """No more than 2 MB are taken at any time within, by Python or numpy."""
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] < 2_000_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_other_numbers_than_bytes_are_refused(tmp_path: Path) -> None:
@@ -264,6 +309,32 @@ def test_cut_cifar_is_named(tmp_path: Path) -> None:
     path = cifar_archive(tmp_path / "cifar.tar.gz")
     path.write_bytes(path.read_bytes()[:-2000])
     with pytest.raises(UserError, match=r"cifar.tar.gz cannot be read"):
+        opened(path)
+
+
+def bomb(path: Path, *members: tuple[str, int]) -> Path:
+    """An archive of members of zeros; it packs to a thousandth."""
+    with tarfile.open(path, "w:gz") as tar:
+        for name, size in members:
+            info = tarfile.TarInfo(name)
+            info.size = size
+            tar.addfile(info, io.BytesIO(bytes(size)))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ([("data_batch_1.bin", 30_730_000 + 3073)], "data_batch_1.bin has 30,733,073 bytes, more than any batch"),
+        ([("data_batch_1.bin", 3073), ("x/data_batch_1.bin", 3073)], "x/data_batch_1.bin is there twice"),
+        ([("data_batch_6.bin", 3073)], "data_batch_6.bin is no batch of CIFAR-10"),
+        ([(f"{number}.txt", 0) for number in range(101)], "has more than 100 members"),
+    ],
+)
+def test_cifar_archives_hold_no_more_than_cifar(tmp_path: Path, members: list[tuple[str, int]], message: str) -> None:
+    path = bomb(tmp_path / "cifar.tar.gz", *members)
+    assert path.stat().st_size < 50_000
+    with little_memory(), pytest.raises(UserError, match=message):
         opened(path)
 
 

@@ -17,8 +17,12 @@ from scalegan.errors import UserError
 
 NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 BATCH = re.compile(r"^(?P<split>data|test)_batch(_\d+)?\.bin$")
+MEMBERS = frozenset({"test_batch.bin", *(f"data_batch_{number}.bin" for number in range(1, 6))})
+"""Of the archive: each once, and no other batch."""
 RECORD = 1 + 3 * 32 * 32
-MOST_RECORDS = 1_000_000
+BATCH_BYTES = 10_000 * RECORD
+MOST_MEMBERS = 100
+"""Of any kind; the archive has nine. The tar reader remembers every one, and empty ones pack to nothing."""
 
 
 def is_cifar_archive(name: str) -> bool:
@@ -82,15 +86,19 @@ def _from_tar(path: Path) -> dict[str, bytes]:
     found: dict[str, bytes] = {}
     try:
         with tarfile.open(path, "r:*") as archive:
-            for member in archive:
+            for number, member in enumerate(archive, start=1):
+                if number > MOST_MEMBERS:
+                    raise UserError(f"{path} has more than {MOST_MEMBERS} members: it is no archive of CIFAR-10")
                 safe_name(member.name)
                 name = member.name.rsplit("/", 1)[-1]
                 if not BATCH.match(name):
                     continue
                 if not member.isreg():
                     raise UserError(f"{path}: {member.name} is a link or a device, no file: fetch the archive again")
-                if member.size > MOST_RECORDS * RECORD:
-                    raise UserError(f"{path}: {member.name} has {member.size:,} bytes, more than any batch")
+                if name not in MEMBERS or name in found:
+                    raise UserError(f"{path}: {member.name} is {'there twice' if name in found else 'no batch of CIFAR-10'}")
+                if member.size > BATCH_BYTES:
+                    raise UserError(f"{path}: {member.name} has {member.size:,} bytes, more than any batch ({BATCH_BYTES:,})")
                 file = archive.extractfile(member)
                 assert file is not None
                 found[name] = file.read()

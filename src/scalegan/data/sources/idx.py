@@ -27,6 +27,8 @@ FASHION_LABELS = frozenset({
 """sha256 of the labels of Fashion-MNIST, train and test: the files themselves do not say whose they are."""
 BEST_GZIP = 1032
 """No gzip file shrinks its content further, so a header that claims more lies."""
+MOST_BYTES = 4 * 2**30
+"""That a gzipped file may unpack to, all of it into memory; the largest known, of EMNIST, has 0.55 GB."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ def split_of(name: str) -> str:
 
 def idx(request: Request) -> Source:
     request.refuse("IDX files", "axis", "slices", "labels")
-    found = [path for path in (sorted(request.folder.iterdir()) if request.folder else request.files) if is_idx(path.name)]
+    found = image_files(request.folder.iterdir() if request.folder else request.files)
     if not found:
         raise UserError(f"{request.path} is no file of images: give the folder, or a file such as train-images-idx3-ubyte.gz")
     by_split: dict[str, list[Path]] = {}
@@ -80,6 +82,12 @@ def idx(request: Request) -> Source:
         new = number[labels]
         tasks += array_tasks(str(path), images[new >= 0], new[new >= 0])
     return Source("idx", tasks, sum(len(task.labels) for task in tasks), classes=classes, details={"split": split})
+
+
+def image_files(paths: Iterable[Path]) -> list[Path]:
+    """Those that hold images, sorted. Of one file both packed and unpacked, as `gunzip -k` leaves it, the unpacked."""
+    forms = {path.name.removesuffix(".gz"): path for path in sorted(paths, reverse=True) if is_idx(path.name)}
+    return sorted(forms.values())
 
 
 def class_names(labels: NDArray[np.int64], digests: list[str]) -> tuple[str, ...]:
@@ -115,6 +123,8 @@ def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
             size = int(np.prod(shape, dtype=object))
             if size > packed * (BEST_GZIP if path.suffix == ".gz" else 1):
                 raise UserError(f"{path} is cut: {packed} bytes cannot hold {' x '.join(map(str, shape))}; fetch it again")
+            if path.suffix == ".gz" and size > MOST_BYTES:
+                raise UserError(f"{path} unpacks to {size:,} bytes, more than any data set known: if you trust it, gunzip it")
             data = file.read(size + 1)
     except UserError:
         raise
