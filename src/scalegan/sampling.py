@@ -86,15 +86,19 @@ class LoadedGenerator:
 
     def sample_range(self, first: int, count: int, seed: int = 0, labels: Sequence[int] | Tensor | None = None) -> Tensor:
         """Images first to first + count of a seed."""
+        if count < 0:
+            raise UserError(f"{count} images cannot be made: ask for 0 or more")
         chosen = None
         if labels is not None:
             chosen = torch.as_tensor(labels, dtype=torch.int64)
             if not self.config.model.conditional:
                 raise UserError(f"{self.path} is not class-conditional: sample it without labels")
-            if chosen.shape != (count,) or int(chosen.min()) < 0 or int(chosen.max()) >= len(self.classes):
+            if chosen.shape != (count,) or bool(((chosen < 0) | (chosen >= len(self.classes))).any()):
                 raise UserError(
                     f"labels must be {count} class numbers from 0 to {len(self.classes) - 1} ({', '.join(self.classes)})"
                 )
+        if count == 0:
+            return torch.empty(0, *self.shape, dtype=torch.uint8)
         counts = self.class_counts if self.config.model.conditional else ()
         return images_of(self.network, self.config.model.z_dim, counts, seed, first, count, chosen)
 

@@ -145,6 +145,15 @@ def test_a_damaged_checkpoint_that_was_asked_for_is_an_error(folder, index):
         load_generator(path)
 
 
+def test_no_images_are_an_empty_tensor_and_fewer_an_error(generator, by_class):
+    none = generator.sample(0)
+    assert (none.dtype, none.shape) == (torch.uint8, (0, 1, 16, 12))
+    assert generator.sample_range(70, 0).shape == none.shape
+    assert by_class.sample(0).shape == by_class.sample(0, labels=[]).shape == (0, *by_class.shape)
+    with pytest.raises(UserError, match="-1 images cannot be made"):
+        generator.sample(-1)
+
+
 @pytest.mark.parametrize("labels", [[0, 1], [0, 1, 3], [0, -1, 1]])
 def test_labels_must_be_class_numbers_one_for_each_image(by_class, labels):
     with pytest.raises(UserError, match=r"3 class numbers from 0 to 2 \(Apple, Kiwi, Plum\)"):
