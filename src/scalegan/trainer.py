@@ -64,7 +64,7 @@ class Trainer:
         self.best: best.Best = {}
         self.done: dict[str, int] = {}  # what was made last at how many images
         self.reals: list[Batch] = []  # of the last step: none yet where a run is shortened to what it has seen
-        self.left_out: list[int] = []  # images that could not be read before this start
+        self.left_out: list[int] = []  # images that could not be read so far
         self.game.prime()
         wandb_id = self.resume()
         self.probe = make_probe(index, self.game)
@@ -187,7 +187,9 @@ class Trainer:
     def share_left_out(self) -> None:
         """One budget of unreadable images for all processes; raises `UserError` on all of them when it is used up."""
         if self.config.data.on_error == "skip":
-            self.loader.tolerance.share(from_all(list(self.loader.tolerance.unreadable.items()), self.group))
+            tolerance = self.loader.tolerance
+            tolerance.share(from_all(list(tolerance.unreadable.items()), self.group))
+            self.left_out = sorted(tolerance.unreadable)
 
     def log(self) -> None:
         self.share_left_out()
@@ -286,7 +288,7 @@ class Trainer:
             "started_from": run.started_from(self.run_dir),
             "best": self.best,
             "done": self.done,
-            "left_out": sorted(self.loader.tolerance.unreadable),
+            "left_out": self.left_out,
             "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
             "wandb_id": self.outputs.wandb_id,
             "processes": self.accelerator.num_processes,
