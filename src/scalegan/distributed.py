@@ -6,6 +6,8 @@ import json
 import os
 import platform
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -91,6 +93,20 @@ def control_group() -> dist.ProcessGroup | None:
 def lost_another(error: RuntimeError) -> bool:
     """Whether a collective failed because another process has ended, or answers no more."""
     return isinstance(error, dist.DistError) or "gloo" in str(error)
+
+
+@contextmanager
+def in_company() -> Iterator[None]:
+    """Around what processes do together: where one of them is lost, the others end in one line. Raises `UserError`."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not lost_another(error):
+            raise
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"another process of this run has ended, and says why in its own output; or its network failed: {reason}"
+        ) from None
 
 
 def from_all(value: Any, group: dist.ProcessGroup | None) -> list[Any]:

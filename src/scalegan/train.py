@@ -49,7 +49,7 @@ def train(config: Config) -> bool:
 
     # All that needs no torch has been checked.
     from scalegan import own
-    from scalegan.distributed import control_group, from_all, from_main, lost_another, make_accelerator, settle_precision
+    from scalegan.distributed import control_group, from_all, from_main, in_company, make_accelerator, settle_precision
     from scalegan.trainer import Trainer
 
     own.check(config)
@@ -63,14 +63,8 @@ def train(config: Config) -> bool:
     claimed = claim(config, index, accelerator)
     from_main(claimed if isinstance(claimed, UserError) else None, group)
     try:
-        reached = Trainer(config, accelerator, index, group).train()
-    except RuntimeError as error:
-        if not lost_another(error):
-            raise
-        reason = " ".join(str(error).split())
-        raise UserError(
-            f"another process of this run has ended, and says why in its own output; or its network failed: {reason}"
-        ) from None
+        with in_company():
+            reached = Trainer(config, accelerator, index, group).train()
     finally:
         if isinstance(claimed, run.Lock):
             claimed.close()

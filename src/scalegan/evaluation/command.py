@@ -86,6 +86,7 @@ def add_extractor_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from scalegan.distributed import in_company
     from scalegan.evaluation import report, sides, to_wandb
 
     kind = sides.kind_of(args.source)
@@ -96,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
     accelerator, team = start(args.device)
     run_dir = run_folder(args.source) if kind == "run" else None
     records, best = [], ""
-    with ExitStack() as stack:
+    with in_company(), ExitStack() as stack:
         progress = stack.enter_context(progress_bar(team.first and sys.stderr.isatty()))
         if run_dir:
             measured = of_run(args, run_dir, accelerator.device, team, progress)

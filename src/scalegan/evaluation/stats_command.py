@@ -20,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from scalegan.distributed import in_company
     from scalegan.evaluation import sides, statistics_file
     from scalegan.evaluation.features import load_extractor
     from scalegan.evaluation.folder import open_images
@@ -36,13 +37,13 @@ def run(args: argparse.Namespace) -> int:
     accelerator, team = command.start(args.device)
     own = command.own_extractor(args, accelerator.device)
     config = command.overridden(sides.config_of(args.source) if kind == "run" else EvaluationConfig(), args)
-    index = sides.images_of(args.source, kind, args.window, team)
-    extractor = own or load_extractor(config, accelerator.device, team)
     cache = user_cache() / "scalegan" / "statistics"
-    reader = open_images(index, DataConfig(path=index.root), accelerator.device)
-    with command.progress_bar(team.first and sys.stderr.isatty()) as progress, closing(reader):
-        images = RealImages(index, config.real, reader)
-        real = real_statistics(images, extractor, config.batch, team, cache, progress)
+    with in_company(), command.progress_bar(team.first and sys.stderr.isatty()) as progress:
+        index = sides.images_of(args.source, kind, args.window, team)
+        extractor = own or load_extractor(config, accelerator.device, team)
+        with closing(open_images(index, DataConfig(path=index.root), accelerator.device)) as reader:
+            images = RealImages(index, config.real, reader)
+            real = real_statistics(images, extractor, config.batch, team, cache, progress)
     if real is not None:
         statistics_file.save(args.out, real, extractor, index.root, index.sha256)
         features = f"{extractor.width} features of {extractor.name}, {extractor.network.resize}"
