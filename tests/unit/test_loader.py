@@ -13,7 +13,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from itertools import islice
 from pathlib import Path
 
@@ -26,8 +26,11 @@ from small_shards import HEIGHT, WIDTH, damage, encode, label, make_shards, numb
 from test_stream import with_bad_images
 
 from scalegan.config import Config, DataConfig, TrainConfig
+from scalegan.data import loader
 from scalegan.data.index import Index, read_index
-from scalegan.data.loader import BEFORE, Batch, Batches, StreamBatches, Tolerance, batches, open_reader
+from scalegan.data.loader import BEFORE, Batch, Batches, StreamBatches, Tolerance, batches, open_reader, windows_at_hand
+from scalegan.data.storage import Prefetcher
+from scalegan.data.workers import Decoded, Task
 from scalegan.data.writer import Sample, write_shards
 from scalegan.errors import UserError
 from scalegan.pixels import normalise
@@ -331,6 +334,41 @@ def test_remote_shards_by_both_orders(tmp_path: Path, monkeypatch: pytest.Monkey
     narrow = config(far, order="blocks", streams=1, window=10, cache_gb=4.5 * size, **cache)
     assert len(set(flat(read(far, narrow, 8)))) == 96
     assert sum(path.stat().st_size for path in (tmp_path / "cache").rglob("*.tar")) <= 4.5e9 * size
+
+
+def test_what_is_at_hand_is_that_of_the_oldest_batch_under_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tasks are made long before they are read: shards of theirs are not to take the room of those that are read now."""
+    import fsspec
+
+    class Eager:
+        """Workers that are behind by as many tasks as there can be."""
+
+        def __init__(self, decoder: object, tasks: Iterator[Task], *_: object, **__: object) -> None:
+            self.decoder, self.tasks = decoder, [next(tasks) for _ in range(30)]
+
+        def __iter__(self) -> Iterator[Decoded]:
+            return map(self.decoder.__getitem__, self.tasks)  # type: ignore[attr-defined]
+
+        def close(self) -> None: ...
+
+    wanted: list[list[int]] = []
+    monkeypatch.setattr("scalegan.data.index.REMOTE_PROTOCOLS", ("memory",))
+    monkeypatch.setattr(loader, "Workers", Eager)
+    monkeypatch.setattr(Prefetcher, "want", lambda self, shards: wanted.append(shards))
+    local = make_shards(tmp_path / "shards")
+    system = fsspec.filesystem("memory")
+    system.store.clear()
+    system.pseudo_dirs[:] = [""]
+    system.put(local.root, "/far/loader", recursive=True)
+    far = read_index("memory://far/loader")
+    narrow = config(far, order="blocks", streams=1, window=10, cache=str(tmp_path / "cache"), workers=2)
+    found = batches(far, narrow, 0, 0, 1, CPU)
+    with closing(found):
+        for _ in range(20):
+            next(found)
+    batch, rounds = narrow.train.batch, narrow.train.accumulate
+    assert wanted == [windows_at_hand(found.plan, number // rounds * batch) for number in range(21)]
+    assert len(set(map(tuple, wanted))) > 3
 
 
 # --- worker processes

@@ -321,6 +321,18 @@ def test_shards_are_fetched_ahead(tmp_path: Path, remote: Remote) -> None:
     assert sorted(remote.fetched) == ["shard-000002.tar", "shard-000004.tar"]
 
 
+def test_what_is_wanted_no_more_when_its_turn_comes_is_not_fetched(
+    tmp_path: Path, remote: Remote, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "FETCHERS", 0)
+    prefetcher = Prefetcher(Storage(remote.index, config(tmp_path)))
+    prefetcher.want([4, 2])
+    prefetcher.want([2, 1])
+    prefetcher.waiting.put(-1)
+    prefetcher._run()
+    assert remote.fetched == ["shard-000002.tar", "shard-000001.tar"]
+
+
 def test_what_is_fetched_ahead_makes_room_only_of_what_is_wanted_no_more(tmp_path: Path, remote: Remote) -> None:
     """A copy that waits for its turn has lain unused for longer than those that were read meanwhile."""
     size = max(shard.bytes for shard in remote.index.shards)

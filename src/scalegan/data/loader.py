@@ -302,6 +302,8 @@ class StreamBatches(Batches):
     def __init__(self, index: Index, data: DataConfig, plan: Plan, images_seen: int, device: torch.device) -> None:
         super().__init__(index, data, plan, device)
         self.prefetcher = Prefetcher(Storage(index, data)) if is_remote(index.root) else None
+        self.first, self.given = images_seen, 0  # micro-batches that were handed out from there on
+        self._want()
         decoder = Decoder(index, data, plan.order, plan.batch)
         tasks = self._tasks(images_seen)
         self.workers = Workers(decoder, tasks, data.workers, pin=device.type == "cuda") if data.workers else None
@@ -318,6 +320,8 @@ class StreamBatches(Batches):
             raise UserError(decoded.failure)
         self.tolerance.note(decoded.unreadable)
         self.fetched_by_workers += decoded.fetched
+        self.given += 1
+        self._want()
         return on_device(decoded.images, decoded.labels, self.device)
 
     def close(self) -> None:
@@ -326,6 +330,15 @@ class StreamBatches(Batches):
         if self.prefetcher:
             self.prefetcher.close()
 
+    def _want(self) -> None:
+        """Have at hand the windows of the oldest step that is not handed out whole, which may still be read, and the next.
+
+        Not those of the newest task: it is made so far ahead that workers may yet want shards of the windows before.
+        """
+        if self.prefetcher and self.plan.order.kind == "blocks":
+            steps = self.given // self.plan.rounds
+            self.prefetcher.want(windows_at_hand(self.plan, self.first + steps * self.plan.batch))
+
     def _tasks(self, images_seen: int) -> Iterator[Task]:
         plan = self.plan
         for seen, samples in plan.ahead(images_seen):
@@ -333,8 +346,6 @@ class StreamBatches(Batches):
                 shards, _ = locate(self.index, samples.ravel())
                 self.prefetcher.want(list(dict.fromkeys(shards.tolist())))
             for start, row in zip(seen.tolist(), samples, strict=True):
-                if self.prefetcher and plan.order.kind == "blocks":
-                    self.prefetcher.want(windows_at_hand(plan, start))
                 for turn in range(plan.rounds):
                     part = slice(turn * plan.size, (turn + 1) * plan.size)
                     yield Task(start, plan.slots[part], row[part])

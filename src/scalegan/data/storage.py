@@ -136,5 +136,7 @@ class Prefetcher:
 
     def _run(self) -> None:
         while (shard := self.waiting.get()) >= 0 and not self.closed:
+            if shard not in self.asked:  # its turn comes so late that it would only take the room of others
+                continue
             with contextlib.suppress(Unreadable, UserError):
                 os.close(self.storage.open(shard))
