@@ -310,7 +310,9 @@ def test_single_images_are_replaced_by_the_next_that_can_be_read(tmp_path: Path)
 # --- remote
 
 
-def test_remote_shards_by_both_orders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def here_and_far(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Index, Index]:
+    """Shards on this machine, and the same far away: in fsspec's memory."""
     import fsspec
 
     monkeypatch.setattr("scalegan.data.index.REMOTE_PROTOCOLS", ("memory",))
@@ -319,7 +321,11 @@ def test_remote_shards_by_both_orders(tmp_path: Path, monkeypatch: pytest.Monkey
     system.store.clear()
     system.pseudo_dirs[:] = [""]
     system.put(local.root, "/far/loader", recursive=True)
-    far = read_index("memory://far/loader")
+    return local, read_index("memory://far/loader")
+
+
+def test_remote_shards_by_both_orders(tmp_path: Path, here_and_far: tuple[Index, Index]) -> None:
+    local, far = here_and_far
     size = max(shard.bytes for shard in far.shards) / 1e9
     cache = {"cache": str(tmp_path / "cache")}
     for order in ("full", "blocks"):
@@ -336,9 +342,10 @@ def test_remote_shards_by_both_orders(tmp_path: Path, monkeypatch: pytest.Monkey
     assert sum(path.stat().st_size for path in (tmp_path / "cache").rglob("*.tar")) <= 4.5e9 * size
 
 
-def test_what_is_at_hand_is_that_of_the_oldest_batch_under_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_at_hand_is_that_of_the_oldest_batch_under_way(
+    tmp_path: Path, here_and_far: tuple[Index, Index], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Tasks are made long before they are read: shards of theirs are not to take the room of those that are read now."""
-    import fsspec
 
     class Eager:
         """Workers that are behind by as many tasks as there can be."""
@@ -351,16 +358,10 @@ def test_what_is_at_hand_is_that_of_the_oldest_batch_under_way(tmp_path: Path, m
 
         def close(self) -> None: ...
 
+    _, far = here_and_far
     wanted: list[list[int]] = []
-    monkeypatch.setattr("scalegan.data.index.REMOTE_PROTOCOLS", ("memory",))
     monkeypatch.setattr(loader, "Workers", Eager)
     monkeypatch.setattr(Prefetcher, "want", lambda self, shards: wanted.append(shards))
-    local = make_shards(tmp_path / "shards")
-    system = fsspec.filesystem("memory")
-    system.store.clear()
-    system.pseudo_dirs[:] = [""]
-    system.put(local.root, "/far/loader", recursive=True)
-    far = read_index("memory://far/loader")
     narrow = config(far, order="blocks", streams=1, window=10, cache=str(tmp_path / "cache"), workers=2)
     found = batches(far, narrow, 0, 0, 1, CPU)
     with closing(found):
