@@ -30,7 +30,7 @@ from scalegan.data import loader
 from scalegan.data.index import Index, read_index
 from scalegan.data.loader import BEFORE, Batch, Batches, StreamBatches, Tolerance, batches, open_reader, windows_at_hand
 from scalegan.data.storage import Prefetcher
-from scalegan.data.workers import Decoded, Task
+from scalegan.data.workers import Decoded, Task, Workers
 from scalegan.data.writer import Sample, write_shards
 from scalegan.errors import UserError
 from scalegan.pixels import normalise
@@ -397,6 +397,22 @@ def run_script(index: Index, lines: str) -> subprocess.Popen[str]:
         cwd=Path(__file__).parent,
         start_new_session=True,
     )
+
+
+@pytest.mark.parametrize("start_method", ["forkserver", "fork"])
+def test_a_batch_is_taken_before_its_place_is_written_again(
+    index: Index, start_method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However far ahead the workers get while one is taken, and after it: each place has been used some four times here."""
+    copy = Workers._copy
+
+    def late(self: Workers, values: object) -> torch.Tensor:
+        time.sleep(0.03)
+        return copy(self, values)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Workers, "_copy", late)
+    wanted = flat(read(index, config(index), 40))
+    assert flat(read(index, config(index, workers=2, start_method=start_method), 40)) == wanted
 
 
 def test_signals_for_the_training_do_not_end_its_workers(index: Index) -> None:

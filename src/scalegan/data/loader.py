@@ -306,7 +306,7 @@ class StreamBatches(Batches):
         self._want()
         decoder = Decoder(index, data, plan.order, plan.batch)
         tasks = self._tasks(images_seen)
-        self.workers = Workers(decoder, tasks, data.workers, pin=device.type == "cuda") if data.workers else None
+        self.workers = Workers(decoder, tasks, data.workers, plan.size, pin=device.type == "cuda") if data.workers else None
         self.iterator = iter(self.workers or map(decoder.__getitem__, tasks))
         self.fetched_by_workers = 0
 
