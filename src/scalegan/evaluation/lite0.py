@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from scalegan.channelwise import strided
 from scalegan.evaluation.network import FeatureNetwork
 from scalegan.evaluation.weights import folded
 
@@ -84,9 +85,10 @@ class Convolution(nn.Module):
         self.register_buffer("bias", bias, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(
-            x, self.weight, self.bias, self.stride, self.weight.shape[-1] // 2, groups=x.shape[1] // self.weight.shape[1]
-        )
+        groups, padding = x.shape[1] // self.weight.shape[1], self.weight.shape[-1] // 2
+        if self.stride == 2 and groups > 1:
+            return strided(F.conv2d, x, self.weight, self.bias, padding=padding)
+        return F.conv2d(x, self.weight, self.bias, self.stride, padding, groups=groups)
 
 
 class Block(nn.Module):

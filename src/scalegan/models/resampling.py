@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from scalegan.channelwise import strided
+
 TAPS = (1.0, 3.0, 3.0, 1.0)
 """[1, 2, 1] * [1, 1]: a smooth filter that halves and doubles sizes."""
 
@@ -22,12 +24,12 @@ class LowPass(nn.Module):
 
     def halved(self, x: Tensor) -> Tensor:
         """x [N, C, H, W] -> [N, C, ceil(H/2), ceil(W/2)]."""
-        return F.conv2d(evened(x), self._kernels(x), stride=2, padding=1, groups=x.shape[1])
+        return strided(F.conv2d, evened(x), self._kernels(x), padding=1)
 
     def doubled(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         """x [N, C, ceil(H/2), ceil(W/2)] -> [N, C, H, W], where `size` is (H, W)."""
         height, width = size
-        return F.conv_transpose2d(x, self._kernels(x, 4), stride=2, padding=1, groups=x.shape[1])[..., :height, :width]
+        return strided(F.conv_transpose2d, x, self._kernels(x, 4), padding=1)[..., :height, :width]
 
     def smoothed(self, x: Tensor, padding: int, gain: float = 1.0) -> Tensor:
         """x [N, C, H, W] -> [N, C, H + 2 padding - 3, W + 2 padding - 3]."""
