@@ -7,6 +7,8 @@ import gzip
 import hashlib
 import http.server
 import json
+import shlex
+import shutil
 import subprocess
 import threading
 from pathlib import Path
@@ -16,6 +18,8 @@ import pytest
 
 from scalegan import cli
 from scalegan.data import fetch, fruits360
+from scalegan.data.sources.base import Request
+from scalegan.data.sources.detect import open_source
 from scalegan.errors import UserError
 
 CLASSES = ("Apple Golden 1", "Kiwi 1", "Pear", "Pear Red 1", "Plum")
@@ -108,6 +112,81 @@ def test_a_second_class_joins_the_first_and_nothing_comes_twice(repository, tmp_
     fruits360.fetch(out, ["Pear"], url=repository.as_uri())
     assert sorted(path.name for path in (out / "Training").iterdir()) == ["Pear", "Plum"]
     assert set(json.loads((out / fruits360.RECORD).read_text())["classes"]) == {"Pear", "Plum"}
+
+
+def test_the_record_says_what_was_asked_for_and_what_came(repository, tmp_path):
+    fruits360.fetch(tmp_path / "f", ["Plum"], revision="v1", url=repository.as_uri())
+    record = json.loads((tmp_path / "f" / fruits360.RECORD).read_text())
+    origin = {"url": repository.as_uri(), "revision": "v1", "commit": git(repository, "rev-parse", "v1")}
+    assert record == {"classes": {"Plum": origin}}
+
+
+def test_the_record_and_the_licence_are_no_images_to_shards(repository, tmp_path):
+    fruits360.fetch(tmp_path / "f", ["Plum", "Pear"], url=repository.as_uri())
+    source = open_source(Request(str(tmp_path / "f")))
+    assert (source.kind, source.classes, source.count) == ("folders", ("Pear", "Plum"), 2 * FILES["Training"])
+    assert source.notes[0] == "3 other files were left alone"
+
+
+@pytest.fixture
+def moving(repository, tmp_path) -> Path:
+    """A clone whose branch `move` takes further, as a publisher does; it allows what any server has to, and no more."""
+    git(tmp_path, "clone", "--quiet", "--no-local", str(repository), "moving")
+    git(tmp_path / "moving", "config", "uploadpack.allowFilter", "true")
+    return tmp_path / "moving"
+
+
+def move(folder: Path) -> None:
+    for name in CLASSES:
+        (folder / "Training" / name / "r_0_100.jpg").write_bytes(f"another {name}".encode())
+    git(folder, "commit", "--quiet", "--all", "--message=other images")
+
+
+def printed_again(printed: str) -> list[list[str]]:
+    """The commands that are said to bring the same images, without `scalegan`."""
+    marked = [line.partition("the same images again: scalegan ") for line in printed.splitlines()]
+    return [shlex.split(command) for _, found, command in marked if found]
+
+
+@pytest.mark.parametrize("classes", ["Kiwi,Plum", "all"])
+def test_the_printed_command_brings_the_same_images_after_the_branch_has_moved(moving, tmp_path, capsys, classes):
+    asked = ["fetch", "fruits360", "--classes", classes, "--url", moving.as_uri(), str(tmp_path / "first")]
+    assert cli.main(asked) == 0
+    (again,) = printed_again(capsys.readouterr().out)
+    move(moving)
+    (tmp_path / "first").rename(tmp_path / "kept")
+    assert cli.main(again) == 0
+    pictures = [name for name in files(tmp_path / "kept") if name.endswith(".jpg")]
+    assert len(pictures) >= 2 * sum(FILES.values())
+    assert files(tmp_path / "first") == files(tmp_path / "kept")
+    assert all((tmp_path / "first" / name).read_bytes() == (tmp_path / "kept" / name).read_bytes() for name in pictures)
+
+
+def test_a_class_that_is_there_from_another_commit_is_left_and_that_is_said(moving, tmp_path, capsys):
+    out = tmp_path / "f"
+    asked = ["fetch", "fruits360", "--url", moving.as_uri(), str(out), "--classes"]
+    old = git(moving, "rev-parse", "main")
+    assert cli.main([*asked, "Plum"]) == 0
+    assert "left as fetched before" not in capsys.readouterr().out
+    move(moving)
+    new = git(moving, "rev-parse", "main")
+    assert cli.main([*asked, "Pear,Plum"]) == 0
+    printed = capsys.readouterr().out
+    assert (
+        f"left as fetched before, from commit {old[:12]} of {moving.as_uri()}: Plum; to have them from {new[:12]}, " in printed
+    )
+    assert f"delete their folders in {out}/Training and {out}/Test first\n" in printed
+    again = [(command[3], command[5]) for command in printed_again(printed)]
+    assert again == [("Pear", new), ("Plum", old)]
+    assert (out / "Training" / "Plum" / "r_0_100.jpg").stat().st_size == FILE_BYTES
+    assert (out / "Training" / "Pear" / "r_0_100.jpg").read_text() == "another Pear"
+    record = json.loads((out / fruits360.RECORD).read_text())["classes"]
+    assert {name: origin["commit"] for name, origin in record.items()} == {"Pear": new, "Plum": old}
+    shutil.rmtree(out / "Training" / "Plum")
+    shutil.rmtree(out / "Test" / "Plum")
+    assert cli.main([*asked, "Plum"]) == 0
+    assert printed_again(capsys.readouterr().out)[0][3:6] == ["Plum", "--revision", new]
+    assert (out / "Training" / "Plum" / "r_0_100.jpg").read_text() == "another Plum"
 
 
 def test_a_half_moved_class_is_fetched_anew(repository, tmp_path):
@@ -239,7 +318,9 @@ def test_idx_files_come_as_they_are(tiny_mnist, tmp_path, capsys):
     folder, _ = tiny_mnist
     assert cli.main(["fetch", "mnist", str(tmp_path / "out")]) == 0
     assert files(tmp_path / "out") == files(folder)
-    assert capsys.readouterr().out.splitlines()[-1].startswith(f"next: scalegan shards {tmp_path}/out data/mnist")
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == f"MNIST is in {tmp_path}/out: 4 files, sha256 as expected"
+    assert printed[-1].startswith(f"next: scalegan shards {tmp_path}/out data/mnist")
 
 
 def test_files_that_are_there_are_checked_and_not_fetched_again(tiny_mnist, tmp_path, capsys):

@@ -89,7 +89,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dataset", choices=["fruits360", *DATASETS], help="which data set")
     parser.add_argument("folder", type=Path, metavar="DIR", help="folder to put it into")
     parser.add_argument("--classes", default="", help="fruits360: names such as Kiwi,Plum, or all")
-    parser.add_argument("--revision", default="", help=f"fruits360: branch, tag or full commit ({fruits360.REVISION})")
+    parser.add_argument("--revision", default="", help=f"fruits360: branch, tag or full commit (default: {fruits360.REVISION})")
     parser.add_argument("--url", default="", help="another mirror: the repository, or the web folder that holds the files")
 
 
@@ -118,7 +118,8 @@ def run_download(dataset: Dataset, folder: Path, url: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for remote in dataset.files:
         fetch_file(remote, mirrors, folder)
-    print(f"{dataset.title} is in {folder}")
+    files = f"{len(dataset.files)} files" if len(dataset.files) > 1 else "1 file"
+    print(f"{dataset.title} is in {folder}: {files}, sha256 as expected")
     print_next(str(folder), dataset.shards)
 
 
@@ -131,12 +132,31 @@ def run_fruits360(folder: Path, classes: str, revision: str, url: str) -> None:
     training, test = (fetched.counts[split] for split in fruits360.SPLITS)
     names = f"{len(fetched.classes)} classes" if everything else ", ".join(fetched.classes)
     print(f"{names}: {training} training and {test} test images in {folder}; {fetched.bytes / 1e6:.1f} MB came")
-    print(f"revision: {fetched.commit} (--revision with this number repeats it); licence: see {folder / 'README.md'}")
+    print(f"licence: see {folder / 'README.md'}")
+    for (address, commit), there in by_origin(fetched).items():
+        if commit != fetched.commit:
+            print(
+                f"left as fetched before, from commit {commit[:12]} of {address}: {', '.join(there)}; to have them from "
+                f"{fetched.commit[:12]}, delete their folders in {folder / 'Training'} and {folder / 'Test'} first"
+            )
+        named = "all" if everything and len(there) == len(fetched.classes) else ",".join(there)
+        mirror = [] if address == fruits360.URL else ["--url", address]
+        again = ["fetch", "fruits360", "--classes", named, "--revision", commit, *mirror, str(folder)]
+        print(f"the same images again: {shlex.join(['scalegan', *again])}")
     if everything:
         print_next(str(folder), "data/fruits360")
     else:
         shards = "data/" + wanted[0].lower().replace(" ", "-") if len(wanted) == 1 else "data/fruits"
         print_next(str(folder), shards, "--classes", ",".join(fetched.classes))
+
+
+def by_origin(fetched: fruits360.Fetched) -> dict[tuple[str, str], list[str]]:
+    """(address, commit) -> the classes whose images are of it; a branch that has moved between two calls gives two."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for name in fetched.classes:
+        origin = fetched.origins[name]
+        found.setdefault((origin["url"], origin["commit"]), []).append(name)
+    return found
 
 
 def print_next(*arguments: str) -> None:

@@ -2,7 +2,8 @@
 
 A partial clone brings the list of files (a few MB for the whole data set) without any picture; a sparse checkout then
 brings the pictures of the chosen folders in one batch. The clone lives in a temporary folder and is thrown away: what
-stays is `Training/<class>/`, `Test/<class>/`, the licence, and a record of where they came from.
+stays is `Training/<class>/`, `Test/<class>/`, the licence, and a record of where they came from: a branch moves, but the
+commit that it was brings the same images again.
 """
 
 from __future__ import annotations
@@ -78,6 +79,9 @@ class Fetched:
     bytes: int
     """What was downloaded: file list and pictures, as git packs them."""
     commit: str
+    """That `revision` is now."""
+    origins: dict[str, dict[str, str]]
+    """By class, as in the record: `url`, the `revision` asked for and the `commit` that its images are of."""
 
 
 def fetch(folder: Path, classes: Sequence[str], revision: str = REVISION, url: str = URL) -> Fetched:
@@ -96,11 +100,11 @@ def fetch(folder: Path, classes: Sequence[str], revision: str = REVISION, url: s
         if missing:
             clone.check_out(missing)
             move_in(Path(temporary), folder, missing)
-            record |= {name: {"url": url, "commit": commit} for name in missing}
+            record |= {name: {"url": url, "revision": revision, "commit": commit} for name in missing}
             write_atomically(folder / RECORD, json.dumps({"classes": record}, indent=1, sort_keys=True).encode())
         size = clone.size()
     counts = {split: sum(len(list((folder / split / name).glob("*.*"))) for name in chosen) for split in SPLITS}
-    return Fetched(tuple(chosen), counts, size, commit)
+    return Fetched(tuple(chosen), counts, size, commit, {name: record[name] for name in chosen})
 
 
 def check(classes: Sequence[str], revision: str, url: str) -> None:
