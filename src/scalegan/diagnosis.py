@@ -14,7 +14,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from scalegan.config import DIFFERENCES, Config
+from scalegan.config import Config
+from scalegan.loss_config import DIFFERENCES
 from scalegan.remedies import keep_up, more_augmentation, more_penalty, rates, smaller, variety_in_class
 from scalegan.settings import read_config
 from scalegan.tracking import read_lines

@@ -16,8 +16,9 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from scalegan.config import Config, LossConfig
+from scalegan.config import Config
 from scalegan.errors import UserError
+from scalegan.loss_config import LossConfig
 from scalegan.losses import LOSSES, Loss
 
 STYLED_METHODS = ("styles", "synthesise")

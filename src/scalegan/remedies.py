@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-from scalegan.config import DIFFERENCES, Config
+from scalegan.config import Config
+from scalegan.loss_config import DIFFERENCES
 from scalegan.no_effect import set_by_hand
 
 OFTEN = 0.8

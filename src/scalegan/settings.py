@@ -21,6 +21,7 @@ from scalegan.augment_config import OFF, PIPES, AugmentConfig
 from scalegan.config import Config
 from scalegan.errors import UserError
 from scalegan.evaluation_config import EvaluationConfig
+from scalegan.loss_config import LossConfig
 from scalegan.model_config import ModelConfig
 from scalegan.run import flatten
 
@@ -34,7 +35,7 @@ TUPLES = {"betas_g", "betas_d", "power"}
 SECTIONS = {
     "data": config_module.DataConfig,
     "model": ModelConfig,
-    "loss": config_module.LossConfig,
+    "loss": LossConfig,
     "augment": AugmentConfig,
     "optim": config_module.OptimConfig,
     "ema": config_module.EmaConfig,

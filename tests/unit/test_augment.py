@@ -15,9 +15,10 @@ from scalegan import augment as module
 from scalegan import random, settings
 from scalegan.augment import NOTHING, WIDTH, Numbers, augment, gated, gates
 from scalegan.augment_config import OFF, PIPES, STRENGTHS, AugmentConfig
-from scalegan.config import BurnInConfig, Config, LossConfig
+from scalegan.config import BurnInConfig, Config
 from scalegan.draws import DataFacts
 from scalegan.errors import UserError
+from scalegan.loss_config import LossConfig
 from scalegan.steps import Draws
 from scalegan.train import check_data
 

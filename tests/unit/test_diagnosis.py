@@ -9,8 +9,9 @@ from dataclasses import replace
 import pytest
 
 from scalegan import diagnosis, settings
-from scalegan.config import AugmentConfig, Config, LossConfig, OptimConfig, TrainConfig
+from scalegan.config import AugmentConfig, Config, OptimConfig, TrainConfig
 from scalegan.diagnosis import RECENT, Record, diagnose, read_record
+from scalegan.loss_config import LossConfig
 from scalegan.run import config_text
 from scalegan.tracking import json_line
 

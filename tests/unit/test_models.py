@@ -7,8 +7,9 @@ from typing import get_args, get_type_hints
 import pytest
 import torch
 
-from scalegan.config import Config, LossConfig, TrainConfig
+from scalegan.config import Config, TrainConfig
 from scalegan.errors import UserError
+from scalegan.loss_config import LossConfig
 from scalegan.model_config import ModelConfig
 from scalegan.models import DISCRIMINATORS, GENERATORS, build_discriminator, build_generator, r3gan
 from scalegan.models.conditions import set_strength

@@ -12,10 +12,11 @@ from accelerate import Accelerator
 from tiny import make_config, make_shards
 
 from scalegan import checkpoint, cli, load_generator, own, settings, start
-from scalegan.config import Config, LossConfig
+from scalegan.config import Config
 from scalegan.data.index import Index
 from scalegan.data.loader import Batch
 from scalegan.errors import UserError
+from scalegan.loss_config import LossConfig
 from scalegan.steps import Game
 
 DOCS = Path(__file__).parents[2] / "docs" / "own_networks.md"

@@ -11,8 +11,9 @@ import pytest
 import yaml
 
 from scalegan import settings
-from scalegan.config import Config, DataConfig, LogConfig, LossConfig, OptimConfig, TrainConfig
+from scalegan.config import Config, DataConfig, LogConfig, OptimConfig, TrainConfig
 from scalegan.errors import UserError
+from scalegan.loss_config import LossConfig
 from scalegan.run import Lock, claim, differences, flatten, plain, refuse_second_writer
 
 

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from scalegan.config import AugmentConfig, Config, LossConfig, TrainConfig
+from scalegan.config import AugmentConfig, Config, TrainConfig
 from scalegan.critic import Critic
 from scalegan.errors import UserError
+from scalegan.loss_config import LossConfig
 from scalegan.model_config import ModelConfig
 from scalegan.models import build_discriminator, build_generator
 from scalegan.models.equalised import Conv2d, Linear, activate, mapping, unit_moment
