@@ -55,7 +55,7 @@ def check_statistics(option: str, network: nn.Module) -> None:
         if alone and layer.training and layer.track_running_stats:
             raise UserError(
                 f"{option}: the running statistics of its {type(layer).__name__} {name} would be others on each process: take "
-                "scalegan.models.layers.BatchNorm in its place, or one process"
+                "scalegan.models.batch_norm.BatchNorm in its place, or one process"
             )
 
 

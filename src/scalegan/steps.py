@@ -19,8 +19,8 @@ from scalegan.draws import DataFacts, Draws
 from scalegan.ema import make_ema, update_ema
 from scalegan.errors import require
 from scalegan.models import build_discriminator, build_generator, place
+from scalegan.models.batch_norm import average_running_statistics
 from scalegan.models.conditions import set_strength
-from scalegan.models.layers import average_running_statistics
 from scalegan.models.stages import freeze
 from scalegan.paths import Fakes, Maker
 from scalegan.pixels import normalise

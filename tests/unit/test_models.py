@@ -12,8 +12,9 @@ from scalegan.errors import UserError
 from scalegan.loss_config import LossConfig
 from scalegan.model_config import ModelConfig
 from scalegan.models import DISCRIMINATORS, GENERATORS, build_discriminator, build_generator, r3gan
+from scalegan.models.batch_norm import BatchNorm, ConditionalBatchNorm
 from scalegan.models.conditions import set_strength
-from scalegan.models.layers import BatchNorm, ConditionalBatchNorm, halvings
+from scalegan.models.layers import halvings
 from scalegan.schedules import class_strength
 
 SHAPES = [(3, 64, 64), (3, 100, 100), (1, 28, 28), (1, 104, 88), (1, 208, 176), (3, 33, 17), (1, 9, 300)]

@@ -203,7 +203,7 @@ def test_a_discriminator_has_to_say_whether_it_couples_samples(config, index):
 ])  # fmt: skip
 def test_running_statistics_of_one_process_alone_are_refused_on_several(layer, refused):
     Path("normed.py").write_text(
-        "from torch import nn\nfrom scalegan.models.layers import BatchNorm\nclass Normed(nn.Module):\n"
+        "from torch import nn\nfrom scalegan.models.batch_norm import BatchNorm\nclass Normed(nn.Module):\n"
         f"    def __init__(self):\n        super().__init__()\n        self.norm = {layer}\n"
     )
     network = own.network("--model.generator", "normed.Normed")()

@@ -14,7 +14,8 @@ from scalegan.ema import make_ema, update_ema
 from scalegan.errors import UserError
 from scalegan.model_config import ModelConfig
 from scalegan.models import biggan, build_discriminator, build_generator, layers, resnet
-from scalegan.models.layers import BatchNorm, ConditionalBatchNorm, SpectralNorm, normalise_weights
+from scalegan.models.batch_norm import BatchNorm, ConditionalBatchNorm
+from scalegan.models.layers import SpectralNorm, normalise_weights
 
 SMALL = {"z_dim": 9, "width": 4, "max_width": 8, "critic_width": 4, "critic_max_width": 8}
 RESNET = ModelConfig(family="resnet", **SMALL)

@@ -15,9 +15,9 @@ from scalegan import settings
 from scalegan.data.loader import Batch
 from scalegan.draws import DataFacts
 from scalegan.errors import UserError
+from scalegan.models.batch_norm import BatchNorm
 from scalegan.models.conditions import set_strength
 from scalegan.models.equalised import Linear
-from scalegan.models.layers import BatchNorm
 from scalegan.models.noise import noise_keys, normal_noise
 from scalegan.paths import DIRECTIONS
 from scalegan.pixels import normalise

@@ -16,8 +16,8 @@ from scalegan.errors import UserError
 from scalegan.loss_config import LossConfig
 from scalegan.model_config import ModelConfig
 from scalegan.models import build_discriminator, build_generator
+from scalegan.models.batch_norm import RunningMean
 from scalegan.models.equalised import Conv2d, Linear, activate, mapping, unit_moment
-from scalegan.models.layers import RunningMean
 from scalegan.models.noise import noise_keys, normal_noise
 from scalegan.models.resampling import LowPass
 from scalegan.models.stylegan2 import MinibatchStd, ModulatedConv2d, crossovers

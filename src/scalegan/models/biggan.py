@@ -18,8 +18,9 @@ from torch.nn import functional as F
 from scalegan.errors import require
 from scalegan.model_config import ModelConfig
 from scalegan.models import resnet
+from scalegan.models.batch_norm import BatchNorm, ConditionalBatchNorm
 from scalegan.models.conditions import class_embedding
-from scalegan.models.layers import BatchNorm, ConditionalBatchNorm, at_least_float32, halvings, normalise_weights, stage_widths
+from scalegan.models.layers import at_least_float32, halvings, normalise_weights, stage_widths
 
 
 class Attention(nn.Module):

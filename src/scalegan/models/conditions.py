@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scalegan.model_config import ModelConfig
-from scalegan.models.layers import BatchNorm, ConditionalBatchNorm, at_least_float32, in_float32
+from scalegan.models.batch_norm import BatchNorm, ConditionalBatchNorm
+from scalegan.models.layers import at_least_float32, in_float32
 
 
 class Judgement(NamedTuple):

@@ -13,8 +13,19 @@ import torch
 from torch import Tensor, nn
 
 from scalegan.model_config import ModelConfig
+from scalegan.models.batch_norm import BatchNorm, ConditionalBatchNorm
 from scalegan.models.conditions import ClassHead, Judgement, batch_norm, class_input
-from scalegan.models.layers import BatchNorm, at_least_float32, halvings, in_float32, normalise_weights, start_dcgan
+from scalegan.models.layers import at_least_float32, halvings, in_float32, normalise_weights
+
+
+def start_dcgan(module: nn.Module) -> None:
+    """N(0, 0.02) for weights, N(1, 0.02) for the scale of a normalisation (Radford et al. 2015, section 4)."""
+    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+        nn.init.normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, BatchNorm) and not isinstance(module, ConditionalBatchNorm):
+        nn.init.normal_(module.weight, mean=1.0, std=0.02)
 
 
 class Upsample(nn.Module):

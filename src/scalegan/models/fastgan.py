@@ -17,19 +17,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scalegan.model_config import ModelConfig
+from scalegan.models.batch_norm import BatchNorm, Norm, critic_normalisation
 from scalegan.models.conditions import ClassHead, Judgement, class_input
-from scalegan.models.layers import (
-    BatchNorm,
-    Halve,
-    Norm,
-    Slope,
-    at_least_float32,
-    critic_normalisation,
-    halvings,
-    in_float32,
-    normalise_weights,
-    start_dcgan,
-)
+from scalegan.models.dcgan import start_dcgan
+from scalegan.models.layers import Halve, Slope, at_least_float32, halvings, in_float32, normalise_weights
 from scalegan.models.noise import noise_keys, normal_noise
 from scalegan.models.resize import Resize, area
 

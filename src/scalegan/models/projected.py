@@ -18,16 +18,10 @@ from torch.nn import functional as F
 from scalegan.evaluation.lite0 import Backbone
 from scalegan.evaluation.weights import LITE0_SHA256, lite0_path, read_checked
 from scalegan.model_config import ModelConfig
+from scalegan.models.batch_norm import Norm, critic_normalisation
 from scalegan.models.conditions import ClassHead, Judgement
-from scalegan.models.layers import (
-    Halve,
-    Norm,
-    Slope,
-    critic_normalisation,
-    in_float32,
-    normalise_weights,
-    start_dcgan,
-)
+from scalegan.models.dcgan import start_dcgan
+from scalegan.models.layers import Halve, Slope, in_float32, normalise_weights
 from scalegan.models.resize import Resize, linear
 
 STAGES = {1: 24, 2: 40, 4: 112, 6: 320}

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scalegan.model_config import ModelConfig
+from scalegan.models.batch_norm import BatchNorm
 from scalegan.models.conditions import ClassHead, Judgement, batch_norm, class_input
-from scalegan.models.layers import BatchNorm, at_least_float32, halvings, in_float32, normalise_weights, stage_widths
+from scalegan.models.layers import at_least_float32, halvings, in_float32, normalise_weights, stage_widths
 
 
 class UpBlock(nn.Module):

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scalegan.model_config import ModelConfig
+from scalegan.models.batch_norm import RunningMean
 from scalegan.models.conditions import ClassHead, Judgement, class_embedding
 from scalegan.models.equalised import Conv2d, Linear, activate, mapping, unit_moment
-from scalegan.models.layers import RunningMean, at_least_float32, halvings, stage_widths
+from scalegan.models.layers import at_least_float32, halvings, stage_widths
 from scalegan.models.noise import noise_keys, normal_noise
 from scalegan.models.resampling import LowPass
 
