@@ -12,6 +12,7 @@ from tiny import make_config, make_shards
 
 from scalegan import best, checkpoint, cli, outputs
 from scalegan.config import Config
+from scalegan.cut_down import cut_config
 from scalegan.data.index import Index
 from scalegan.distributed import make_accelerator
 from scalegan.errors import UserError
@@ -27,7 +28,6 @@ from scalegan.status import record_line
 from scalegan.tracking import json_line
 from scalegan.train import check_data
 from scalegan.trainer import Trainer
-from scalegan.trial import cut_config
 
 PRECISION = EvaluationConfig(metrics="prdc,ssim", best="precision")
 

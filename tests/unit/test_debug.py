@@ -12,12 +12,13 @@ from tiny import make_config, make_shards
 
 from scalegan import checkpoint, settings, steps
 from scalegan.config import Config
+from scalegan.cut_down import IMAGES, cut_config, cut_index
 from scalegan.data.index import Index, read_index
 from scalegan.debug import debug, try_all
 from scalegan.errors import UserError
 from scalegan.model_config import ModelConfig
 from scalegan.random import normal
-from scalegan.trial import IMAGES, Fault, Part, Trial, cut_config, cut_index
+from scalegan.trial import Fault, Part, Trial
 
 PARTS = ["shards", "networks", "critic step", "generator step", "average", "sample grid", "evaluation", "checkpoint", "resume"]
 
