@@ -162,7 +162,7 @@ def of_run(
     network = own.network("--generator", args.generator)
     found = choose(Path(args.source), run_dir, args.checkpoint)
     against = sides.reference(args.against, args.window, team) if args.against else sides.trained_on(found[0])
-    held_out = sides.held_out_of(args.held_out, args.window, against, team)
+    held_out = sides.held_out_given(args.held_out, args.window, against, team)
     extractor = own_extractor(args, device)
     left_out, without = 0, ""
     for checkpoint in found:
@@ -206,7 +206,7 @@ def of_images(
     if isinstance(against, Index):
         against = sides.in_colour(against, index)
     extractor = own_extractor(args, device)
-    held_out = sides.held_out_of(args.held_out, args.window, against, team)
+    held_out = sides.held_out_given(args.held_out, args.window, against, team)
     config = overridden(EvaluationConfig(samples=max(2, index.samples)), args)
     if isinstance(against, statistics_file.Statistics):
         config = statistics_file.without_images(config)

@@ -142,7 +142,7 @@ def kind_of_held_out(given: str) -> Kind | None:
     return kind
 
 
-def held_out_of(given: str, window: str, against: Index | Statistics, team: Team) -> Index | None:
+def held_out_given(given: str, window: str, against: Index | Statistics, team: Team) -> Index | None:
     """The images that `--held-out` names. Raises `UserError`."""
     kind = kind_of_held_out(given)
     return in_colour(images_of(given, kind, window, team), against) if kind else None
