@@ -13,7 +13,15 @@ from scalegan.config import Config
 from scalegan.data.held_out import held_out_of, read_held_out
 from scalegan.data.index import Index, read_index
 from scalegan.errors import MachineError, UserError
-from scalegan.evaluation.names import CELL_MINIMUM, FIGURES, METRICS, WIDTHS, check_counts, check_probabilities
+from scalegan.evaluation.names import (
+    CELL_MINIMUM,
+    FIGURES,
+    METRICS,
+    WIDTHS,
+    check_class_count,
+    check_counts,
+    check_probabilities,
+)
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -131,6 +139,7 @@ def check_evaluation(config: Config, index: Index) -> None:
             f"metric {by_class[0]} needs a generator that is told the class: set --model.conditional true, or take it out of "
             "evaluation.metrics"
         )
+    check_class_count(wanted, len(index.classes))
     rare = {name: count for name, count in zip(index.classes, index.class_counts, strict=True) if count < 2}
     if by_class and rare:
         name = next(iter(rare))

@@ -120,6 +120,14 @@ def test_a_class_of_one_image_is_told_before_training(tmp_path):
     check_data(replace(config, evaluation=replace(config.evaluation, metrics="ssim")), index)
 
 
+def test_accuracy_among_one_class_is_told_before_training(tmp_path):
+    index = make_shards(tmp_path / "shards", classes=("a",))
+    config = make_config(Path(index.root), tmp_path / "run", model={"conditional": True}, evaluation={"metrics": "accuracy"})
+    with pytest.raises(UserError, match="metric accuracy needs 2 classes and there are 1: take it out of"):
+        check_data(config, index)
+    check_data(replace(config, evaluation=replace(config.evaluation, metrics="per_class")), index)
+
+
 def test_the_smallest_sides_are_those_of_the_metrics_themselves():
     for figure, fits in (("ssim_max", measurable), ("ms_ssim_max", scales)):
         side = FIGURES[figure].side

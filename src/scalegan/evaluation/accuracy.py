@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from scalegan.errors import UserError
+from scalegan.evaluation.names import check_class_count
 from scalegan.evaluation.pairs import LabelledMetric, Side
 
 RIDGE = 1.0
@@ -42,8 +43,7 @@ class ClassAccuracy(LabelledMetric):
 
     def __init__(self, classes: tuple[str, ...]) -> None:
         super().__init__(classes)
-        if len(classes) < 2:
-            raise UserError(f"metric accuracy needs 2 classes and there are {len(classes)}: take it out of evaluation.metrics")
+        check_class_count(["accuracy"], len(classes))
 
     def update(  # type: ignore[override]
         self, features: Tensor, labels: Tensor, side: str, indices: Tensor | None = None

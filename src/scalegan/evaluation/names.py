@@ -33,8 +33,8 @@ class Metric:
     real: int = 2
     features: bool = True
     """Needs the features themselves, so that the real images are looked at in every evaluation, not once a run."""
-    classes: bool = False
-    """Goes by class: needs 2 real and 2 generated images of each."""
+    classes: int = 0
+    """Goes by class: needs as many classes at least, and 2 real and 2 generated images of each."""
     held_out: bool = False
     """Looks at held-out images too."""
     statistics: bool = False
@@ -51,8 +51,8 @@ METRICS = {
     "kid": Metric(3, 3),
     "kid_subsets": Metric(SUBSET, SUBSET),
     "prdc": Metric(NEIGHBOURS + 1, NEIGHBOURS + 1),
-    "per_class": Metric(classes=True),
-    "accuracy": Metric(classes=True, held_out=True),
+    "per_class": Metric(classes=1),
+    "accuracy": Metric(classes=2, held_out=True),
     "inception_score": Metric(generated=2 * INCEPTION_SPLITS, features=False, statistics=True),
     "memorisation": Metric(generated=CELL_MINIMUM, held_out=True),
 }
@@ -120,6 +120,14 @@ def check_counts(names: Iterable[str], generated: int, real: int, width: int | N
                 f"metric {name} needs {needs.real} real images and {real} are compared: "
                 f"compare more, or take {name} out of evaluation.metrics"
             )
+
+
+def check_class_count(names: Iterable[str], classes: int) -> None:
+    """Raises `UserError` where a metric needs more classes than there are."""
+    for name in names:
+        least = METRICS[name].classes
+        if classes < least:
+            raise UserError(f"metric {name} needs {least} classes and there are {classes}: take it out of evaluation.metrics")
 
 
 def check_probabilities(names: Iterable[str], extractor: str) -> None:
