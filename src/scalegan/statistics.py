@@ -112,13 +112,9 @@ class Statistics:
     def restore(self, state: dict[str, Tensor], rank: int, processes: int) -> None:
         """Each process takes its own sums; where their number has changed, each the mean, which has the same total."""
         sums = state["sums"]
-        # Older checkpoints have no diversity of the generator.
-        there = [name != "diversity/G" or sums.shape[1] == len(self.NAMES) for name in self.NAMES]
-        self.sums[there] = (sums[rank] if len(sums) == processes else sums.mean(0)).to(self.sums)
-        self.counts[there] = state["counts"]
-        self.row.copy_(state["row"])
-        self.longest.copy_(state.get("longest", state["row"]))  # which older checkpoints have not
-        self.reached.copy_(state.get("reached", torch.zeros(2, 2)))  # nor this
-        # Where the limit was higher, or nobody kept where a row got to it, the next skipped step does.
+        self.sums.copy_(sums[rank] if len(sums) == processes else sums.mean(0))
+        for name in ("counts", "row", "longest", "reached"):
+            getattr(self, name).copy_(state[name])
+        # Where the limit was higher, the next skipped step gets to it.
         for rows in (self.row, self.longest):
             rows.copy_(torch.where(self.reached[:, 0] > 0, rows, rows.clamp(max=self.limit - 1)))

@@ -130,16 +130,11 @@ def test_where_a_row_got_to_the_limit_is_known_after_a_restart():
     assert again.too_many() == (8 * 2, 1, 202)
 
 
-@pytest.mark.parametrize("older", [True, False])
-def test_a_row_that_is_too_long_by_now_is_told_with_its_next_step(older):
-    """The limit was lowered, or nobody kept where the row got to it."""
+def test_a_row_that_is_too_long_since_the_limit_was_lowered_is_told_with_its_next_step():
     kept, again = make(limit=9), make(limit=3)
     for number in range(1, 6):
         add(kept, number, d_skipped=1)
-    state = kept.state()
-    if older:
-        del state["reached"]
-    again.restore(state, 0, 1)
+    again.restore(kept.state(), 0, 1)
     assert again.read()[1] == 2
     add(again, 6, d_skipped=1)
     assert again.read()[1] == 3
@@ -186,26 +181,6 @@ def test_a_restart_between_two_readings_changes_no_mean():
         if number == 2:
             second.restore(first.state(), 0, 1)
     assert second.read() == unbroken.read()
-
-
-def test_a_state_of_before_the_longest_row_was_kept_is_taken_up():
-    kept, again = make(), make()
-    add(kept, 1, d_skipped=1)
-    state = kept.state()
-    del state["longest"]
-    again.restore(state, 0, 1)
-    assert again.read()[1] == 1
-
-
-def test_a_state_of_before_diversity_was_rewarded_is_taken_up():
-    kept, again, place = make(), make(), Statistics.NAMES.index("diversity/G")
-    add(kept, 1)
-    state, expected = kept.state(), kept.read()
-    state["sums"], state["counts"] = (
-        torch.cat([state[name][..., :place], state[name][..., place + 1 :]], dim=-1) for name in ("sums", "counts")
-    )
-    again.restore(state, 0, 1)
-    assert again.read() == expected
 
 
 def test_a_saved_state_stays_as_it_was_saved():
