@@ -125,7 +125,7 @@ def test_the_record_and_the_licence_are_no_images_to_shards(repository, tmp_path
     fruits360.fetch(tmp_path / "f", ["Plum", "Pear"], url=repository.as_uri())
     source = open_source(Request(str(tmp_path / "f")))
     assert (source.kind, source.classes, source.count) == ("folders", ("Pear", "Plum"), 2 * FILES["Training"])
-    assert source.notes[0] == "3 other files were left alone"
+    assert source.notes[0] == "other files left alone: 3"
 
 
 @pytest.fixture

@@ -102,10 +102,14 @@ def test_slices_of_one_volume_that_were_shards_before_stay_told(tmp_path: Path) 
 
 def test_the_summary_says_what_was_held_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["shards", str(fruits(tmp_path / "fruit")), str(tmp_path / "s")]) == 0
-    assert f"held out: 6 images of the test split, in {tmp_path / 's' / 'held_out'}" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"held out: 6 images of the test split, in {tmp_path / 's' / 'held_out'}" in said
+    assert "not among them" not in said
     assert cli.main(["shards", str(tmp_path / "fruit"), str(tmp_path / "none"), "--hold-out", "0"]) == 0
     assert "held out" not in (said := capsys.readouterr().out)
-    assert "6 images outside Training are not among them" in said
+    assert "note: 6 images outside the split train are not among them (--split chooses)" in said
+    assert cli.main(["shards", str(tmp_path / "fruit"), str(tmp_path / "plum"), "--hold-out", "0", "--classes", "Plum"]) == 0
+    assert "note: 3 images outside the split train are not among them" in capsys.readouterr().out
     assert not (tmp_path / "none" / "held_out").exists()
 
 

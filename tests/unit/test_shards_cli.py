@@ -177,7 +177,7 @@ def test_the_summary_says_what_was_written(tmp_path: Path, capsys: pytest.Captur
     out, err = capsys.readouterr()
     assert "18 images, 10x12 (height x width), colour, 1 shard, 0.0 MB" in out
     assert "classes: kiwi 6, pear 6, plum 6" in out
-    assert "note: 1 other files were left alone" in out
+    assert "note: other files left alone: 1" in out
     assert str(tmp_path / "s/contact.png") in out
     assert err == ""
 

@@ -157,7 +157,7 @@ def test_files_without_suffix_and_reports_among_them(tmp_path: Path) -> None:
     write(tmp_path / "report.dcm", report)
     (tmp_path / "notes.txt").write_text("nothing")
     np.testing.assert_array_equal(all_of(tmp_path), pixels)
-    assert opened(tmp_path)[2].notes == ("1 files without an image were left alone",)
+    assert opened(tmp_path)[2].notes == ("files without an image left alone: 1",)
 
 
 def test_a_scout_in_another_direction_is_a_stack_of_its_own(tmp_path: Path) -> None:

@@ -44,8 +44,8 @@ def test_fruits360_is_read_as_it_comes(tmp_path: Path) -> None:
     assert source.details == {"split": "train"}
     assert source.count == len(images) == 12
     assert all("Training" in image.name for image in images)
-    assert "1 other files were left alone" in source.notes
-    assert "12 images outside Training are not among them (--split chooses)" in source.notes
+    assert "other files left alone: 1" in source.notes
+    assert source.outside == 12
 
 
 @pytest.mark.parametrize(("split", "count"), [("Training", 12), ("train", 12), ("Test", 12), ("test", 12), ("all", 24)])
@@ -76,7 +76,9 @@ def test_further_folders_beside_the_splits_are_left_out(tmp_path: Path) -> None:
     save(fruits(tmp_path) / "test-multiple_fruits/mango.jpg", photo())
     _, _, source = opened(tmp_path)
     assert source.count == 12
-    assert "13 images outside Training are not among them (--split chooses)" in source.notes
+    assert source.outside == 13
+    _, _, source = opened(tmp_path, classes=("Kiwi",))
+    assert (source.count, source.outside) == (4, 4)
 
 
 def test_a_class_may_be_called_test(tmp_path: Path) -> None:

@@ -158,6 +158,9 @@ def write(args: argparse.Namespace) -> tuple[Index, list[str]]:
         hints.append(f"{transparent} images had transparency: it was laid over white")
     if hint and "held_out_note" not in index.details:
         hints.append(hint)
+    left_out = source.outside - (split.count if split is not None else 0)
+    if left_out > 0:
+        hints.append(f"{left_out} images outside the split {source.details['split']} are not among them (--split chooses)")
     return index, summary(index, held_out, out, source, hints)
 
 

@@ -92,6 +92,8 @@ class Source:
     details: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     """Sentences for the printed summary."""
+    outside: int = 0
+    """Images of these classes that lie outside the folders of the split."""
     held_out: str = ""
     """Folder of shards that were kept out of these, where it is shards that are read."""
 

@@ -240,7 +240,7 @@ def dicom(request: Request) -> Source:
         for files, label in zip(series, labels, strict=True)
         if label >= 0 or not classes
     ]
-    notes = (f"{others} files without an image were left alone",) if others else ()
+    notes = (f"files without an image left alone: {others}",) if others else ()
     return Source("dicom", tasks, len(tasks), "volumes", classes, "pad", cut.details(), notes)
 
 

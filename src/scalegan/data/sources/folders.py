@@ -75,12 +75,14 @@ class Layout:
     split: str | None
     """`train`, `test`, `val`, `all`, or None where there are no splits."""
     notes: tuple[str, ...] = ()
+    outside: tuple[str, ...] = ()
+    """Images that are not of the split, without `prefix`: `Test/Kiwi/1.jpg`."""
 
 
 def read_layout(request: Request, folder: Path) -> Layout:
     """Find `Training/`, `test/` and the like, and keep the images of the split that is asked for."""
     images, others = images_below(folder)
-    notes = [f"{others} other files were left alone"] if others else []
+    notes = (f"other files left alone: {others}",) if others else ()
     prefix = _wrapper(images)
     rest = {name: name.removeprefix(prefix) for name in images}
     tops = {name.split("/", 1)[0] for name in rest.values() if "/" in name}
@@ -88,15 +90,12 @@ def read_layout(request: Request, folder: Path) -> Layout:
     if not splits or (request.split is None and not _are_splits(splits, tops, rest.values())):
         if request.split is not None:
             raise UserError(f"--split {request.split}: {folder / prefix} has no folders Training and Test: leave it out")
-        return Layout(rest, prefix, None, tuple(notes))
+        return Layout(rest, prefix, None, notes)
     where = f"{folder / prefix} ({', '.join(splits)})"
     split = wanted_split(request, sorted(set(splits.values())), where)
     chosen = [top for top, name in splits.items() if split in ("all", name)]
     kept = {name: below.split("/", 1)[1] for name, below in rest.items() if "/" in below and below.split("/", 1)[0] in chosen}
-    left = len(rest) - len(kept)
-    if left:
-        notes.append(f"{left} images outside {' and '.join(chosen)} are not among them (--split chooses)")
-    return Layout(kept, prefix, split, tuple(notes))
+    return Layout(kept, prefix, split, notes, tuple(below for name, below in rest.items() if name not in kept))
 
 
 def _are_splits(splits: dict[str, str], tops: set[str], names: Iterable[str]) -> bool:
@@ -138,10 +137,22 @@ def class_folders(request: Request) -> Source:
     number = {name: label for label, name in enumerate(classes)}
     names = [name for name in layout.images if class_of[name] in number]
     labels = [number[class_of[name]] for name in names]
-    details = {"split": layout.split} if layout.split else {}
+    outside = [below for below in layout.outside if not request.classes or _class_outside(below) in number]
     return Source(
-        "folders", file_tasks(folder, names, labels), len(names), classes=classes, details=details, notes=layout.notes
+        "folders",
+        file_tasks(folder, names, labels),
+        len(names),
+        classes=classes,
+        details={"split": layout.split} if layout.split else {},
+        notes=layout.notes,
+        outside=len(outside),
     )
+
+
+def _class_outside(below: str) -> str | None:
+    """The class of an image in the folder of another split."""
+    parts = below.split("/")
+    return parts[1] if len(parts) > 2 else None
 
 
 def flat_folder(request: Request) -> Source:
@@ -150,19 +161,20 @@ def flat_folder(request: Request) -> Source:
     folder = request.folder
     if folder:
         layout = read_layout(request, folder)
-        names, split, notes = list(layout.images), layout.split, layout.notes
+        names, split, notes, outside = list(layout.images), layout.split, layout.notes, len(layout.outside)
         short = [name.removeprefix(layout.prefix) for name in names]
     else:
         request.refuse("single files", "split")
         names = [str(path) for path in request.files if is_image(path.name)]
-        short, split, notes = [Path(name).name for name in names], None, ()
+        short, split, notes, outside = [Path(name).name for name in names], None, (), 0
         if not names:
             raise UserError(f"{request.path} names no images: check the path")
     classes, labels = csv_labels(request, names, short)
     kept = [(name, label) for name, label in zip(names, labels, strict=True) if label >= 0 or not classes]
     names, labels = [name for name, _ in kept], [label for _, label in kept]
     details = {"split": split} if split else {}
-    return Source("flat", file_tasks(folder or "", names, labels), len(names), classes=classes, details=details, notes=notes)
+    tasks = file_tasks(folder or "", names, labels)
+    return Source("flat", tasks, len(names), classes=classes, details=details, notes=notes, outside=outside)
 
 
 def csv_labels(request: Request, names: Sequence[str], short: Sequence[str]) -> tuple[tuple[str, ...], list[int]]:
