@@ -219,7 +219,11 @@ class Comparison:
         if made.shape != shape:
             own, held = ("x".join(map(str, s)) for s in (made.shape, shape))
             who = "the generator makes" if "checkpoint" in made.facts else f"{made.facts['images']} holds"
-            raise UserError(f"{who} {own} images and {against.root} holds {held}: give images of one size")
+            channels, height, width = made.shape
+            options = [f"--size {height}x{width}"] if (height, width) != shape[1:] else []
+            options += [f"--channels {channels}"] if channels != shape[0] else []
+            alike = f"`scalegan shards {against.root} DIR {' '.join(options)}`"
+            raise UserError(f"{who} {own} images and {against.root} holds {held}: give --against the DIR that {alike} writes")
         check_classes(made, against, self.config)
         record = evaluate(
             made.sample,
