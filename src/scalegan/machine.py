@@ -109,7 +109,7 @@ def threads() -> Iterator[Finding]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     processes = number("LOCAL_WORLD_SIZE") or 1
     each = torch.get_num_threads()
-    text = f"{cores} cores for {processes} process{'es' * (processes > 1)} of {each} threads"
+    text = f"{cores} cores for {processes} process{'es' * (processes > 1)} of {each} thread{'s' * (each > 1)}"
     if processes * each > cores:
         yield warn("threads", f"{text}: they wait for each other; export OMP_NUM_THREADS={max(1, cores // processes)}")
     else:

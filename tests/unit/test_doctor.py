@@ -69,6 +69,11 @@ def test_more_threads_than_cores_is_a_warning(monkeypatch):
     assert "export OMP_NUM_THREADS=1" in only(machine.threads(), "warn")
 
 
+def test_one_thread_is_no_threads(monkeypatch):
+    monkeypatch.setattr("torch.get_num_threads", lambda: 1)
+    assert only(machine.threads(), "ok").endswith("cores for 1 process of 1 thread")
+
+
 def test_small_limits_are_warnings(monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(64e6, 0, 64e6))
     monkeypatch.setattr(resource, "getrlimit", lambda what: (256, 256))
