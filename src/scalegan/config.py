@@ -157,6 +157,8 @@ class TrainConfig:
     """`auto` takes the GPU where there is one; `cuda` without a GPU is an error."""
     compile: bool = False
     """Compile the generator and the critic with its penalties by `torch.compile`: minutes at the start, faster steps after."""
+    cuda_graphs: bool = False
+    """Record what was compiled as CUDA graphs, so that small networks and batches do not wait for the host."""
     deterministic: bool = False
     """Bit-exact repeats on CUDA, slower. The CPU repeats exactly anyway."""
     nonfinite_limit: int = 20
@@ -168,6 +170,10 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("images", "batch", "accumulate", "nonfinite_limit"):
             require(getattr(self, name) >= 1, f"train.{name} is {getattr(self, name)}: give at least 1")
+        require(
+            self.compile or not self.cuda_graphs,
+            "train.cuda_graphs records what train.compile has compiled: set --train.compile true, or --train.cuda_graphs false",
+        )
         require(self.hang_minutes >= 0, f"train.hang_minutes is {self.hang_minutes}: give 0 or more")
 
 

@@ -50,6 +50,8 @@ def check_device(train: TrainConfig) -> bool:
     cpu = train.device == "cpu" or not torch.cuda.is_available()
     if cpu and train.precision == "fp16":
         raise UserError("train.precision fp16 needs a GPU: use --train.precision bf16 or fp32")
+    if cpu and train.cuda_graphs:
+        raise UserError("train.cuda_graphs needs a GPU, and here it is the CPU that trains: use --train.cuda_graphs false")
     return cpu
 
 

@@ -19,7 +19,7 @@ from scalegan.draws import DataFacts, Draws
 from scalegan.ema import make_ema, update_ema
 from scalegan.errors import require
 from scalegan.models import build_discriminator, build_generator, place
-from scalegan.models.batch_norm import average_running_statistics
+from scalegan.models.batch_norm import average_running_statistics, spans_processes
 from scalegan.models.conditions import set_strength
 from scalegan.models.stages import freeze
 from scalegan.paths import Fakes, Maker
@@ -65,8 +65,14 @@ class Game:
         self.powers = {std: make_ema(generator) for std in config.ema.power}
         if config.train.compile:
             # In place, and before DDP: it then sees ordinary modules, whose gradients it reduces as they come.
-            generator.compile(dynamic=False)
-            critic.compile(dynamic=False)
+            mode = "reduce-overhead" if config.train.cuda_graphs else None
+            generator.compile(dynamic=False, mode=mode)
+            critic.compile(dynamic=False, mode=mode)
+        require(
+            not config.train.cuda_graphs or not spans_processes(generator, critic, images=self.draws.count),
+            f"train.cuda_graphs records each network by itself, and a batch norm over {accelerator.num_processes} processes "
+            f"waits for the others inside of it: set --model.norm_group {self.draws.count}, or --train.cuda_graphs false",
+        )
         couples_samples: bool = critic.discriminator.couples_samples  # type: ignore[assignment]
         group = config.model.critic_group
         self.scored_apart = couples_samples and (not group or self.draws.count % group > 0)
@@ -104,6 +110,7 @@ class Game:
         penalised = config.penalised and self._number(images_seen) % config.penalty_every == 0
         values = Values()
         for round_, real in enumerate(map(self.told, reals)):
+            self._reuse_graphs()
             first = self.draws.first(images_seen, round_)
             with torch.no_grad():
                 labels = real.labels if self.loss.paired else self.draws.labels("d", first)
@@ -113,7 +120,7 @@ class Game:
                 adversarial = self.loss.critic(ours.logits, theirs.logits)
                 auxiliary = self._auxiliary(ours, now)
                 loss = adversarial + sum(auxiliary.values()) + config.penalty_every * sum(penalties.values())
-                self.accelerator.backward(loss / self.rounds)
+                self._backward(loss, round_, self.critic)
             self.adaptive.see(ours.logits)
             right_real, right_fake = self.loss.accuracy(ours.logits, theirs.logits)
             values.add({
@@ -146,6 +153,7 @@ class Game:
         self.opt_g.zero_grad()
         self.bare_critic.requires_grad_(False)
         for round_, real in enumerate(map(self.told, reals)):
+            self._reuse_graphs()
             first = self.draws.first(images_seen, round_)
             labels = real.labels if self.loss.paired else self.draws.labels("g", first)
             with self._reduced_in_last(round_, self.generator):
@@ -166,7 +174,7 @@ class Game:
                     path, lengths = losses.path_length(fakes.steepness, self.maker.typical, now.penalty * config.path_weight)
                     loss = loss + config.path_every * path
                     values.add({"path": path, "path_length": lengths.mean()})
-                self.accelerator.backward(loss / self.rounds)
+                self._backward(loss, round_, self.generator)
             values.add({"loss/G": adversarial, **{f"{name}/G": value for name, value in auxiliary.items()}})
         for parameter in self.learning:
             parameter.requires_grad_(True)
@@ -249,6 +257,24 @@ class Game:
             penalties["gp"] = losses.gradient_penalty(scores.steepness, now.penalty * config.gp_weight, config.gp_centre)
         return ours, theirs, penalties
 
+    def _reuse_graphs(self) -> None:
+        """A round begins, and CUDA graphs may overwrite what networks gave in the one before: nothing of it is held any more.
+
+        Not left to torch, which would take the critic's call for a new round, as nothing waits for a backward pass of the fakes
+        that the critic is about to see.
+        """
+        if self.config.train.cuda_graphs:
+            torch.compiler.cudagraph_mark_step_begin()
+
+    def _backward(self, loss: Tensor, round_: int, network: nn.Module) -> None:
+        """Add the gradients of a round to those of the step."""
+        self.accelerator.backward(loss / self.rounds)
+        if self.config.train.cuda_graphs and round_ == 0 < self.rounds - 1:
+            # They lie where the graph left them, which the next round overwrites. It adds to these copies in place.
+            for parameter in network.parameters():
+                if parameter.grad is not None:
+                    parameter.grad = parameter.grad.clone()
+
     def _reduced_in_last(self, round_: int, network: nn.Module) -> AbstractContextManager[None]:
         """Gradients add up on each process and are reduced over processes in the last round of a step."""
         return nullcontext() if round_ == self.rounds - 1 else self.accelerator.no_sync(network)
@@ -284,6 +310,7 @@ class Game:
         """
         if self.accelerator.num_processes == 1:
             return
+        self._reuse_graphs()
         buffers = [(b, b.clone()) for network in (self.bare_generator, self.bare_critic) for b in network.buffers()]
         count = self.draws.count  # of as many images as a step has, so that what is compiled for them serves it
         made = 2 * count if self.config.loss.diversity_weight else count

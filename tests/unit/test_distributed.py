@@ -63,6 +63,14 @@ def test_fp16_on_the_cpu_is_refused():
         make_accelerator(TrainConfig(device="cpu", precision="fp16"))
 
 
+@pytest.mark.parametrize(
+    "device", ["cpu", pytest.param("auto", marks=pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU"))]
+)
+def test_cuda_graphs_on_the_cpu_are_refused(device):
+    with pytest.raises(UserError, match=r"^train.cuda_graphs needs a GPU, .*: use --train.cuda_graphs false$"):
+        make_accelerator(TrainConfig(device=device, precision="fp32", compile=True, cuda_graphs=True))
+
+
 def test_auto_is_bf16_where_the_hardware_has_it(monkeypatch):
     config = Config(train=TrainConfig(device="cpu"))
     for there, precision in ((True, "bf16"), (False, "fp32")):

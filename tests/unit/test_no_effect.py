@@ -104,9 +104,9 @@ ALWAYS = {
 BY_THEIR_SECTION = {
     *(f"model.{name}" for name in (*FIELDS_OF, "class_head", "class_via", "class_start", "class_ramp")),
     *(f"burn_in.{name}" for name in ("lr", "gamma", "half_life", "augment", "beta2")),
-    "augment.pipe", "augment.target", "optim.freeze_critic", "evaluation.resize",
+    "augment.pipe", "augment.target", "optim.freeze_critic", "evaluation.resize", "train.cuda_graphs",
 }  # fmt: skip
-"""Settings that `ModelConfig`, `BurnInConfig`, `AugmentConfig`, `EvaluationConfig` or `Config.check` refuse alone."""
+"""Settings that their section (`ModelConfig`, `BurnInConfig`, `AugmentConfig`, ...) or `Config.check` refuses alone."""
 
 
 def images(channels: int = 3, height: int = 64, width: int = 64) -> Index:

@@ -220,6 +220,12 @@ class RunningMean(nn.Module):
         move(self.mean, values.mean(0), weight)
 
 
+def spans_processes(*networks: nn.Module, images: int) -> bool:
+    """Whether a batch norm in them takes images of other processes beside the `images` that this one holds."""
+    norms = [m for network in networks for m in network.modules() if isinstance(m, BatchNorm)]
+    return any(norm._share(images) is not None for norm in norms)
+
+
 @torch.no_grad()
 def average_running_statistics(network: nn.Module) -> None:
     """Each process has kept those of its own images: the mean is that of all, as every step of them is linear."""
