@@ -36,6 +36,7 @@ TOY_R3GAN = {  # no normalisation, which in a DCGAN keeps the images of a batch 
     "model.critic_max_width": 8,
 }
 FREE = {"loss.r1_gamma": 0.0}
+OTHER_FAMILY = {"model.critic_norm": "auto", "model.init": "dcgan"}
 FAILING = {
     # 16 images, shown again and again to a critic that is free to remember them.
     "discriminator overfitting": (160, FREE | {"optim.lr_d": 4e-3, "model.critic_width": 16}),
@@ -58,8 +59,17 @@ HEALTHY = {
     "hinge and spectral norm": (400, FREE | {"model.critic_norm": "spectral", "loss.name": "hinge"}),
     "told the class": (400, {"model.conditional": True}),
     "Wasserstein": (400, FREE | {"loss.name": "wasserstein", "loss.gp_weight": 10.0}),
-}
-QUICK = ("R1", "told the class")
+    "resnet": (200, FREE | OTHER_FAMILY | {"model.family": "resnet", "loss.name": "hinge"}),
+    "biggan": (200, FREE | OTHER_FAMILY | {"model.family": "biggan", "loss.name": "hinge"}),
+    "fastgan": (200, FREE | OTHER_FAMILY | {"model.family": "fastgan", "loss.name": "hinge"}),
+    "stylegan2": (160, OTHER_FAMILY | {"model.family": "stylegan2", "model.map_layers": 2}),
+    "r3gan": (
+        200,
+        TOY_R3GAN | {"model.group_width": 4, "model.max_width": 16, "model.critic_max_width": 16, "loss.name": "relativistic"}
+        | {"loss.r2_gamma": 0.1},
+    ),
+}  # fmt: skip
+QUICK = ("R1", "told the class", "resnet", "fastgan", "stylegan2", "r3gan")
 
 
 @pytest.fixture(scope="module")
