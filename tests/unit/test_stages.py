@@ -12,6 +12,7 @@ from scalegan.models import build_discriminator
 from scalegan.models.stages import freeze, stages
 
 DCGAN = ModelConfig(critic_width=4, critic_max_width=16)
+PROJECTED = replace(DCGAN, critic_family="projected", backbone_size=32)
 R3GAN = ModelConfig(family="r3gan", width=8, max_width=16, critic_width=8, critic_max_width=16, group_width=4)
 FAMILIES = {
     "dcgan": DCGAN,
@@ -20,6 +21,8 @@ FAMILIES = {
     "biggan": replace(DCGAN, family="biggan"),
     "fastgan": replace(DCGAN, family="fastgan"),
     "stylegan2": replace(DCGAN, family="stylegan2", std_group=2),
+    "projected": PROJECTED,
+    "projected, conditional": replace(PROJECTED, conditional=True),
     "r3gan": R3GAN,
     "r3gan, conditional": replace(R3GAN, conditional=True),
 }
