@@ -48,6 +48,8 @@ class DataConfig:
     held_out: str = ""
     """Folder of shards that are never trained on: how the critic scores them tells whether it knows the training images by
     heart. Empty takes those that `scalegan shards` kept beside `path`, such as the test split; `none` is none."""
+    mirror: bool = False
+    """Show every second real image with left and right exchanged, as if each were there twice; the generator learns both."""
 
     def __post_init__(self) -> None:
         require(self.streams >= 1, f"data.streams is {self.streams}: give at least 1")
@@ -295,6 +297,8 @@ class Config:
         data = {name: fields["data"][name] for name in ("order", "on_error")}
         if self.data.order == "blocks":
             data |= {name: fields["data"][name] for name in ("streams", "window")}
+        if self.data.mirror:
+            data["mirror"] = True
         train = {name: fields["train"][name] for name in ("batch", "accumulate", "seed", "precision")}
         parts = {name: fields[name] for name in ("model", "loss", "augment", "optim", "ema", "burn_in")}
         if self.optim.schedule != "constant":

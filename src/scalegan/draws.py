@@ -59,6 +59,13 @@ class Draws:
         numbers = [drawn, augment.gates(gates, self.config.augment), np.broadcast_to(augment.NOTHING, drawn.shape)]
         return augment.gated(self._send(np.stack(numbers)), p)
 
+    def mirrored(self, images: Tensor, first: int) -> Tensor:
+        """Real images [count, C, H, W], under `data.mirror` every second with left and right exchanged."""
+        if not self.config.data.mirror:
+            return images
+        side = random.uniform(self.config.train.seed, "mirrored", first, self.count, 1)[:, :, None, None]
+        return torch.where(self._send(side < 0.5), images.flip(3), images)
+
     def mixture(self, first: int) -> Tensor:
         """Share [count, 1, 1, 1] of the real image in the mixed one that the gradient penalty looks at."""
         return self._send(

@@ -82,8 +82,8 @@ def steepness(game: Game, reals: Sequence[Batch], images_seen: int) -> dict[str,
     """
     parts = []
     with in_evaluation(game.bare_generator, game.bare_critic):
-        for round_, real in enumerate(map(game.told, reals)):
-            latents = game.draws.latents("steepness", game.draws.first(images_seen, round_))
+        for first, real in game.shown(reals, images_seen):
+            latents = game.draws.latents("steepness", first)
             with torch.no_grad():
                 fakes = game.bare_generator.forward(latents, real.labels)
             slopes = (squared_slopes(game.bare_critic, images, real.labels) for images in (normalise(real.images), fakes))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -109,9 +109,8 @@ class Game:
         self._set_classes(now.classes)
         penalised = config.penalised and self._number(images_seen) % config.penalty_every == 0
         values = Values()
-        for round_, real in enumerate(map(self.told, reals)):
+        for round_, (first, real) in enumerate(self.shown(reals, images_seen)):
             self._reuse_graphs()
-            first = self.draws.first(images_seen, round_)
             with torch.no_grad():
                 labels = real.labels if self.loss.paired else self.draws.labels("d", first)
                 fakes = self.maker(self.draws.latents("d", first), labels).images
@@ -152,9 +151,8 @@ class Game:
         penalised = config.path_weight > 0 and (turn - 1) % config.path_every == 0
         self.opt_g.zero_grad()
         self.bare_critic.requires_grad_(False)
-        for round_, real in enumerate(map(self.told, reals)):
+        for round_, (first, real) in enumerate(self.shown(reals, images_seen)):
             self._reuse_graphs()
-            first = self.draws.first(images_seen, round_)
             labels = real.labels if self.loss.paired else self.draws.labels("g", first)
             with self._reduced_in_last(round_, self.generator):
                 fakes, varied = self._make(first, labels, penalised)
@@ -183,6 +181,12 @@ class Game:
         norm, skipped = self._step(self.opt_g, self.generator, self.config.optim.lr_g * now.rate, now.betas_g)
         values.add({"grad_norm/G": norm, "skipped/G": skipped})
         return values
+
+    def shown(self, reals: Sequence[Batch], images_seen: int) -> Iterator[tuple[int, Batch]]:
+        """The real images of the step from `images_seen` on as the networks see them, by rounds, each after its first place."""
+        for round_, real in enumerate(map(self.told, reals)):
+            first = self.draws.first(images_seen, round_)
+            yield first, Batch(self.draws.mirrored(real.images, first), real.labels)
 
     def told(self, real: Batch) -> Batch:
         """What the networks may see of real images: without classes no label, as a fake has none by which to be told apart."""
@@ -264,7 +268,7 @@ class Game:
         that the critic is about to see.
         """
         if self.config.train.cuda_graphs:
-            torch.compiler.cudagraph_mark_step_begin()
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
 
     def _backward(self, loss: Tensor, round_: int, network: nn.Module) -> None:
         """Add the gradients of a round to those of the step."""

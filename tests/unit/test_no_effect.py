@@ -87,7 +87,7 @@ TOLD = [
 ]  # fmt: skip
 ALWAYS = {
     "run", "init_from", "override_resume",
-    "data.path", "data.order", "data.reader", "data.on_error", "data.cache", "data.cache_gb", "data.held_out",
+    "data.path", "data.order", "data.reader", "data.on_error", "data.cache", "data.cache_gb", "data.held_out", "data.mirror",
     "model.family", "model.critic_family", "model.generator", "model.discriminator", "model.z_dim", "model.width",
     "model.max_width", "model.critic_width", "model.critic_max_width", "model.conditional",
     "loss.name", "loss.own", "loss.r1_gamma", "loss.r2_gamma", "loss.gp_weight", "loss.diversity_weight", "loss.path_weight",

@@ -76,6 +76,12 @@ def test_what_does_not_change_the_weights_may_change(tmp_path, other):
     assert settings.read_config(tmp_path / "config.yaml") == other
 
 
+def test_whether_images_are_mirrored_may_not_change(tmp_path):
+    claim(tmp_path, config(), "sha")
+    with pytest.raises(UserError, match=r"data.mirror"):
+        claim(tmp_path, config(data=DataConfig(path="data", mirror=True)), "sha")
+
+
 def test_the_length_may_not_change_where_the_schedule_depends_on_it(tmp_path):
     cosine = OptimConfig(schedule="cosine")
     claim(tmp_path, config(optim=cosine), "sha")

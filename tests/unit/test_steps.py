@@ -273,6 +273,33 @@ def test_without_classes_no_network_sees_a_label(loss: str) -> None:
     assert all((labels == -1).all() for labels in seen)
 
 
+@pytest.mark.parametrize("loss", ["non_saturating", "relativistic"])
+def test_every_second_real_image_is_mirrored_for_both_networks(loss: str) -> None:
+    game, plain = (make_game(loss__name=loss, data__mirror=mirror) for mirror in ("true", "false"))
+    real = real_batch()
+    ((_, seen),) = game.shown([real], 5 * BATCH)
+    mirrored = [not torch.equal(one, other) for one, other in zip(seen.images, real.images, strict=True)]
+    assert 0 < sum(mirrored) < BATCH
+    for one, other, swapped in zip(seen.images, real.images, mirrored, strict=True):
+        assert torch.equal(one, other.flip(2) if swapped else other)
+    assert torch.equal(seen.labels, real.labels)
+    for name in ("discriminator_step", "generator_step"):
+        expected = getattr(plain, name)([seen], 5 * BATCH).means()
+        for what, value in getattr(game, name)([real], 5 * BATCH).means().items():
+            assert torch.equal(value, expected[what]), what
+
+
+def test_an_image_is_mirrored_by_its_place_alone() -> None:
+    whole, rounds, real = make_game(data__mirror="true"), make_game(data__mirror="true", train__accumulate=2), real_batch()
+    halves = list(map(Batch, real.images.chunk(2), real.labels.chunk(2)))
+    swapped = []
+    for step in range(100):
+        ((_, once),) = whole.shown([real], BATCH * step)
+        assert torch.equal(once.images, torch.cat([part.images for _, part in rounds.shown(halves, BATCH * step)]))
+        swapped.append((once.images != real.images).flatten(1).any(1))
+    assert torch.cat(swapped).float().mean().item() == pytest.approx(0.5, abs=0.06)
+
+
 @pytest.mark.parametrize("clip", [1e-3, 1e6])
 def test_a_long_gradient_is_cut_to_length_and_its_own_length_reported(clip: float) -> None:
     plain, clipped, real = make_game(), make_game(optim__clip=clip), real_batch()
