@@ -120,6 +120,29 @@ def test_a_server_that_recovers_costs_some_seconds(shards, tmp_path, from_disk, 
     assert differing(tmp_path / "run", from_disk(1)) == []
 
 
+def test_an_outage_of_the_whole_server_leaves_nothing_out(shards, tmp_path, from_disk, nginx):
+    changes = BLOCKS | {"data.on_error": "skip", "data.skip_budget": 0.2}
+    with nginx.serving():
+        machines = Machines(tmp_path, 1, arguments(nginx.url, tmp_path / "run", IMAGES, **changes), nginx.environment)
+        limit = time.monotonic() + 100
+        for rules, enough in (("location / { return 500; }", lambda asked: asked), ("", lambda asked: refused(asked) >= 12)):
+            while not enough(nginx.asked()):
+                assert time.monotonic() < limit
+                time.sleep(0.05)
+            nginx.reload(rules)
+        ended = machines.end()
+    assert ended[0][0] == 0, ended
+    assert f"waiting for {nginx.url}: " in ended[0][2]
+    assert "left out" not in ended[0][2]
+    assert differing(tmp_path / "run", from_disk(1)) == []
+
+
+def refused(asked):
+    """How often a shard was asked for in vain, at most: four times at once is all that is done without the index."""
+    names = [name for status, name in asked if status == 500]
+    return max(map(names.count, names), default=0)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_shard_that_does_not_come_is_named_or_left_out_alike(shards, tmp_path, nginx, fault):

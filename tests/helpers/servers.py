@@ -132,7 +132,8 @@ class Machines:
             home.mkdir(parents=True)
             world = {"RANK": rank, "LOCAL_RANK": 0, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": 1, "MASTER_PORT": port}
             own = {name: str(value) for name, value in world.items()} if count > 1 else {}
-            own |= {"MASTER_ADDR": "127.0.0.1", "HOME": str(home), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS)}
+            own |= {"MASTER_ADDR": "127.0.0.1", "HOME": str(home), "OMP_NUM_THREADS": "1"}
+            own |= {"PYTHONPATH": os.pathsep.join(filter(None, (str(TESTS), os.environ.get("PYTHONPATH"))))}
             self.processes.append(
                 subprocess.Popen(
                     [sys.executable, "-c", TRAINING, *arguments],

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import aiohttp
 import fsspec
+import numpy as np
 import pytest
 from small_shards import damage, make_shards, open_shards
 
@@ -29,6 +30,7 @@ from scalegan.data import cache, storage
 from scalegan.data.cache import Unreadable
 from scalegan.data.index import Index, read_index
 from scalegan.data.storage import Prefetcher, Storage
+from scalegan.data.stream import StreamReader
 from scalegan.errors import UserError
 
 
@@ -109,6 +111,8 @@ class Remote:
         self.index = index
         self.fetched: list[str] = []
         self.faults: list[Exception] = []
+        self.looks = 0
+        """How often somebody has yet to look at the index in vain before the server is there again."""
 
 
 @pytest.fixture
@@ -122,15 +126,24 @@ def remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Remote:
     system.put(str(tmp_path / "shards"), "/far/shards", recursive=True)
     shutil.rmtree(tmp_path / "shards")
     found = Remote(read_index("memory://far/shards"))
-    get_file = type(system).get_file
+    get_file, cat_file = type(system).get_file, type(system).cat_file
 
     def counted(self: object, source: str, target: str, **options: object) -> None:
         found.fetched.append(source.rsplit("/", 1)[1])
+        if found.looks:
+            raise ConnectionRefusedError("refused")
         if found.faults:
             raise found.faults.pop(0)
         get_file(self, source, target, **options)
 
+    def looked_at(self: object, path: str, *arguments: object) -> bytes:
+        if found.looks:
+            found.looks -= path.endswith("index.json")
+            raise ConnectionRefusedError("refused")
+        return cat_file(self, path, *arguments)  # type: ignore[no-any-return]
+
     monkeypatch.setattr(type(system), "get_file", counted)
+    monkeypatch.setattr(type(system), "cat_file", looked_at)
     return found
 
 
@@ -149,13 +162,49 @@ def test_a_broken_connection_is_tried_again(tmp_path: Path, remote: Remote) -> N
     assert len(remote.fetched) == 4
 
 
-def test_a_connection_that_stays_broken_is_told_in_one_line(tmp_path: Path, remote: Remote) -> None:
-    remote.faults = [RuntimeError("503 slow down\nand a page of HTML")] * 4
+def test_what_a_server_does_not_give_while_it_gives_the_index_is_told_in_one_line(tmp_path: Path, remote: Remote) -> None:
+    remote.faults = [RuntimeError("503 slow down\nand a page of HTML")] * 8
     with pytest.raises(Unreadable) as caught:
         Storage(remote.index, config(tmp_path)).open(0)
     assert str(caught.value) == (
         "memory://far/shards/shard-000000.tar cannot be fetched, 4 times tried: RuntimeError: 503 slow down"
     )
+
+
+def test_a_server_that_is_back_when_the_index_is_asked_for_gives_the_shard_too(tmp_path: Path, remote: Remote) -> None:
+    remote.faults = [RuntimeError("503 slow down")] * 4
+    assert whole(Storage(remote.index, config(tmp_path)), 0)
+    assert len(remote.fetched) == 5
+
+
+@pytest.mark.parametrize("what", ["shard", "offsets"])
+def test_while_a_server_gives_nothing_it_is_waited_for(
+    tmp_path: Path, remote: Remote, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], what: str
+) -> None:
+    shards = Storage(remote.index, config(tmp_path))
+    remote.looks = 6
+    assert whole(shards, 0) if what == "shard" else len(shards.offsets(0))
+    assert remote.looks == 0
+    assert len(remote.fetched) == (6 * 4 + 1 if what == "shard" else 0)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("scalegan: waiting for memory://far/shards: memory://far/shards/shard-000000.")
+
+
+def test_a_server_that_stays_away_ends_the_run_and_makes_nothing_unreadable(
+    tmp_path: Path, remote: Remote, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "OUTAGE", 0.03)
+    remote.looks = 10**9
+    reader = StreamReader(remote.index, config(tmp_path, on_error="skip"))
+    with pytest.raises(UserError, match=r"far/shards has given nothing for 0.0005 minutes \(.*refused.*\): when it"):
+        reader.load(np.array([0]))
+    assert not reader.broken
+
+
+def test_keys_that_expired_are_no_fault_of_the_shards(tmp_path: Path, remote: Remote, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Storage, "_serves", lambda self: not remote.faults)
+    remote.faults = [PermissionError("403")] * 5
+    assert whole(Storage(remote.index, config(tmp_path)), 0)
 
 
 def test_a_remote_shard_with_other_bytes_never_gets_into_the_cache(tmp_path: Path, remote: Remote) -> None:

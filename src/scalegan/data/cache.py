@@ -34,6 +34,10 @@ class Unreadable(Exception):
     """A shard or an image that cannot be read, in one line; `data.on_error` decides what follows."""
 
 
+class NotGiven(Unreadable):
+    """What lies far away did not come: the fault may be of the way to it, and none of the data."""
+
+
 class TooLong(Exception):
     """More bytes come than the index says."""
 
@@ -175,7 +179,7 @@ def far(url: str) -> tuple[Any, str]:
 def download(url: str, part: Path, size: int, sha256: str) -> None:
     """Fetch the `size` bytes of `url` into the file `part`, again when the connection breaks.
 
-    Raises `Unreadable`, and `OSError` for the disk.
+    Raises `NotGiven`, `Unreadable` for what is missing or other than the index says, and `OSError` for the disk.
     """
     from fsspec.callbacks import Callback
 
@@ -183,28 +187,30 @@ def download(url: str, part: Path, size: int, sha256: str) -> None:
         if fetched > size:
             raise TooLong
 
-    problem = ""
+    failed = f"{url} cannot be fetched, {TRIES} times tried"
+    problem: Unreadable = NotGiven(failed)
     for _ in tries(remote=True):
         try:
             system, remote = far(url)
             system.get_file(remote, str(part), callback=Callback(hooks={"size": stop}))
         except TooLong:
-            problem = f"there is more of it than the {size} bytes that the index says"
+            problem = Unreadable(f"{failed}: there is more of it than the {size} bytes that the index says")
             continue
-        except (FileNotFoundError, PermissionError) as error:
-            what = "is missing" if isinstance(error, FileNotFoundError) else "may not be read"
-            raise Unreadable(f"{url} {what}: put it back, or mend the access rights") from None
+        except FileNotFoundError:
+            raise Unreadable(f"{url} is missing: put it back, or mend the access rights") from None
+        except PermissionError:  # of all that is there, where a key has expired
+            raise NotGiven(f"{url} may not be read: put it back, or mend the access rights") from None
         except Exception as error:  # fsspec hands on whatever its protocol's library raises
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
                 raise
-            problem = one_line(error)
+            problem = NotGiven(f"{failed}: {one_line(error)}")
             continue
         with open(part, "rb", buffering=0) as file:
             os.fsync(file)
             if digest(file.fileno()) == sha256:
                 return
-        problem = "it does not match the checksum in the index"
-    raise Unreadable(f"{url} cannot be fetched, {TRIES} times tried: {problem}")
+        problem = Unreadable(f"{failed}: it does not match the checksum in the index")
+    raise problem
 
 
 def one_line(error: BaseException) -> str:

@@ -10,20 +10,28 @@ import contextlib
 import hashlib
 import os
 import queue
+import sys
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scalegan.config import DataConfig
 from scalegan.data import cache
-from scalegan.data.cache import Cache, Unreadable, digest, locked, one_line
+from scalegan.data.cache import Cache, NotGiven, Unreadable, digest, locked, one_line
 from scalegan.data.damage import open_local, where_damaged
-from scalegan.data.index import Index, is_remote, read_offsets
+from scalegan.data.index import INDEX_NAME, Index, is_remote, read_bytes, read_offsets
 from scalegan.errors import UserError
 
+OUTAGE = 600.0  # seconds that a server is waited for which gives nothing: less than train.hang_minutes lets a step take
+LONGEST_PAUSE = 30.0  # seconds between two looks whether it is back
 FETCHERS = 4  # downloads at once: enough to fill a link whose single streams are throttled, few for the server
+
+T = TypeVar("T")
 
 
 class Storage:
@@ -41,10 +49,9 @@ class Storage:
         return f"{self.index.root.rstrip('/')}/{name}"
 
     def open(self, number: int) -> int:
-        """A file descriptor of the shard, whole and checked. Raises `Unreadable`."""
-        shard = self.index.shards[number]
+        """A file descriptor of the shard, whole and checked. Raises `Unreadable`, and `UserError` for a server that is gone."""
         if self.remote:
-            return self.cache.open(self.where(shard.name), self._place(number), shard.bytes, shard.sha256)
+            return self._insist(lambda: self.fetch(number))
         handle = open_local(self.index, number)
         try:
             self._check(handle, number)
@@ -52,6 +59,11 @@ class Storage:
             os.close(handle)
             raise
         return handle
+
+    def fetch(self, number: int) -> int:
+        """`open` of a remote shard, without waiting for a server that gives nothing: raises `NotGiven` then."""
+        shard = self.index.shards[number]
+        return self.cache.open(self.where(shard.name), self._place(number), shard.bytes, shard.sha256)
 
     def keep(self, number: int) -> None:
         """Count the copy of a remote shard as just used, if there is one: it is wanted, though nobody may have read it yet."""
@@ -61,7 +73,10 @@ class Storage:
         return f"{self.index.sha256[:16]}/{self.index.shards[number].name}"
 
     def offsets(self, number: int) -> NDArray[np.int64]:
-        """int64 [samples, 3]: byte offset, length and label of each image of the shard. Raises `Unreadable`."""
+        """int64 [samples, 3]: byte offset, length and label of each image of the shard. Raises as `open` does."""
+        return self._insist(lambda: self._offsets(number)) if self.remote else self._offsets(number)
+
+    def _offsets(self, number: int) -> NDArray[np.int64]:
         problem = ""
         for _ in cache.tries(self.remote):
             try:
@@ -70,7 +85,41 @@ class Storage:
                 raise Unreadable(str(error)) from None
             except Exception as error:  # fsspec hands on whatever its protocol's library raises
                 problem = one_line(error)
-        raise Unreadable(f"{self.where(self.index.shards[number].offsets)} cannot be read ({problem}): copy the shards again")
+        raise NotGiven(f"{self.where(self.index.shards[number].offsets)} cannot be read ({problem}): copy the shards again")
+
+    def _insist(self, read: Callable[[], T]) -> T:
+        """`read()`, again where it raises `NotGiven`.
+
+        Which images a batch holds must not depend on when a server was out of reach. So what it does not give is unreadable
+        only where it gave the index, as it did at the start, before the last tries and after them; else it is waited for, and
+        `UserError` ends the run, whatever `data.on_error`, after `OUTAGE`.
+        """
+        began, pause, serves, told = 0.0, cache.PAUSE, False, False
+        while True:
+            try:
+                return read()
+            except NotGiven as problem:
+                began = began or time.monotonic()
+                served, serves = serves, self._serves()
+                if served and serves:
+                    raise
+                if time.monotonic() - began > OUTAGE:
+                    raise UserError(
+                        f"{self.index.root} has given nothing for {OUTAGE / 60:g} minutes ({problem}): when it does again, the "
+                        "same command goes on from the last checkpoint"
+                    ) from None
+                if not serves:
+                    if not told:
+                        print(f"scalegan: waiting for {self.index.root}: {problem}", file=sys.stderr, flush=True)
+                        told = True
+                    time.sleep(pause)
+                    pause = min(2 * pause, LONGEST_PAUSE)
+
+    def _serves(self) -> bool:
+        try:
+            return bool(read_bytes(self.index.root, INDEX_NAME))
+        except Exception:  # fsspec hands on whatever its protocol's library raises
+            return False
 
     def _is_noted(self, name: str) -> bool:
         """Whether the record, which may not be there, has this line."""
@@ -139,4 +188,4 @@ class Prefetcher:
             if shard not in self.asked:  # its turn comes so late that it would only take the room of others
                 continue
             with contextlib.suppress(Unreadable, UserError):
-                os.close(self.storage.open(shard))
+                os.close(self.storage.fetch(shard))
