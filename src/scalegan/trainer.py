@@ -91,6 +91,7 @@ class Trainer:
             )
             ending.callback(self.loader.close)
             self.loader.tolerance.restore(self.left_out)
+            self.share_left_out()  # what is kept in memory has been read whole, on each machine its own shards
             self.outputs.start(clock.images_seen)
             try:
                 if 0 < clock.images_seen < config.train.images:
@@ -185,10 +186,14 @@ class Trainer:
         self.outputs.finished(self.clock.images_seen)
 
     def share_left_out(self) -> None:
-        """One budget of unreadable images for all processes; raises `UserError` on all of them when it is used up."""
+        """One budget of unreadable images for all processes, which leave out the same shards from now on.
+
+        Raises `UserError` on all of them when it is used up.
+        """
         if self.config.data.on_error == "skip":
             tolerance = self.loader.tolerance
-            tolerance.share(from_all(list(tolerance.unreadable.items()), self.group))
+            found = [list(tolerance.unreadable.items()), list(tolerance.lost.items())]
+            tolerance.share(*zip(*from_all(found, self.group), strict=True))
             self.left_out = sorted(tolerance.unreadable)
 
     def log(self) -> None:

@@ -30,7 +30,7 @@ from scalegan.data import loader
 from scalegan.data.index import Index, read_index
 from scalegan.data.loader import BEFORE, Batch, Batches, StreamBatches, Tolerance, batches, open_reader, windows_at_hand
 from scalegan.data.storage import Prefetcher
-from scalegan.data.workers import Decoded, Task, Workers
+from scalegan.data.workers import AHEAD, Decoded, Task, Workers
 from scalegan.data.writer import Sample, write_shards
 from scalegan.errors import UserError
 from scalegan.pixels import normalise
@@ -285,6 +285,26 @@ def test_a_whole_bad_shard_within_the_budget(tmp_path: Path, kind: str) -> None:
     damage(tmp_path / "shards" / index.shards[1].name, 9000)
     found = flat(read(index, config(index, reader=kind, on_error="skip", skip_budget=0.2), 30))
     assert set(found) == set(range(100)) - set(range(16, 32))
+
+
+@pytest.mark.filterwarnings("ignore:left out")
+@pytest.mark.parametrize(("kind", "workers"), [("resident", 0), ("stream", 0), ("stream", 2)])
+def test_a_shard_that_one_process_has_lost_is_left_out_by_all(tmp_path: Path, kind: str, workers: int) -> None:
+    """Two machines with copies of their own, one of them damaged: from when they tell each other on they read the same."""
+    good, bad = (make_shards(tmp_path / name) for name in ("good", "bad"))
+    damage(tmp_path / "bad" / bad.shards[1].name, 9000)
+    fields = {"reader": kind, "workers": workers, "on_error": "skip", "skip_budget": 0.2}
+    ahead = 0 if kind == "resident" else 20  # what is kept in memory is shared before the first step
+    with opened(bad, config(bad, **fields), 0, 0, 2) as one, opened(good, config(good, **fields), 0, 1, 2) as other:
+        assert kind != "stream" or set(flat(list(islice(other, ahead)))) & set(range(16, 32))
+        list(islice(one, ahead))
+        shared = [[list(each.tolerance.unreadable.items()) for each in (one, other)]]
+        shared += [[list(each.tolerance.lost.items()) for each in (one, other)]]
+        for each in (one, other):
+            each.tolerance.share(*shared)
+        list(islice(other, AHEAD * workers))
+        found = flat(list(islice(other, 30)))
+    assert found == flat(read(bad, config(bad, **fields), ahead + AHEAD * workers + 30, 0, 1, 2)[-30:])
 
 
 @pytest.mark.filterwarnings("ignore:left out")

@@ -49,13 +49,16 @@ class Tolerance:
     """Counts the distinct images that could not be read, and stops when they are more than `data.skip_budget` allows.
 
     A process notes what it comes across itself, and with every line of metrics and checkpoint what the others did, so that the
-    budget is one for all. Checkpoints keep it, so that a run which is often started again stops where an undisturbed one does.
+    budget is one for all, and a shard that one has lost is left out by all. Checkpoints keep the count, so that a run which is
+    often started again stops where an undisturbed one does.
     """
 
     def __init__(self, index: Index, data: DataConfig) -> None:
         self.samples = index.samples
         self.budget = data.skip_budget
         self.unreadable: dict[int, str] = {}
+        self.lost: dict[int, str] = {}
+        """Shard -> what is wrong with it, of those of which nothing can be read."""
 
     def note(self, found: dict[int, str]) -> None:
         """`found`: sample -> what is wrong with it."""
@@ -64,8 +67,10 @@ class Tolerance:
             warnings.warn(f"left out: {found[sample]}", stacklevel=2)
             self._check()
 
-    def share(self, noted: Iterable[Iterable[tuple[int, str]]]) -> None:
+    def share(self, noted: Iterable[Iterable[tuple[int, str]]], lost: Iterable[Iterable[tuple[int, str]]] = ()) -> None:
         """What each process has noted, in the same order on all of them: they go on or stop together."""
+        for shards in lost:
+            self.lost = self.lost | dict(shards)
         everyone = [pair for unreadable in noted for pair in unreadable]
         self.unreadable = dict(sorted(everyone, key=lambda pair: pair[1] != BEFORE))  # the last is one that can be told
         self._check()
@@ -278,7 +283,8 @@ class ResidentBatches(Batches):
 
     def _run(self, images_seen: int) -> Generator[Batch]:
         plan = self.plan
-        bad = np.array(sorted(self.resident.unreadable), np.int64)
+        found = self.tolerance.unreadable  # by any process: of another machine's shards others may be damaged
+        bad = np.array(sorted(sample for sample, problem in found.items() if problem != BEFORE), np.int64)
         for seen, samples in plan.ahead(images_seen):
             if len(bad):
                 self._fill(seen, samples, bad)
@@ -290,7 +296,7 @@ class ResidentBatches(Batches):
             steps, places = np.nonzero(np.isin(samples, bad))
             if not len(steps):
                 return
-            check_attempts(attempt, self.resident.unreadable[int(samples[steps[0], places[0]])])
+            check_attempts(attempt, self.tolerance.unreadable[int(samples[steps[0], places[0]])])
             samples[steps, places] = substitutes(
                 self.plan.order, seen[steps], self.plan.slots[places], self.plan.batch, attempt
             )
@@ -319,6 +325,7 @@ class StreamBatches(Batches):
         if decoded.failure:
             raise UserError(decoded.failure)
         self.tolerance.note(decoded.unreadable)
+        self.tolerance.lost = decoded.lost | self.tolerance.lost  # another one, as the old one may be under way to a worker
         self.fetched_by_workers += decoded.fetched
         self.given += 1
         self._want()
@@ -348,7 +355,7 @@ class StreamBatches(Batches):
             for start, row in zip(seen.tolist(), samples, strict=True):
                 for turn in range(plan.rounds):
                     part = slice(turn * plan.size, (turn + 1) * plan.size)
-                    yield Task(start, plan.slots[part], row[part])
+                    yield Task(start, plan.slots[part], row[part], self.tolerance.lost)
 
 
 def windows_at_hand(plan: Plan, images_seen: int) -> list[int]:

@@ -47,7 +47,8 @@ class StreamReader:
         self.skip = data.on_error == "skip"
         self.storage = Storage(index, data)
         self.tables: OrderedDict[int, NDArray[np.int64]] = OrderedDict()
-        self.broken: dict[int, str] = {}  # shards that are lost as a whole, so that each is tried once
+        self.broken: dict[int, str] = {}
+        """Shard -> what is wrong with it, of those that are lost as a whole: none of its images is read any more."""
 
     def load(self, samples: NDArray[np.int64], out: NDArray[np.uint8] | None = None) -> Pixels:
         """Images and labels of `samples` [n], decoded into `out` [n, H, W, C] where given.
@@ -63,6 +64,7 @@ class StreamReader:
         by_place = np.lexsort((rows, shards)).tolist()  # front to back, as disks like it
         for at, shard, row in zip(by_place, shards[by_place].tolist(), rows[by_place].tolist(), strict=True):
             try:
+                self._refuse_broken(shard)
                 offset, length, label = self._table(shard)[row].tolist()
                 data = self._read(shard, offset, length)
                 try:
@@ -97,7 +99,6 @@ class StreamReader:
         if handle is not None:
             self.handles.move_to_end(shard)
             return handle
-        self._refuse_broken(shard)
         try:
             handle = self.storage.open(shard)
         except Unreadable as problem:
@@ -112,7 +113,6 @@ class StreamReader:
         if table is not None:
             self.tables.move_to_end(shard)
             return table
-        self._refuse_broken(shard)
         try:
             table = self.storage.offsets(shard)
         except Unreadable as problem:

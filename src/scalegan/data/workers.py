@@ -54,6 +54,8 @@ class Task:
     images_seen: int
     slots: NDArray[np.int64]
     samples: NDArray[np.int64]
+    lost: dict[int, str] = field(default_factory=dict)
+    """Shard -> what is wrong with it, of those that any process has given up: all leave them out."""
 
 
 @dataclass
@@ -64,6 +66,8 @@ class Decoded:
     labels: NDArray[np.int64] | Tensor
     unreadable: dict[int, str] = field(default_factory=dict)
     """Sample -> what is wrong with it; its slot holds another image with its own label."""
+    lost: dict[int, str] = field(default_factory=dict)
+    """Shard -> what is wrong with it, of those that are left out as a whole."""
     failure: str = ""
     fetched: int = 0
     """Bytes of remote shards that had to be fetched for it."""
@@ -92,9 +96,10 @@ class Decoder(Dataset[Decoded]):
         self.reader = self.reader or StreamReader(self.index, self.data)
         cache = self.reader.storage.cache
         before = cache.fetched
+        self.reader.broken |= task.lost
         try:
             decoded = self._decode(self.reader, task, out)
-            decoded.fetched = cache.fetched - before
+            decoded.fetched, decoded.lost = cache.fetched - before, self.reader.broken.copy()
             return decoded
         except UserError as error:  # as a value: DataLoader would wrap a raised one in the worker's traceback
             return Decoded(NONE, np.empty(0, np.int64), failure=str(error))
