@@ -31,6 +31,11 @@ def world_size() -> int:
     return launched
 
 
+def rank() -> int:
+    """Which of them this one is."""
+    return number("RANK") or 0
+
+
 def number(variable: str) -> int | None:
     """A whole number from the environment, None when it is not set. Raises `UserError` for anything else."""
     text = os.environ.get(variable)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from scalegan.evaluation.names import (
     check_counts,
     check_probabilities,
 )
+from scalegan.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -45,6 +47,12 @@ def main(argv: Sequence[str]) -> int:
 def train(config: Config) -> bool:
     """One run, new or continued, on every process of the launcher; whether its end was reached. Raises `UserError`."""
     config.check(launcher.world_size())
+    with closing(Watchdog(60 * config.train.hang_minutes, Path(config.run), launcher.rank())) as watchdog:
+        watchdog.begin(0)  # also where the others never come, or a file system does not answer
+        return watched(config, watchdog)
+
+
+def watched(config: Config, watchdog: Watchdog) -> bool:
     try:
         index = read_index(config.data.path, compare=config.data.on_error == "fail")
     except UserError as error:
@@ -72,7 +80,7 @@ def train(config: Config) -> bool:
     from_main(claimed if isinstance(claimed, UserError) else None, group)
     try:
         with in_company():
-            reached = Trainer(config, accelerator, index, group).train()
+            reached = Trainer(config, accelerator, index, group, watchdog).train()
     finally:
         if isinstance(claimed, run.Lock):
             claimed.close()

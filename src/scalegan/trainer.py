@@ -50,8 +50,10 @@ class Clock:
 class Trainer:
     """One run on one process. `group` is the process group of the CPU for flags; None with one process."""
 
-    def __init__(self, config: Config, accelerator: Accelerator, index: Index, group: dist.ProcessGroup | None) -> None:
-        self.config, self.accelerator, self.index, self.group = config, accelerator, index, group
+    def __init__(
+        self, config: Config, accelerator: Accelerator, index: Index, group: dist.ProcessGroup | None, watchdog: Watchdog
+    ) -> None:
+        self.config, self.accelerator, self.index, self.group, self.watchdog = config, accelerator, index, group, watchdog
         self.notice = StopNotice(group)  # from now on a notice stops the run in good order, however long the start takes
         facts = DataFacts((index.channels, index.height, index.width), index.class_counts)
         self.game = Game(config, accelerator, facts)
@@ -59,7 +61,6 @@ class Trainer:
         self.statistics = Statistics(accelerator.device, every_step=log.step_losses, limit=limit)
         self.clock = Clock(0, config.train.batch)
         self.run_dir = Path(config.run)
-        self.watchdog = Watchdog(60 * config.train.hang_minutes, self.run_dir, accelerator.process_index)
         self.saver = Saver(self.run_dir, config.log.keep)
         self.best: best.Best = {}
         self.done: dict[str, int] = {}  # what was made last at how many images

@@ -25,6 +25,7 @@ from scalegan.sampling import load_generator
 from scalegan.statistics import Values
 from scalegan.train import check_data
 from scalegan.trainer import Trainer
+from scalegan.watchdog import Watchdog
 
 
 class Fault(Exception):
@@ -200,7 +201,8 @@ class Trial:
     def make_trainer(self, name: str) -> Watched:
         """As a process of its own would make it: with a fresh accelerator, for its loss scale."""
         config = replace(self.config, run=str(self.folder / name))
-        trainer = Watched(config, make_accelerator(config.train), self.index, None)
+        watchdog = Watchdog(60 * config.train.hang_minutes, Path(config.run), 0)
+        trainer = Watched(config, make_accelerator(config.train), self.index, None, watchdog)
         self.made.append(trainer)
         return trainer
 

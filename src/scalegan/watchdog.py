@@ -19,7 +19,7 @@ FIRST = 4.0
 
 
 class Watchdog:
-    """Counts the time since `begin` or the last `step`. Past the limit, all threads' stacks go to RUN/stacks and the process
+    """Counts the time since the last `begin` or `step`. Past the limit, all threads' stacks go to RUN/stacks and the process
     ends. `limit` is in seconds, and `FIRST` times that for the first step.
 
     Every process has its own: where one hangs, the others wait for it in the next exchange, and their steps stop too. A

@@ -34,7 +34,7 @@ from helpers.runs import (
     training,
 )
 from helpers.shards import make_shards
-from helpers.worlds import run_world
+from helpers.worlds import free_port, run_world
 from scalegan import settings
 from scalegan.errors import UserError
 from scalegan.run import Lock
@@ -355,6 +355,35 @@ def test_a_first_step_that_hangs_ends_the_run_too(shards, tmp_path, processes):
     assert [e.exitcode for e in ended] == [1] * processes
     assert all("no step in 12 s after image 0" in lines(e.stderr)[0] for e in ended)
     assert "asleep_for_ever" in (tmp_path / "run" / "stacks" / f"process{processes - 1}.txt").read_text()
+
+
+def hanging_before(config, where):
+    """One that does not come to its data: at the index, where the other process never comes, or at the checkpoints."""
+    from scalegan import checkpoint, train
+
+    def asleep_for_ever(*_, **__):
+        time.sleep(3600)
+
+    if where == "rendezvous":
+        world = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": free_port()}
+        os.environ |= {name: str(value) for name, value in world.items()} | {"MASTER_ADDR": "127.0.0.1"}
+    elif where == "index":
+        train.read_index = asleep_for_ever
+    else:
+        checkpoint.latest = asleep_for_ever
+    return training(config)
+
+
+@pytest.mark.parametrize("where", ["rendezvous", *(pytest.param(w, marks=pytest.mark.slow) for w in ("index", "checkpoints"))])
+def test_what_hangs_before_the_data_is_opened_ends_too(shards, tmp_path, where):
+    config = configured(shards, tmp_path / "run", LONG, train__hang_minutes=0.05)
+    began = time.monotonic()
+    (ended,) = run_world(tmp_path, 1, hanging_before, config, where)
+    assert time.monotonic() - began < 4 * 3 + 5 + 30, "four times the limit, the grace, and starting"
+    assert ended.exitcode == 1
+    assert "no step in 12 s after image 0" in lines(ended.stderr)[0]
+    stacks = (tmp_path / "run" / "stacks" / "process0.txt").read_text()
+    assert ("rendezvous" if where == "rendezvous" else "asleep_for_ever") in stacks
 
 
 def slow_pictures(config):

@@ -28,6 +28,7 @@ from scalegan.status import record_line
 from scalegan.tracking import json_line
 from scalegan.train import check_data
 from scalegan.trainer import Trainer
+from scalegan.watchdog import Watchdog
 
 PRECISION = EvaluationConfig(metrics="prdc,ssim", best="precision")
 
@@ -156,7 +157,7 @@ def make_trainer(config: Config, index: Index, monkeypatch, values: list[tuple[f
     monkeypatch.setattr("scalegan.plots.plot_run", lambda run_dir: [])
     torch.set_num_threads(1)
     AcceleratorState._reset_state(True)
-    return Trainer(config, make_accelerator(config.train), index, None)
+    return Trainer(config, make_accelerator(config.train), index, None, Watchdog(0, Path(), 0))
 
 
 def run_config(index: Index, run: Path, images: int, **evaluation) -> Config:

@@ -21,6 +21,7 @@ from scalegan.models import build_generator
 from scalegan.probe import Probe
 from scalegan.steps import Game
 from scalegan.trainer import Clock, Trainer
+from scalegan.watchdog import Watchdog
 
 
 @pytest.fixture(autouse=True)
@@ -112,7 +113,7 @@ def test_a_run_that_has_begun_is_told_from_where_it_goes_on_and_left_alone(confi
     begun = replace(config, train=replace(config.train, images=80))
     Path(config.run).mkdir()
     run.claim(Path(config.run), begun, index.sha256)
-    assert Trainer(begun, make_accelerator(begun.train), index, None).train()
+    assert Trainer(begun, make_accelerator(begun.train), index, None, Watchdog(0, Path(), 0)).train()
     before = files(tmp_path)
     capsys.readouterr()
     dry_run.dry_run(config)

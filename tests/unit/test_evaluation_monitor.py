@@ -25,6 +25,7 @@ from scalegan.evaluation.team import Team
 from scalegan.evaluation_config import EvaluationConfig
 from scalegan.status import record_line
 from scalegan.trainer import Trainer
+from scalegan.watchdog import Watchdog
 
 CPU = torch.device("cpu")
 PRECISIONS = ("float32", "bfloat16")
@@ -181,7 +182,7 @@ def test_it_changes_nothing_of_a_training(tmp_path, monkeypatch):
         config = make_config(
             Path(data.root), tmp_path / precision, train={"images": 24}, evaluation={"every": 8, "precision": precision}
         )
-        trainer = Trainer(config, make_accelerator(config.train), data, None)
+        trainer = Trainer(config, make_accelerator(config.train), data, None, Watchdog(0, Path(), 0))
         assert trainer.train()
         best.append(trainer.best["metric"])
         newest, _ = checkpoint.latest(tmp_path / precision)

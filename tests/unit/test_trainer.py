@@ -13,6 +13,7 @@ from scalegan.checkpoint import folders, latest, number
 from scalegan.distributed import make_accelerator
 from scalegan.errors import GivenUp, UserError
 from scalegan.trainer import Trainer
+from scalegan.watchdog import Watchdog
 
 
 class Lost(Exception):
@@ -44,7 +45,7 @@ def make_trainer(tmp_path, monkeypatch):
 
         monkeypatch.setattr(outputs.Outputs, "evaluate", evaluate)
         AcceleratorState._reset_state(True)
-        trainer = Trainer(config, make_accelerator(config.train), index, None)
+        trainer = Trainer(config, make_accelerator(config.train), index, None, Watchdog(0, Path(), 0))
         fetch = trainer.fetch
 
         def lost():
