@@ -8,7 +8,7 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import yaml
 
@@ -32,6 +32,8 @@ MAY_CHANGE = (
 )
 """What --override_resume lets another value in for; all else decides what a checkpoint holds, or which images come next."""
 CONFIG = "config.yaml"
+LOOK = 1.0
+"""Seconds within which who looks for a writer (`refuse_second_writer`) lets go again."""
 
 
 def flatten(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -70,7 +72,7 @@ class Lock:
         # A loader worker that was forked, and outlives a killed training for some seconds, does not hold the folder.
         os.register_at_fork(after_in_child=self._file.close)
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            take(self._file)
         except BlockingIOError:
             self._file.seek(0)
             owner = self._file.read()
@@ -87,6 +89,18 @@ class Lock:
 
     def close(self) -> None:
         self._file.close()
+
+
+def take(file: TextIO) -> None:
+    """Lock a file for one alone. Raises `BlockingIOError` where another holds it for longer than a look, and `OSError`."""
+    end = time.monotonic() + LOOK
+    while True:
+        try:
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.01)
 
 
 def refuse_second_writer(run_dir: Path) -> None:

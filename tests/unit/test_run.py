@@ -1,9 +1,11 @@
 """The run folder: one writer at a time, and one configuration for life."""
 
+import fcntl
 import json
 import os
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -181,6 +183,38 @@ def test_looking_for_a_writer_writes_nothing_and_keeps_nobody_out(tmp_path):
     refuse_second_writer(tmp_path / "run")
     assert (tmp_path / "run" / ".lock").read_text() == before
     Lock(tmp_path / "run").close()
+
+
+def test_who_looks_for_a_writer_does_not_make_a_starter_give_up(tmp_path):
+    Lock(tmp_path).close()
+    with (tmp_path / ".lock").open() as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        looked = threading.Timer(0.2, file.close)
+        looked.start()
+        Lock(tmp_path).close()
+        looked.join()
+
+
+def test_of_starters_at_the_same_instant_exactly_one_writes(tmp_path):
+    Lock(tmp_path).close()
+    together, held, refused = threading.Barrier(8), [], []
+
+    def start():
+        together.wait()
+        try:
+            for _ in range(3):  # by the processes of one run
+                refuse_second_writer(tmp_path)
+            held.append(Lock(tmp_path))
+        except UserError as error:
+            refused.append(error)
+
+    starters = [threading.Thread(target=start) for _ in range(8)]
+    for starter in starters:
+        starter.start()
+    for starter in starters:
+        starter.join()
+    assert (len(held), len(refused)) == (1, 7)
+    held[0].close()
 
 
 # --- small parts
