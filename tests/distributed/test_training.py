@@ -186,6 +186,17 @@ def test_another_number_of_processes_from_a_resume_on_changes_neither_inputs_nor
             np.testing.assert_allclose(found[name], values, atol=1e-10, rtol=0, err_msg=name)
 
 
+@pytest.mark.parametrize(("before", "after"), [(2, 1), *(pytest.param(n, 4, marks=pytest.mark.slow) for n in (1, 2))])
+def test_in_float32_networks_without_batch_norm_end_alike_too(shards, runs, tmp_path, before, after):
+    config = config_of(PLAIN, shards, tmp_path / "run")
+    for processes, stop in ((before, 20), (after, 0)):
+        put_together(run_world(tmp_path, processes, traced, config, PLAIN, False, stop))
+    for network in ("generator", "critic", "ema"):
+        found = tensors(tmp_path / "run", network)
+        for name, values in tensors(runs(PLAIN, 1)[0], network).items():
+            np.testing.assert_allclose(found[name], values, atol=1e-5, rtol=0, err_msg=name)
+
+
 @pytest.mark.parametrize("network", ["generator", "critic"])
 def test_with_norm_groups_rounds_make_no_difference(runs, network):
     """Up to the running statistics, which move once a round. Without groups each round is normalised by itself."""
