@@ -51,6 +51,7 @@ FAR = 10**6  # epochs, to where no run ever is
 PARAMETERS = (40e6, 200e6, 1e9)  # of generator and critic together, half each
 MTBF_HOURS = 50_000  # of a GPU with its share of a node: 419 unexpected ends in 54 days on 16,384 (Llama 3, 2024) make 50,700
 RESTART = 300.0  # seconds from a kill to the first step of the next start
+BORDER, LAID_OUT = "border, a go", "border, layout"  # planning in which an epoch ends; `blocks` then lays out its shards anew
 CONSTANT = 3.0  # times the cost of a data set a thousand times smaller, below which a cost counts as constant
 LINEAR = 2.0  # times the cost of a shard among ten times fewer, below which it counts as linear in their number
 
@@ -160,17 +161,21 @@ def planning(indexes: dict[int, Index]) -> list[bool]:
         "order |", "ranks|", "what           |", *(f"{images:>11.0e}|.1f" for images in indexes), "1e9/1e6|.2f", "far/near|.2f",
     )  # fmt: skip
     growth: dict[str, list[float]] = {}
-    further = []
+    further, layouts = [], []
     for kind in KINDS:
         for ranks in RANKS:
             near, far = ([planning_times(plan_of(index, kind, ranks), at) for index in indexes.values()] for at in (0, FAR))
             for what in near[0]:
                 cells = [times[what] for times in near]
                 growth.setdefault(what, []).append(cells[-1] / cells[0])
+                if what == LAID_OUT:
+                    layouts.append(cells[-1] / cells[-2] / (IMAGES[-1] / IMAGES[-2]))
                 further.append(max(there[what] / here[what] for here, there in zip(near, far, strict=True)))
                 row(kind, ranks, what, *(1e6 * cell for cell in cells), growth[what][-1], further[-1])
     return [
         common.verdict("a step, 1e9 over 1e6 images", max(growth["a step"]), CONSTANT, at_least=False),
+        common.verdict("steps over an epoch's border, full order", max(growth[BORDER]), CONSTANT, at_least=False),
+        common.verdict("the same in blocks order, a shard, 1e9 over 1e8 images", max(layouts), LINEAR, at_least=False),
         common.verdict("shards to fetch, 1e9 over 1e6 images", max(growth["shards to fetch"]), CONSTANT, at_least=False),
         common.verdict("far over near, the most of each row", max(further), LINEAR, at_least=False),
     ]
@@ -183,6 +188,13 @@ def planning_times(plan: Plan, epochs: int) -> dict[str, float]:
     steps = plan.ahead(at)
     times = {"resume": seconds(lambda: next(replace(plan, order=replace(order)).ahead(at)), 7)}
     times["a step"] = seconds(lambda: next(steps), 25) / len(next(steps)[0])
+    border = order.epoch * (epochs + 1) // plan.batch * plan.batch  # the images of before and after it are planned in one go
+
+    def cross() -> None:
+        order.layouts.pop(epochs + 1, None)
+        next(plan.ahead(border))
+
+    times[BORDER if order.kind == "full" else LAID_OUT] = seconds(cross, 7)
     if order.kind == "blocks":  # asked for in every step where shards are remote
         times["shards to fetch"] = seconds(lambda: windows_at_hand(plan, at), 7)
     return times

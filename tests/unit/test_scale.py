@@ -93,6 +93,19 @@ def cost_of_steps(index: Index, kind: Kind, epochs: int) -> Cost:
     return cost(lambda: next(steps))
 
 
+def cost_of_border(index: Index, kind: Kind) -> Cost:
+    """Of the steps that are planned together where an epoch ends."""
+    plan = plan_of(index, kind)
+    border = plan.order.epoch // plan.batch * plan.batch
+    next(plan.ahead(border - plan.batch * 256))
+
+    def cross() -> None:
+        plan.order.layouts.pop(1, None)
+        next(plan.ahead(border))
+
+    return cost(cross)
+
+
 def cost_of_resume(index: Index, kind: Kind, epochs: int) -> Cost:
     """Of all that is planned before the first step."""
     return cost(lambda: next(plan_of(index, kind).ahead(position(plan_of(index, kind), epochs))))
@@ -112,6 +125,19 @@ def test_a_step_costs_the_same_for_a_thousand_times_as_many_images(sizes: tuple[
     small, large = (cost_of_steps(index, kind, epochs=1) for index in sizes)
     assert large.calls <= 2 * small.calls  # the permutation takes a round more for some sizes than for others
     assert large.bytes <= 1.5 * small.bytes
+
+
+def test_the_end_of_an_epoch_costs_a_step_nothing_in_full_order(sizes: tuple[Index, Index]) -> None:
+    small, large = (cost_of_border(index, "full") for index in sizes)
+    assert large.calls <= 2 * small.calls
+    assert large.bytes <= 1.5 * small.bytes
+    assert large.bytes <= 1.5 * cost_of_steps(sizes[1], "full", epochs=1).bytes
+
+
+def test_the_end_of_an_epoch_costs_at_most_some_words_a_shard_in_blocks_order(sizes: tuple[Index, Index]) -> None:
+    small, large = (cost_of_border(index, "blocks") for index in sizes)
+    assert large.calls <= 2 * small.calls
+    assert large.bytes - small.bytes <= 100 * (len(sizes[1].shards) - len(sizes[0].shards))
 
 
 @both_orders
