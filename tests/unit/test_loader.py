@@ -28,8 +28,9 @@ from test_stream import with_bad_images
 from scalegan.config import Config, DataConfig, TrainConfig
 from scalegan.data import loader
 from scalegan.data.index import Index, read_index
-from scalegan.data.loader import BEFORE, Batch, Batches, StreamBatches, Tolerance, batches, open_reader, windows_at_hand
+from scalegan.data.loader import Batch, Batches, StreamBatches, batches, open_reader, windows_at_hand
 from scalegan.data.storage import Prefetcher
+from scalegan.data.tolerance import BEFORE, Tolerance
 from scalegan.data.workers import AHEAD, Decoded, Task, Workers
 from scalegan.data.writer import Sample, write_shards
 from scalegan.errors import UserError

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,12 +28,12 @@ from scalegan.data.order import Order, make_order, samples_at, shards_ahead, sub
 from scalegan.data.resident import Resident, bytes_needed
 from scalegan.data.storage import Prefetcher, Storage
 from scalegan.data.stream import StreamReader, replace_rows
+from scalegan.data.tolerance import BEFORE, Tolerance
 from scalegan.data.workers import Decoder, Task, Workers, check_attempts
 from scalegan.errors import UserError
 
 PLANNED = 4096  # images whose places are computed in one go, as the arithmetic costs the same for one and for hundreds
 SORTED = 0.9  # share of its most common class from which a shard counts as sorted
-BEFORE = "an image left out before this start"  # in place of what was wrong with it
 PROBED = 8  # shards whose labels are looked at to tell
 
 
@@ -43,49 +43,6 @@ class Batch:
 
     images: Tensor
     labels: Tensor
-
-
-class Tolerance:
-    """Counts the distinct images that could not be read, and stops when they are more than `data.skip_budget` allows.
-
-    A process notes what it comes across itself, and with every line of metrics and checkpoint what the others did, so that the
-    budget is one for all, and a shard that one has lost is left out by all. Checkpoints keep the count, so that a run which is
-    often started again stops where an undisturbed one does.
-    """
-
-    def __init__(self, index: Index, data: DataConfig) -> None:
-        self.samples = index.samples
-        self.budget = data.skip_budget
-        self.unreadable: dict[int, str] = {}
-        self.lost: dict[int, str] = {}
-        """Shard -> what is wrong with it, of those of which nothing can be read."""
-
-    def note(self, found: dict[int, str]) -> None:
-        """`found`: sample -> what is wrong with it."""
-        for sample in sorted(found.keys() - self.unreadable.keys()):
-            self.unreadable[sample] = found[sample]
-            warnings.warn(f"left out: {found[sample]}", stacklevel=2)
-            self._check()
-
-    def share(self, noted: Iterable[Iterable[tuple[int, str]]], lost: Iterable[Iterable[tuple[int, str]]] = ()) -> None:
-        """What each process has noted, in the same order on all of them: they go on or stop together."""
-        for shards in lost:
-            self.lost = self.lost | dict(shards)
-        everyone = [pair for unreadable in noted for pair in unreadable]
-        self.unreadable = dict(sorted(everyone, key=lambda pair: pair[1] != BEFORE))  # the last is one that can be told
-        self._check()
-
-    def restore(self, samples: Iterable[int]) -> None:
-        """What was left out before this start."""
-        self.unreadable = dict.fromkeys(samples, BEFORE) | self.unreadable
-        self._check()
-
-    def _check(self) -> None:
-        if len(self.unreadable) > self.budget * self.samples:
-            raise UserError(
-                f"{len(self.unreadable)} of {self.samples} images cannot be read, more than data.skip_budget "
-                f"{self.budget:g} allows; the last: {list(self.unreadable.values())[-1]}"
-            )
 
 
 # --- single images, for evaluation
