@@ -12,7 +12,7 @@ def strided(convolve: Callable[..., Tensor], x: Tensor, kernels: Tensor, bias: T
     """`convolve` is `F.conv2d` or `F.conv_transpose2d`; x [N, C, H, W], kernels [C, 1, k, k]; the result has the dtype of x.
 
     On a CPU in no less than float32: there is no bfloat16 kernel there for the transposed one, nor for the gradient of the
-    other, and what stands in took 20 to 40 times as long on a CPU with bfloat16 in hardware (torch 2.13).
+    other, and what stands in takes many times as long, also where a CPU has bfloat16 in hardware (torch 2.13).
     """
     if x.device.type != "cpu":
         return convolve(x, kernels, bias, stride=2, padding=padding, groups=x.shape[1])

@@ -49,7 +49,7 @@ class DataConfig:
     """Folder of shards that are never trained on: how the critic scores them tells whether it knows the training images by
     heart. Empty takes those that `scalegan shards` kept beside `path`, such as the test split; `none` is none."""
     mirror: bool = False
-    """Show every second real image with left and right exchanged, as if each were there twice; the generator learns both."""
+    """Real images with left and right exchanged half of the time, as if all were there twice; both are learnt."""
 
     def __post_init__(self) -> None:
         require(self.streams >= 1, f"data.streams is {self.streams}: give at least 1")

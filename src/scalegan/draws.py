@@ -60,7 +60,7 @@ class Draws:
         return augment.gated(self._send(np.stack(numbers)), p)
 
     def mirrored(self, images: Tensor, first: int) -> Tensor:
-        """Real images [count, C, H, W], under `data.mirror` every second with left and right exchanged."""
+        """Real images [count, C, H, W], under `data.mirror` half of them, by chance, with left and right exchanged."""
         if not self.config.data.mirror:
             return images
         side = random.uniform(self.config.train.seed, "mirrored", first, self.count, 1)[:, :, None, None]

@@ -53,6 +53,7 @@ def train(config: Config) -> bool:
 
 
 def watched(config: Config, watchdog: Watchdog) -> bool:
+    """`train`, which `watchdog` ends where it stands still."""
     try:
         index = read_index(config.data.path, compare=config.data.on_error == "fail")
     except UserError as error:

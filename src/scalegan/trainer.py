@@ -187,10 +187,7 @@ class Trainer:
         self.outputs.finished(self.clock.images_seen)
 
     def share_left_out(self) -> None:
-        """One budget of unreadable images for all processes, which leave out the same shards from now on.
-
-        Raises `UserError` on all of them when it is used up.
-        """
+        """One budget of unreadable images, and the same lost shards, for all processes; raises `UserError` past it."""
         if self.config.data.on_error == "skip":
             tolerance = self.loader.tolerance
             found = [list(tolerance.unreadable.items()), list(tolerance.lost.items())]

@@ -375,7 +375,7 @@ def test_what_is_at_hand_is_that_of_the_oldest_batch_under_way(
             self.decoder, self.tasks = decoder, [next(tasks) for _ in range(30)]
 
         def __iter__(self) -> Iterator[Decoded]:
-            return map(self.decoder.__getitem__, self.tasks)  # type: ignore[attr-defined]
+            return map(self.decoder.decode, self.tasks)  # type: ignore[attr-defined]
 
         def close(self) -> None: ...
 

@@ -270,7 +270,7 @@ class StreamBatches(Batches):
         decoder = Decoder(index, data, plan.order, plan.batch)
         tasks = self._tasks(images_seen)
         self.workers = Workers(decoder, tasks, data.workers, plan.size, pin=device.type == "cuda") if data.workers else None
-        self.iterator = iter(self.workers or map(decoder.__getitem__, tasks))
+        self.iterator = iter(self.workers or map(decoder.decode, tasks))
         self.fetched_by_workers = 0
 
     @property

@@ -78,7 +78,7 @@ class Decoded:
 NONE = np.empty(0, np.uint8)
 
 
-class Decoder(Dataset[Decoded]):
+class Decoder:
     """Task -> images. Opens its reader in the process where it is first used."""
 
     def __init__(self, index: Index, data: DataConfig, order: Order, batch: int) -> None:
@@ -88,10 +88,7 @@ class Decoder(Dataset[Decoded]):
         self.batch = batch
         self.reader: StreamReader | None = None
 
-    def __getitem__(self, task: Task) -> Decoded:
-        return self.decode(task, None)
-
-    def decode(self, task: Task, out: NDArray[np.uint8] | None) -> Decoded:
+    def decode(self, task: Task, out: NDArray[np.uint8] | None = None) -> Decoded:
         """The images of `task`, in `out` [b, H, W, C] where given."""
         self.reader = self.reader or StreamReader(self.index, self.data)
         cache = self.reader.storage.cache
