@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 import scalegan
+from scalegan import launcher
 from scalegan.errors import MachineError, UserError
 
 
@@ -151,4 +152,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    launcher.leave(main())

@@ -168,4 +168,4 @@ def check_evaluation(config: Config, index: Index) -> None:
 if __name__ == "__main__":
     from scalegan import cli
 
-    sys.exit(cli.main(["train", *sys.argv[1:]]))
+    launcher.leave(cli.main(["train", *sys.argv[1:]]))

@@ -181,3 +181,40 @@ def test_evaluate_on_two_processes_leaves_the_record_of_one(tmp_path):
     assert both.keys() == alone.keys()
     for name in alone.keys() - {"seconds"}:
         assert both[name] == (pytest.approx(alone[name], rel=1e-9) if isinstance(alone[name], float) else alone[name]), name
+
+
+# A thread of gloo waits for the other process, which sleeps; this one refers to the group and to the work to the last.
+BUSY = """
+import atexit, sys, time
+import torch, torch.distributed as dist
+from scalegan import launcher
+dist.init_process_group("gloo")
+group = dist.new_group(backend="gloo")
+dist.barrier(group=group)
+atexit.register(print, "the end of", dist.get_rank())
+if dist.get_rank():
+    time.sleep(60)
+work = dist.all_reduce(torch.ones(3), group=group, async_op=True)
+dist.destroy_process_group()
+print("done", end=" ")
+launcher.leave(3)
+"""
+
+
+def test_a_process_ends_whatever_gloos_threads_are_at():
+    """Else it waits for them, or now and then they abort it: see `launcher.leave`."""
+    world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", BUSY], env=os.environ | world | {"RANK": str(rank)}, stdout=subprocess.PIPE, text=True
+        )
+        for rank in (0, 1)
+    ]
+    try:
+        said, _ = both[0].communicate(timeout=40)
+        assert (both[0].returncode, said) == (3, "done the end of 0\n")
+        assert both[1].poll() is None
+    finally:
+        for process in both:
+            process.kill()
+            process.communicate()
