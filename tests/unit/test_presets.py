@@ -3,6 +3,7 @@
 Evaluation is alike for all of them, and so is the whole run with a resume, but where augmentation adapts, which takes steps.
 """
 
+import re
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -50,6 +51,14 @@ def test_a_preset_that_goes_on_from_another_has_its_data_and_its_generator(path)
     networks = [build_generator(config.model, (1, 104, 88), 4).state_dict() for config in (first, second)]
     shapes = [{name: tensor.shape for name, tensor in network.items()} for network in networks]
     assert shapes[0] == shapes[1]
+
+
+@pytest.mark.parametrize("name", ["kiwi", "brain", "fruits360"])
+def test_processes_of_a_job_hold_whole_groups_of_batch_norm(name):
+    script = (PRESETS[0].parents[1] / "slurm" / f"{name}.sh").read_text()
+    nodes, gpus = (int(re.search(rf"#SBATCH --{flag}=(\d+)", script)[1]) for flag in ("nodes", "gpus-per-node"))
+    config = settings.parse([f"--config={name}"]).config
+    assert config.train.batch // (nodes * gpus) % config.model.norm_group == 0
 
 
 @pytest.mark.parametrize("name", [path.stem for path in PRESETS])
