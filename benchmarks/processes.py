@@ -3,8 +3,8 @@
     python benchmarks/processes.py
 
 Both train the same preset on the same shards; the two are started by `accelerate launch --config_file launch/cpu.yaml`.
-Throughput is that of the preset (bfloat16 where the CPU has it), data and logging included, over a fixed number of steps
-after a warm-up; the ratio is taken within each round and the median counts.
+Throughput is that of the preset at a batch of 64 (bfloat16 where the CPU has it), data and logging included, over a fixed
+number of steps after a warm-up; the ratio is taken within each round and the median counts.
 
 Losses are compared in float32, where the runs differ by nothing but the order of sums. A third run, one process with one
 thread that takes each batch in as many rounds as there are processes (`train.accumulate`), adds in the very order of the

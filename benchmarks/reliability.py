@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from scalegan.config import Config
     from scalegan.data.index import Index
 
-BATCH, TURN = 16, 8
+BATCH, TURN = 8, 8
 """The preset's batch, and its steps from one penalty to the next, so that all turns hold the same work."""
 WARM_UP, LINE = 16, 32
 """Steps before the clock starts; and those from one line of timing.jsonl to the next, for checkpoints: time to write one."""
