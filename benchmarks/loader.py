@@ -9,8 +9,8 @@ open side by side and are timed in turn, a fixed time each, after emptying what 
 round, where the machine was the same, and the median of the ratios counts. The stream reader is the one compared; `resident`,
 which `auto` takes for data of this size, is shown beside it.
 
-torchvision is no requirement of scalegan: `pip install torchvision --index-url https://download.pytorch.org/whl/cpu` brings
-the one that belongs to a CPU-only torch. That from the package index cannot be imported beside it, as its compiled part wants
+torchvision is no requirement of scalegan. The build that belongs to a CPU-only torch comes from the same index as that torch
+(docs/install.md). That from the default package index cannot be imported beside it, as its compiled part wants
 CUDA; this program, which needs none of that part, then declares the missing operators. Where there is no torchvision,
 webdataset alone is compared.
 """
