@@ -1,21 +1,21 @@
 #!/usr/bin/env bash
 # Axial brain slices at 208 x 176 on two nodes.
-#   sbatch slurm/brain.sh [options of the training, such as --train.batch 256]
+#   sbatch slurm/brain.sh [training options, such as --train.batch 256]
 #   sbatch --account=... --partition=... --nodes=4 --gpus-per-node=a100:4 --cpus-per-task=32 slurm/brain.sh
 #   sbatch --gpus-per-node=0 slurm/brain.sh                            # on CPUs
-# Environment and restarts: slurm/common.sh. To go on with a run that ended early: the same command again.
+# Environment and restarts: slurm/common.sh. To resume a run that ended early, submit the same command again.
 #SBATCH --job-name=brain
 #SBATCH --nodes=2
-#SBATCH --ntasks-per-node=1            # one launcher a node; it starts one process per GPU
+#SBATCH --ntasks-per-node=1            # one launcher per node; it starts one process per GPU
 #SBATCH --gpus-per-node=2
 #SBATCH --cpus-per-task=8
 #SBATCH --time=12:00:00
-#SBATCH --signal=B:USR1@180            # notice to this script; Slurm may send it up to 60 s earlier than asked
+#SBATCH --signal=B:USR1@180            # notice to this script; Slurm may send it up to 60 s early
 #SBATCH --requeue
-#SBATCH --open-mode=append             # a requeued job goes on in the same log
+#SBATCH --open-mode=append             # a requeued job appends to the same log
 #SBATCH --output=%x-%j.out
 
-# Slurm runs a copy of this file from its spool: the checkout is where sbatch was called, or SCALEGAN_ROOT.
+# Slurm runs a copy of this file from its spool, so the checkout is where sbatch was called, or SCALEGAN_ROOT.
 : "${SCALEGAN_ROOT:=${SLURM_SUBMIT_DIR:-$PWD}}"
 export SCALEGAN_ROOT
 # shellcheck source=slurm/common.sh

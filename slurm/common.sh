@@ -1,18 +1,18 @@
 # shellcheck shell=bash
-# What every job in this folder does: one launcher a node, one process a GPU, notice before the end, requeue until done.
-# Sourced by the job scripts; `scalegan_job ARGS` trains with ARGS. What can be set from outside (docs/clusters.md says more):
+# What every job in this folder does: one launcher per node, one process per GPU, a notice before the end, requeue until done.
+# Sourced by the job scripts; `scalegan_job ARGS` trains with ARGS. Settings from outside (more in docs/clusters.md):
 #
 #   sbatch's own flags and SBATCH_* variables: nodes, GPUs and their type, time, account, partition, memory, ...
-#   SCALEGAN_ARGS       more options of the training, split at blanks; after those of the job script and the command line
+#   SCALEGAN_ARGS       extra training options, split at blanks; appended to those of the job script and the command line
 #   SCALEGAN_SETUP      a file to source first: modules, conda, a virtual environment
-#   SCALEGAN_SRUN       more options of srun, such as --container-image=... (pyxis), split at blanks
-#   SCALEGAN_EXEC       a command to start the launcher with, such as `apptainer exec --nv gan.sif`, split at blanks
-#   SCALEGAN_PROCESSES  processes a node; otherwise as many as it has GPUs, and 1 without
-#   SCALEGAN_THREADS    threads a process; otherwise the CPUs of the task shared out evenly
-#   MAX_RESTARTS        times that the job may queue itself again (100)
+#   SCALEGAN_SRUN       extra options for srun, such as --container-image=... (pyxis), split at blanks
+#   SCALEGAN_EXEC       a command that starts the launcher, such as `apptainer exec --nv gan.sif`, split at blanks
+#   SCALEGAN_PROCESSES  processes per node (default: its number of GPUs, or 1 without GPUs)
+#   SCALEGAN_THREADS    threads per process (default: the task's CPUs, divided evenly)
+#   MAX_RESTARTS        how often the job may requeue itself (default: 100)
 #
-# A job is queued again only when the training asked for it by the file RUN/requeue: its checkpoint is then safe and there
-# is work left. Exit codes would not do, as launchers change them. A job that was cancelled is never queued again.
+# A job is requeued only if the training wrote the file RUN/requeue: then its checkpoint is safe and there is work left. Exit
+# codes would not do, because launchers change them. A cancelled job is never requeued.
 
 scalegan_log() { printf '%(%F %T)T %s[%s] %s\n' -1 "${SLURM_JOB_NAME:-job}" "${SLURM_RESTART_COUNT:-0}" "$*"; }
 
@@ -21,7 +21,7 @@ scalegan_stop() {
   exit 2
 }
 
-# The folder of the run, which both the training and this script must know: --run where given, else runs/JOB.
+# The run folder, which both the training and this script must know: --run if given, else runs/JOB.
 scalegan_run_folder() {
   local found=runs/$SLURM_JOB_NAME
   while (($#)); do
@@ -34,7 +34,7 @@ scalegan_run_folder() {
   printf '%s\n' "$found"
 }
 
-# Tells a step to stop until it has ended: a training that is still importing its libraries would miss a single notice.
+# Signals a step until it has ended: a training that is still importing its libraries would miss a single signal.
 scalegan_tell() {
   while kill -USR1 "$1" 2>/dev/null; do sleep 10; done
 }
@@ -58,17 +58,17 @@ scalegan_job() {
   local run marker master
   run=$(scalegan_run_folder "$@")
   marker=$run/requeue
-  mkdir -p "$run" || scalegan_stop "the run folder $run cannot be made"
+  mkdir -p "$run" || scalegan_stop "the run folder $run cannot be created"
   rm -f "$marker"
 
-  # Never fall back to localhost: each node would train a world of its own.
+  # Never fall back to localhost: each node would train by itself.
   master=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-  [[ -n $master ]] || scalegan_stop "scontrol does not tell the first host of $SLURM_JOB_NODELIST"
+  [[ -n $master ]] || scalegan_stop "scontrol does not name the first host of $SLURM_JOB_NODELIST"
 
   local gpus=${SLURM_GPUS_ON_NODE:-0} cpus=${SLURM_CPUS_PER_TASK:-1}
   local processes=${SCALEGAN_PROCESSES:-$((gpus > 0 ? gpus : 1))}
   export SCALEGAN_MASTER=$master
-  export SCALEGAN_PORT=$((10000 + SLURM_JOB_ID % 20000)) # two jobs that share a node do not meet; below the ephemeral ports
+  export SCALEGAN_PORT=$((10000 + SLURM_JOB_ID % 20000)) # differs between jobs that share a node; below the ephemeral ports
   export SCALEGAN_WORLD=$((SLURM_NNODES * processes))
   export SCALEGAN_THREADS=${SCALEGAN_THREADS:-$((cpus / processes > 0 ? cpus / processes : 1))}
   # shellcheck disable=SC2153
@@ -85,8 +85,8 @@ scalegan_job() {
     [[ -z $step || -n $teller ]] || { scalegan_tell "$step" & teller=$!; }' USR1
   trap 'interrupted=1; term=1; scalegan_log "TERM: cancelled, requeued from outside, or a node failed"' TERM
 
-  # srun hands USR1 on to every process of the step. The launcher ignores it, as its default is to die of it; the workers
-  # install their own handlers. $SLURM_NODEID must be expanded on each node: single quotes.
+  # srun forwards USR1 to every process of the step. The launcher must ignore it, or it would die; the workers install their
+  # own handlers. Single quotes, because $SLURM_NODEID must be expanded on each node.
   # shellcheck disable=SC2016
   srun --kill-on-bad-exit=1 --label ${srun_options[@]+"${srun_options[@]}"} \
     bash -c 'trap "" USR1; exec "$@"' launcher ${prefix[@]+"${prefix[@]}"} \
@@ -96,11 +96,11 @@ scalegan_job() {
       --num_cpu_threads_per_process "$SCALEGAN_THREADS" --mixed_precision no --dynamo_backend no --max_restarts 0 \
       -m scalegan.train "$@"' launch "${device[@]}" "$@" --run "$run" &
   step=$!
-  [[ -z $interrupted || -n $teller ]] || { # the notice came before there was a step to tell
+  [[ -z $interrupted || -n $teller ]] || { # the notice came before the step existed
     scalegan_tell "$step" &
     teller=$!
   }
-  while :; do # a trap ends `wait` early
+  while :; do # a trap interrupts `wait`
     interrupted=''
     wait "$step"
     rc=$?
@@ -112,10 +112,10 @@ scalegan_job() {
   if [[ -z $term && -e $marker ]]; then
     if ((${SLURM_RESTART_COUNT:-0} < ${MAX_RESTARTS:-100})); then
       trap '' TERM # requeueing sends TERM to this shell
-      scalegan_log "queueing the job again, to go on at $(<"$marker") images"
+      scalegan_log "requeueing the job, to resume at $(<"$marker") images"
       scontrol requeue "$SLURM_JOB_ID" && sleep 60
     else
-      scalegan_log "not queued again: MAX_RESTARTS=${MAX_RESTARTS:-100} reached; the same sbatch command goes on"
+      scalegan_log "not requeued: MAX_RESTARTS=${MAX_RESTARTS:-100} reached; the same sbatch command resumes the run"
     fi
   fi
   exit "$rc"

@@ -152,7 +152,7 @@ def test_a_notice_before_the_end_costs_nothing(cluster, submit, tmp_path, undist
     cluster.wait_for_restart(job)
     assert cluster.wait_for_state(job, "COMPLETED", "FAILED") == "COMPLETED", log(tmp_path, job)
     assert cluster.field(job, "Restarts") == "1"
-    assert "queueing the job again" in log(tmp_path, job)
+    assert "requeueing the job" in log(tmp_path, job)
     assert differing(tmp_path / "run", undisturbed) == []
 
 
@@ -162,7 +162,7 @@ def test_a_job_that_was_queued_again_often_enough_ends_and_goes_on_when_submitte
     at_work(tmp_path / "run")
     cluster.run("scancel", "--batch", "--signal=USR1", job)
     assert cluster.wait_for_state(job, "COMPLETED", "FAILED") == "COMPLETED", log(tmp_path, job)
-    assert "not queued again: MAX_RESTARTS=0 reached" in log(tmp_path, job)
+    assert "not requeued: MAX_RESTARTS=0 reached" in log(tmp_path, job)
     assert cluster.field(job, "Restarts") == "0"
     again = submit("kiwi", MAX_RESTARTS="0")
     assert cluster.wait_for_state(again, "COMPLETED", "FAILED") == "COMPLETED", log(tmp_path, again)
@@ -176,7 +176,7 @@ def test_a_notice_while_the_training_still_imports_is_not_lost(cluster, submit, 
     cluster.run("scancel", "--batch", "--signal=USR1", job)
     cluster.wait_for_restart(job)
     assert cluster.wait_for_state(job, "COMPLETED", "FAILED") == "COMPLETED", log(tmp_path, job)
-    assert "queueing the job again" in log(tmp_path, job)
+    assert "requeueing the job" in log(tmp_path, job)
     assert differing(tmp_path / "run", undisturbed) == []
 
 
@@ -188,7 +188,7 @@ def test_the_time_limit_gives_notice_by_itself(cluster, submit, shards, tmp_path
     job = submit("kiwi", "--time=1", "--signal=B:USR1@40", images=images)
     cluster.wait_for_restart(job, seconds=180)
     assert "notice: the training saves and stops" in log(tmp_path, job)
-    assert "queueing the job again" in log(tmp_path, job)
+    assert "requeueing the job" in log(tmp_path, job)
     cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=20")
     assert cluster.wait_for_state(job, "COMPLETED", "FAILED", seconds=600) == "COMPLETED", log(tmp_path, job)
     with submitting(cluster, shards, tmp_path / "undisturbed") as sbatch:
