@@ -19,8 +19,8 @@ COLOURS = ("brightness", "saturation", "contrast", "hue", "luma_flip")
 @dataclass(frozen=True)
 class AugmentConfig:
     pipe: Literal["", "photo", "medical", "digits", "diffaugment"] = ""
-    """A named set of the fields below (`PIPES` in augment_config.py): `photo` is ADA's; `medical` and `digits` neither mirror
-    nor turn; `diffaugment` is that of Zhao et al. 2020. What is given beside it overrides it."""
+    """A named set of values for the fields below (`PIPES` in augment_config.py): `photo` is ADA's; `medical` and `digits`
+    neither mirror nor rotate by 90 degrees; `diffaugment` is that of Zhao et al. 2020. Fields that you set override it."""
     brightness: float = 0.0
     """Largest change of brightness, in units of the [-1, 1] range."""
     saturation: float = 0.0
@@ -28,43 +28,43 @@ class AugmentConfig:
     contrast: float = 0.0
     """Largest relative change of contrast: a factor from 1 - c to 1 + c."""
     spread: Literal["uniform", "normal"] = "uniform"
-    """`uniform`: brightness, saturation and contrast change by at most what is given (DiffAugment); `normal`: what is given is
-    the standard deviation, of brightness and of the binary logarithms of the two factors (ADA)."""
+    """`uniform`: brightness, saturation and contrast change by at most the given value (DiffAugment). `normal`: the given value
+    is a standard deviation, of brightness and of the base-2 logarithms of the two factors (ADA)."""
     luma_flip: bool = False
-    """Turn bright to dark with probability 1/2 and leave the hue; of grey images, the negative."""
+    """Invert brightness with probability 1/2 and keep the hue; for grey images this is the negative."""
     hue: float = 0.0
-    """Largest turn of the hue, in degrees up to 180 (RGB only)."""
+    """Largest rotation of the hue, in degrees up to 180 (RGB only)."""
     shift: float = 0.0
-    """Largest shift, as a share of height and width; what comes in from outside is 0 (mid-grey), or a reflection where
-    pixels are resampled (`scale`, `rotate`, `aniso`, `translate`)."""
+    """Largest shift, as a fraction of height and width. New pixels at the edge are 0 (mid-grey), or reflections if the image is
+    resampled (`scale`, `rotate`, `aniso`, `translate`)."""
     mirror: bool = False
-    """Mirror left and right with probability 1/2. Wrong for digits, and for brains where the side matters."""
+    """Mirror left to right with probability 1/2. Wrong for digits, and for brains if the side matters."""
     rotate90: bool = False
-    """Turn by 0, 90, 180 or 270 degrees (square images only). Wrong for whatever has an upright position."""
+    """Rotate by 0, 90, 180 or 270 degrees (square images only). Wrong for anything with an upright position."""
     scale: float = 0.0
-    """Standard deviation of the binary logarithm of a zoom."""
+    """Zoom: standard deviation of its base-2 logarithm."""
     rotate: float = 0.0
-    """Largest turn in degrees up to 180, once before and once after the stretch of `aniso`, each by itself."""
+    """Largest rotation in degrees, up to 180; applied independently before and after the stretch of `aniso`."""
     aniso: float = 0.0
-    """Standard deviation of the binary logarithm of a stretch of the width, by which the height shrinks."""
+    """Stretch of the width by a factor by which the height shrinks: standard deviation of its base-2 logarithm."""
     translate: float = 0.0
-    """Standard deviation of a move by fractions of a pixel, as a share of height and width."""
+    """Subpixel shift: standard deviation, as a fraction of height and width."""
     cutout: float = 0.0
-    """Side of the square that is blanked, as a share of height and width."""
+    """Side of the blanked square, as a fraction of height and width."""
     colour: float = 1.0
-    """Probability of brightness, saturation, contrast, hue and luma flip as a share of that of the others (R3GAN: 0.5)."""
+    """Probability of brightness, saturation, contrast, hue and luma flip, as a fraction of `p` (R3GAN: 0.5)."""
     p: float = 1.0
-    """Probability of each of these for an image, drawn one by one; under 1 the critic sees some images as they are. Not used
-    with `target`, which finds it."""
+    """Probability of each augmentation, drawn independently for each image; below 1 the critic also sees unchanged images. Not
+    used with `target`, which adapts it."""
     target: float = 0.0
-    """Adaptive augmentation (Karras et al. 2020b): p starts at 0 and rises where the mean sign of the critic's logits of real
-    images is above this, else falls; 0.6 in the paper, 0 keeps p fixed."""
+    """Adaptive augmentation (Karras et al. 2020b): p starts at 0 and rises while the mean sign of the critic's logits for real
+    images is above this value, else falls; 0.6 in the paper; 0 keeps p fixed."""
     speed: int = 500_000
     """Images over which an adaptive p can rise from 0 to 1."""
     every: int = 4
-    """Steps from one adjustment of an adaptive p to the next."""
+    """Steps between adjustments of an adaptive p."""
     max_p: float = 0.85
-    """Largest adaptive p. From about there on the generator learns the augmentations themselves (section 2.2 of the paper)."""
+    """Largest adaptive p. Above about this the generator starts to generate augmented images (section 2.2 of the paper)."""
 
     def __post_init__(self) -> None:
         for name in (*SHARES, "target"):

@@ -1,4 +1,4 @@
-"""The `scalegan` command: finds the subcommand, imports that one alone, and turns what a user can mend into one line.
+"""The `scalegan` command: finds the subcommand, imports only that one, and turns what a user can fix into one line.
 
 A subcommand is a module with `add_arguments(parser)` and `run(args) -> int`; `train` reads its own command line, because
 its options are the fields of `scalegan.config.Config`.
@@ -35,12 +35,12 @@ COMMANDS = {
     ),
     "shards": Command("scalegan.data.shards_cli", "turn images or volumes into the shards that training reads"),
     "train": Command("scalegan.train", "train on one process (`accelerate launch -m scalegan.train` for several)"),
-    "evaluate": Command("scalegan.evaluation.command", "measure the generator of a run, or a folder of images, against others"),
-    "stats": Command("scalegan.evaluation.stats_command", "write the statistics of real images, to compare others with"),
-    "ema": Command("scalegan.ema_cli", "make an averaged generator of any width of the snapshots of a run"),
+    "evaluate": Command("scalegan.evaluation.command", "compare the images of a run, or of a folder, with real ones"),
+    "stats": Command("scalegan.evaluation.stats_command", "write statistics of real images, to compare with later"),
+    "ema": Command("scalegan.ema_cli", "make an averaged generator of any EMA width from the snapshots of a run"),
     "sample": Command("scalegan.sampling_cli", "make images with the generator of a run"),
     "plot": Command("scalegan.plots", "draw the curves of a run and a GIF of its training"),
-    "doctor": Command("scalegan.doctor", "check this machine, and a run, for what stops or slows training"),
+    "doctor": Command("scalegan.doctor", "check this machine, and diagnose a run"),
 }
 
 GRACE = 3.0
@@ -84,7 +84,7 @@ def usage() -> str:
             "",
             *lines,
             "",
-            "`scalegan COMMAND --help` tells the options of one; `scalegan --version` the version.",
+            "`scalegan COMMAND --help` lists the options of a command; `scalegan --version` prints the version.",
         ]
     )
 

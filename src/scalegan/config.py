@@ -1,4 +1,4 @@
-"""Everything a training run can be told, as frozen dataclasses that are checked once, at the border.
+"""All settings of a training run, as frozen dataclasses that are checked once, when they are read.
 
 Imports no torch, so that `--help` is instant. Intervals, half-lives and ramps are counted in images, the one clock of
 a run. Reading the command line and YAML into these classes is the work of `settings.py`.
@@ -22,34 +22,36 @@ from scalegan.model_config import ALWAYS_NORMALISED, FIELDS_OF, STYLED, ModelCon
 @dataclass(frozen=True)
 class DataConfig:
     path: str = ""
-    """Folder of shards written by `scalegan shards` (s3://, gs:// and https:// prefixes too)."""
+    """Folder of shards written by `scalegan shards`; may start with s3://, gs:// or https://."""
     order: Literal["full", "blocks"] = "full"
-    """`full`: a permutation of all images each epoch; `blocks`: shuffled windows of contiguous streams, for remote shards."""
+    """`full`: each epoch is a permutation of all images; `blocks`: shuffled windows of contiguous streams, for remote
+    shards."""
     streams: int = 16
     """Contiguous streams of the `blocks` order; must divide the batch and be a multiple of the number of processes."""
     window: int = 4096
-    """Images of one stream that are permuted together in the `blocks` order."""
+    """Images of a stream that are shuffled together in the `blocks` order."""
     reader: Literal["auto", "resident", "stream"] = "auto"
-    """`resident` keeps the decoded images in memory, `stream` reads them by offset; `auto` is resident up to `memory_gb`."""
+    """`resident` keeps all decoded images in memory, `stream` reads each when needed; `auto`: resident up to `memory_gb`."""
     memory_gb: float = 2.0
-    """Most memory the resident images may take, in GB a process."""
+    """Largest memory for resident images, in GB per process."""
     workers: int = 2
-    """Loader processes of the stream reader; 0 reads in the training process."""
+    """Loader processes of the stream reader, per training process; 0 reads in the training process."""
     start_method: Literal["forkserver", "fork"] = "forkserver"
-    """How they are started. `fork` is for machines on which no fork server can run: it copies whatever locks threads hold."""
+    """How loader processes are started. Use `fork` only where a fork server cannot run: it can deadlock if another thread holds
+    a lock."""
     on_error: Literal["fail", "skip"] = "fail"
-    """What an unreadable image does: stop the run, or be replaced by another of the same stream."""
+    """What to do about an unreadable image: stop the run, or replace it by another image of the same stream."""
     skip_budget: float = 0.001
-    """Largest share of unreadable images that `skip` puts up with."""
+    """Largest share of unreadable images that `skip` tolerates."""
     cache: str = "~/.cache/scalegan/shards"
-    """Folder that keeps shards fetched from remote storage."""
+    """Folder for shards fetched from remote storage."""
     cache_gb: float = 50.0
-    """Most disk space that cached shards may take, in GB."""
+    """Largest disk space for cached shards, in GB."""
     held_out: str = ""
-    """Folder of shards that are never trained on: how the critic scores them tells whether it knows the training images by
-    heart. Empty takes those that `scalegan shards` kept beside `path`, such as the test split; `none` is none."""
+    """Folder of shards that are never trained on: the critic's scores for them show whether it has memorised the training
+    images. Empty: those that `scalegan shards` kept beside `path`, such as the test split; `none`: no held-out images."""
     mirror: bool = False
-    """Real images with left and right exchanged half of the time, as if all were there twice; both are learnt."""
+    """Mirror real images left to right half of the time, as if each were in the data twice; the generator learns both."""
 
     def __post_init__(self) -> None:
         require(self.streams >= 1, f"data.streams is {self.streams}: give at least 1")
@@ -69,17 +71,17 @@ class OptimConfig:
     betas_d: tuple[float, float] = (0.5, 0.999)
     """Adam betas of the critic."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """How the learning rate falls from its start to `final_lr` times it, over the whole run."""
+    """How the learning rate decays over the whole run, from its start value to `final_lr` times that."""
     final_lr: float = 0.0
-    """Learning rate at the end, as a share of that at the start (not used by `constant`)."""
+    """Learning rate at the end, as a fraction of the start value (unused by `constant`)."""
     warmup: int = 0
-    """Images over which the learning rate rises from 0."""
+    """Images over which the learning rate rises from 0 at the start."""
     clip: float = 0.0
-    """Longest gradient of a network: a longer one is scaled down to it; 0 is off."""
+    """Largest gradient norm of a network: larger gradients are scaled down to it; 0 is off."""
     critic_steps: int = 1
-    """Steps of the critic, each on a batch of its own, to one of the generator."""
+    """Critic steps per generator step, each on its own batch."""
     freeze_critic: int = 0
-    """First stages of the critic, from the image on, that stay as `init_from` has them (FreezeD, Mo et al. 2020)."""
+    """Number of critic stages, counted from the image, that stay frozen as in `init_from` (FreezeD, Mo et al. 2020)."""
 
     def __post_init__(self) -> None:
         require(self.lr_g > 0 and self.lr_d > 0, "optim.lr_g and optim.lr_d must be above 0")
@@ -98,12 +100,12 @@ class OptimConfig:
 @dataclass(frozen=True)
 class EmaConfig:
     half_life: int = 10_000
-    """Images after which a weight counts half in the averaged generator."""
+    """Half-life of the averaged generator (EMA), in images."""
     ramp: float = 0.05
     """The half-life is at most this share of the images seen so far (StyleGAN2-ADA); 0 turns the ramp off."""
     power: tuple[float, ...] = ()
-    """Widths, as shares of the run, of further averages by power functions (Karras et al. 2024), such as [0.05, 0.1]; averages
-    of other widths are made of their snapshots after training, by `scalegan ema`."""
+    """Widths, as fractions of the run, of additional power-function averages (Karras et al. 2024), such as [0.05, 0.1]. From
+    their snapshots `scalegan ema` makes averages of other widths after training."""
 
     def __post_init__(self) -> None:
         require(self.half_life >= 0, f"ema.half_life is {self.half_life}: give 0 or more images")
@@ -116,20 +118,20 @@ class EmaConfig:
 
 @dataclass(frozen=True)
 class BurnInConfig:
-    """R3GAN's one cosine: from what multiples settings start, to be themselves after `images` (Huang et al. 2024)."""
+    """R3GAN's burn-in: settings start at these multiples and reach their own values along one cosine (Huang et al. 2024)."""
 
     images: int = 0
-    """Length of the burn-in; 0 is none."""
+    """Length of the burn-in in images; 0 is none."""
     lr: float = 1.0
-    """Learning rates at the start, as a multiple."""
+    """Learning rates at the start, as a multiple of their final values."""
     gamma: float = 1.0
-    """Weights of the penalties at the start, as a multiple."""
+    """Penalty weights at the start, as a multiple of their final values."""
     half_life: float = 1.0
-    """`ema.half_life` at the start, as a multiple; 0 begins without an average."""
+    """`ema.half_life` at the start, as a multiple; 0 starts without averaging."""
     augment: float = 1.0
-    """`augment.p` at the start, as a multiple; 0 begins without augmentation."""
+    """`augment.p` at the start, as a multiple; 0 starts without augmentation."""
     beta2: float = 0.0
-    """Adam's second beta at the start; 0 is that of `optim`."""
+    """Adam's second beta at the start; 0 uses that of `optim`."""
 
     def __post_init__(self) -> None:
         for name in ("images", "lr", "gamma", "half_life", "augment"):
@@ -138,43 +140,43 @@ class BurnInConfig:
         changed = any(getattr(self, f.name) != f.default for f in dataclasses.fields(self))
         require(
             self.images > 0 or not changed,
-            "burn_in.images is 0, so that its other settings do nothing: say how many images the burn-in lasts",
+            "burn_in.images is 0, so its other settings have no effect: set how many images the burn-in lasts",
         )
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     images: int = 1_000_000
-    """Length of the run: real images shown to the critic."""
+    """Length of the run, in real images shown to the critic."""
     batch: int = 64
-    """Images of one step, over all processes and accumulation rounds."""
+    """Images per step, over all processes and accumulation rounds."""
     accumulate: int = 1
-    """Rounds that one step's batch is cut into on each process, to save memory."""
+    """Gradient accumulation rounds per step: each process splits its batch into so many, to save memory."""
     seed: int = 0
-    """Everything random is a function of this number and the images seen."""
+    """Random seed: everything random is a function of it and of the images seen."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Mixed precision of the convolutions; weights, logits and losses stay float32. `auto` is bf16 where the device has it in
-    hardware, else fp32; a run goes on in the precision that it began with."""
+    """Mixed precision of the convolutions; weights, logits and losses stay float32. `auto` is bf16 if the hardware supports it,
+    else fp32; a resumed run keeps its precision."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """`auto` takes the GPU where there is one; `cuda` without a GPU is an error."""
+    """`auto` uses a GPU if there is one; `cuda` without a GPU is an error."""
     compile: bool = False
-    """Compile the generator and the critic with its penalties by `torch.compile`: minutes at the start, faster steps after."""
+    """Compile generator, critic and penalties with `torch.compile`: takes minutes at the start, then steps are faster."""
     cuda_graphs: bool = False
-    """Record what was compiled as CUDA graphs, so that small networks and batches do not wait for the host."""
+    """Run the compiled networks as CUDA graphs, so that small networks and batches do not wait for the CPU."""
     deterministic: bool = False
-    """Bit-exact repeats on CUDA, slower. The CPU repeats exactly anyway."""
+    """Make runs on CUDA reproducible to the bit, at lower speed. CPU runs always are."""
     nonfinite_limit: int = 20
-    """Steps in a row with non-finite gradients (each is skipped) before the run is stopped."""
+    """Consecutive steps with non-finite gradients after which the run ends; each such step is skipped."""
     hang_minutes: float = 30.0
-    """Time without a step after which every process writes down its stacks and the run ends, four times as long for the first
-    one; 0 waits for ever."""
+    """Minutes without a finished step after which every process writes its stacks and the run ends; four times as long for the
+    first step. 0 waits forever."""
 
     def __post_init__(self) -> None:
         for name in ("images", "batch", "accumulate", "nonfinite_limit"):
             require(getattr(self, name) >= 1, f"train.{name} is {getattr(self, name)}: give at least 1")
         require(
             self.compile or not self.cuda_graphs,
-            "train.cuda_graphs records what train.compile has compiled: set --train.compile true, or --train.cuda_graphs false",
+            "train.cuda_graphs needs compiled networks: set --train.compile true, or --train.cuda_graphs false",
         )
         require(self.hang_minutes >= 0, f"train.hang_minutes is {self.hang_minutes}: give 0 or more")
 
@@ -182,23 +184,23 @@ class TrainConfig:
 @dataclass(frozen=True)
 class LogConfig:
     every: int = 4_000
-    """Images from one line of metrics to the next."""
+    """Images between lines of metrics."""
     samples: int = 50_000
-    """Images from one sample grid to the next."""
+    """Images between sample grids."""
     checkpoint: int = 100_000
-    """Images from one checkpoint to the next."""
+    """Images between checkpoints."""
     snapshots: int = 100_000
-    """Images from one snapshot of the averages of `ema.power` to the next; all are kept."""
+    """Images between snapshots of the averages of `ema.power`; all snapshots are kept."""
     keep: int = 2
-    """Newest checkpoints that are kept, beside the best (`evaluation.best`)."""
+    """How many of the newest checkpoints to keep, in addition to the best (`evaluation.best`)."""
     grid: int = 64
-    """Images on the sample grid, made from fixed latents."""
+    """Images in the sample grid, made from fixed latents."""
     wandb: Literal["auto", "online", "offline", "off"] = "auto"
-    """`auto`: online with an API key, else offline."""
+    """Weights & Biases; `auto` is online if there is an API key, else offline."""
     project: str = "scalegan"
     """W&B project."""
     step_losses: bool = False
-    """Also write the losses of every single step to losses.csv."""
+    """Also write the losses of every step to losses.csv."""
 
     def __post_init__(self) -> None:
         for name in ("every", "samples", "checkpoint", "snapshots", "keep", "grid"):
@@ -208,15 +210,15 @@ class LogConfig:
 @dataclass(frozen=True)
 class Config:
     run: str = ""
-    """Folder of this run: checkpoints, samples, metrics. The same command continues it."""
+    """Folder of this run: checkpoints, samples, metrics. The same command resumes the run."""
     init_from: str = ""
-    """Run folder, or one of its checkpoints, whose networks a new run starts from."""
+    """Start a new run from the networks of this run folder or checkpoint."""
     init_networks: Literal["both", "generator", "critic"] = "both"
-    """Which networks `init_from` gives."""
+    """Which networks to take from `init_from`."""
     init_partial: bool = False
-    """Take from `init_from` the layers whose names and shapes agree, and begin the others anew."""
+    """Take from `init_from` only layers whose names and shapes match; initialise the others."""
     override_resume: bool = False
-    """Go on with a run although losses, augmentation, optimizers, averaging, length, rounds or precision are others now."""
+    """Resume although losses, augmentation, optimizers, averaging, length, accumulation rounds or precision have changed."""
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)
@@ -254,13 +256,11 @@ class Config:
             )
         if self.loss.path_weight and not self.model.generator and self.model.family not in STYLED:
             raise UserError(
-                f"loss.path_weight {self.loss.path_weight} is about intermediate latents, which model.family "
-                f"{self.model.family} has not: set it to 0, or take model.family {' or '.join(STYLED)}"
+                f"loss.path_weight {self.loss.path_weight} needs intermediate latents, which model.family "
+                f"{self.model.family} does not have: set it to 0, or use model.family {' or '.join(STYLED)}"
             )
         if self.optim.freeze_critic and (not self.init_from or self.init_networks == "generator"):
-            raise UserError(
-                "optim.freeze_critic holds stages of a critic that has learnt before: give --init_from, with its critic"
-            )
+            raise UserError("optim.freeze_critic freezes stages of a pretrained critic: give --init_from, with its critic")
         bounded = self.loss.penalised or self.model.norm_of_critic == "spectral" or self.model.discriminator
         if self.loss.name == "wasserstein" and not bounded:
             ways = ["--loss.gp_weight 10" + " --model.critic_norm none" * (self.model.norm_of_critic == "batch")]
@@ -269,11 +269,13 @@ class Config:
             raise UserError(f"loss.name wasserstein needs a critic whose slope is bounded: set {', or '.join(ways)}")
         if self.augment.target and self.loss.name in DIFFERENCES:
             raise UserError(
-                f"augment.target follows the sign of the critic's logits, and with loss.name {self.loss.name} only differences "
-                "of logits mean anything: leave it 0 and set --augment.p"
+                f"augment.target uses the sign of the critic's logits, but with loss.name {self.loss.name} only their "
+                "differences are meaningful: leave it 0 and set --augment.p"
             )
         if self.augment.target and self.burn_in.augment != 1:
-            raise UserError("burn_in.augment and augment.target both move the probability of augmentations: set one of them")
+            raise UserError(
+                "burn_in.augment and augment.target both change the probability of augmentations: set only one of them"
+            )
         if self.data.order == "blocks":
             streams = self.data.streams
             if batch % streams or streams % processes:

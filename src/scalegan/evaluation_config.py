@@ -12,33 +12,34 @@ from scalegan.evaluation.names import BY_LPIPS, check_best, chosen, key
 @dataclass(frozen=True)
 class EvaluationConfig:
     every: int = 200_000
-    """Images from one evaluation to the next; 0 evaluates only at the end."""
+    """Images between evaluations; 0 evaluates only at the end."""
     extractor: str = "lite0"
-    """`lite0` (comes with the install), `inception` (FID) or `dinov2`, which need their weights."""
+    """Network whose features are compared: `lite0` (comes with the install), or `inception` (FID) and `dinov2`, which need
+    weights."""
     weights: str = ""
-    """File with the extractor's weights; empty takes the packaged or downloaded ones."""
+    """File with the extractor's weights; empty uses the packaged or downloaded ones."""
     resize: Literal["tf1", "torch-aa", "halfpixel", "clean"] = "tf1"
-    """How `inception` gets its 299x299: as TensorFlow 1 and torch-fidelity, torchmetrics, pytorch-fid, or clean-fid."""
+    """How images are resized to 299x299 for `inception`: as in TensorFlow 1 and torch-fidelity (`tf1`), torchmetrics
+    (`torch-aa`), pytorch-fid (`halfpixel`) or clean-fid (`clean`)."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Of the features: `bfloat16` is the monitor mode, faster and for the course of a training alone. Its figures have names of
-    their own (fid_bf16) and are nothing to report."""
+    """Precision of the features. `bfloat16` is the monitor mode: faster, only to follow a training run. Its figures have their
+    own names (fid_bf16) and are not for reporting."""
     samples: int = 2_000
-    """Generated images that are compared."""
+    """Generated images to compare."""
     real: int = 0
-    """Real images that are compared; 0 is all of them."""
+    """Real images to compare with; 0 is all of them."""
     batch: int = 64
-    """Images of one pass through the extractor; always full, as features depend on it in the last bits."""
+    """Images per pass through the extractor. Passes are always full, because features depend on their size in the last bits."""
     metrics: str = "ssim"
-    """What is measured beside the Frechet distance and its floor: any of ssim, ms_ssim, lpips, ppl, interval, infinity, kid,
-    kid_subsets, prdc, per_class, accuracy, inception_score, memorisation, with commas between (docs/evaluation.md); empty is
-    nothing."""
+    """Metrics besides the Frechet distance and its floor, separated by commas: any of ssim, ms_ssim, lpips, ppl, interval,
+    infinity, kid, kid_subsets, prdc, per_class, accuracy, inception_score, memorisation (docs/evaluation.md); may be empty."""
     best: str = "fid"
-    """The figure that the best checkpoint goes by: fid, the Frechet distance of any extractor, or one that `metrics` gives,
+    """The figure that selects the best checkpoint: fid, the Frechet distance of any extractor, or one that `metrics` includes,
     such as kid, precision, recall, density, coverage, fid_infinity, inception_score or ssim_max (docs/evaluation.md)."""
     lpips: Literal["alex", "vgg"] = "alex"
-    """Network that the metrics lpips and ppl see images with; the path lengths of papers are those of vgg."""
+    """Network of the metrics lpips and ppl; papers report path lengths with vgg."""
     lpips_weights: str = ""
-    """File with that network's weights, as torchvision publishes them; empty takes downloaded ones."""
+    """File with the weights of that network, as torchvision publishes them; empty uses downloaded ones."""
 
     def __post_init__(self) -> None:
         require(self.every >= 0, f"evaluation.every is {self.every}: give 0 or more images")

@@ -15,8 +15,8 @@ WEIGHTS = ("r1_gamma", "r2_gamma", "gp_weight", "class_weight", "reconstruction_
 @dataclass(frozen=True)
 class LossConfig:
     name: Literal["non_saturating", "minimax", "hinge", "least_squares", "wasserstein", "relativistic"] = "non_saturating"
-    """`non_saturating`: J_G = -mean log D(G(z)); `minimax`: J_G = mean log(1 - D(G(z))); `relativistic` judges each fake
-    beside a real image (RpGAN). The formulas are in losses.py."""
+    """`non_saturating`: J_G = -mean log D(G(z)); `minimax`: J_G = mean log(1 - D(G(z))); `relativistic` compares each fake
+    with a real image (RpGAN). All formulas are in losses.py."""
     own: str = ""
     """A loss of your own in place of `name`: a scalegan.losses.Loss, such as my.module.LOSS (docs/own_networks.md)."""
     r1_gamma: float = 0.0
@@ -26,31 +26,31 @@ class LossConfig:
     gp_weight: float = 0.0
     """Weight of the gradient penalty between real and generated images, w * (|d logit/d image| - `gp_centre`)^2 (WGAN-GP)."""
     gp_centre: float = 1.0
-    """Slope that the gradient penalty draws the critic to: 1, or 0 for the zero-centred form."""
+    """Gradient norm that the gradient penalty aims at: 1, or 0 for the zero-centred form."""
     penalty_every: int = 1
-    """Critic steps from one penalty to the next; its weight is multiplied by the same number."""
+    """Apply the penalties every so many critic steps (lazy regularisation); their weights are multiplied by the same number."""
     penalty_form: Literal["exact", "difference"] = "exact"
-    """`exact` differentiates the gradient of the critic; `difference` takes its slope along one random direction an image from
-    the logits of two images (R1 and R2 in expectation, noisier and cheaper)."""
+    """`exact` differentiates through the critic's gradient. `difference` estimates it from the logits of two nearby images,
+    along one random direction per image: R1 and R2 in expectation, noisier and cheaper."""
     penalty_step: float = 0.01
-    """How far apart these two images are in each pixel, in units of the [-1, 1] range."""
+    """Distance of these two images per pixel, in units of the [-1, 1] range (`difference` only)."""
     class_weight: float = 1.0
     """Weight of the loss of an auxiliary classifier (`model.class_head classifier`), for critic and generator."""
     reconstruction_weight: float = 1.0
-    """Weight of the error with which a `fastgan` critic paints real images from its own features."""
+    """Weight of the error of a `fastgan` critic in reconstructing real images from its own features."""
     diversity_weight: float = 0.0
-    """Weight of the generator's reward for two samples of one class that differ, in proportion to their latents (Yang et al.
-    2019, eq. 2): against one picture a class. 0 is off."""
+    """Weight of a reward for the generator if two samples of a class differ in proportion to their latents (Yang et al. 2019,
+    eq. 2): prevents a single image per class. 0 is off."""
     diversity_limit: float = 0.2
-    """Difference from which on more earns nothing: mean |image - image| over mean |z - z|. Of real images of one class it is
-    about 0.9 times their own mean |image - image|, pixels running from -1 to 1."""
+    """Difference, mean |image - image| / mean |z - z|, above which the reward stops growing. For real images of one class it is
+    about 0.9 times their mean |image - image|, with pixels from -1 to 1."""
     path_weight: float = 0.0
-    """Weight of the path length penalty (Karras et al. 2020, eq. 4; theirs is 2): steps in the intermediate latents are to
-    change images by the same amount everywhere; model.family stylegan2 only. 0 is off."""
+    """Weight of the path length penalty (Karras et al. 2020, eq. 4; theirs is 2): a step in the intermediate latents should
+    change the image by the same amount everywhere. model.family stylegan2 only; 0 is off."""
     path_every: int = 4
-    """Generator steps from one path length penalty to the next; its weight is multiplied by the same number."""
+    """Apply the path length penalty every so many generator steps; its weight is multiplied by the same number."""
     path_decay: float = 0.01
-    """Weight of one penalised step in the running mean of path lengths, which the penalty draws each of them to."""
+    """Weight of one penalised step in the running mean of path lengths, which is the target of the penalty."""
 
     def __post_init__(self) -> None:
         for name in (*WEIGHTS, "gp_centre"):
@@ -62,11 +62,11 @@ class LossConfig:
         require(0 < self.penalty_step <= 1, f"loss.penalty_step is {self.penalty_step}: give a number above 0, up to 1")
         require(
             self.penalty_form == "exact" or self.gp_weight == 0 or self.gp_centre == 0,
-            "loss.penalty_form difference knows the length of a gradient only in expectation of its square: "
+            "loss.penalty_form difference estimates only the squared norm of a gradient: "
             "set --loss.gp_centre 0, or --loss.penalty_form exact",
         )
         require(
-            not self.own or self.name == "non_saturating", f"loss.name {self.name} does nothing beside loss.own: leave it out"
+            not self.own or self.name == "non_saturating", f"loss.name {self.name} has no effect with loss.own: leave it out"
         )
 
     @property

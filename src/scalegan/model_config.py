@@ -49,68 +49,69 @@ AT_LEAST_1 = (
 @dataclass(frozen=True)
 class ModelConfig:
     family: Literal["dcgan", "resnet", "biggan", "fastgan", "stylegan2", "r3gan"] = "dcgan"
-    """Network family: convolutions with normalisation (Radford et al. 2015), residual blocks as in SNGAN (Miyato et al. 2018)
-    or in BigGAN (Brock et al. 2019), FastGAN for few images (Liu et al. 2021), convolutions modulated by a style (Karras et al.
-    2020), or residual blocks without normalisation (Huang et al. 2024)."""
+    """Network family: DCGAN (Radford et al. 2015), the residual networks of SNGAN (`resnet`, Miyato et al. 2018) or BigGAN
+    (Brock et al. 2019), FastGAN for few images (Liu et al. 2021), StyleGAN2 (Karras et al. 2020), or R3GAN, residual blocks
+    without normalisation (Huang et al. 2024)."""
     critic_family: Literal["same", "dcgan", "resnet", "biggan", "fastgan", "stylegan2", "r3gan", "projected"] = "same"
-    """Family of the critic, where it is not that of the generator. `projected` is only a critic: heads on features that
-    EfficientNet-Lite0 has learnt on ImageNet (Sauer et al. 2021); judge its runs by another extractor than lite0."""
+    """Family of the critic, if not that of the generator. `projected` is only a critic: heads on features of
+    EfficientNet-Lite0, pretrained on ImageNet (Sauer et al. 2021); evaluate its runs with another extractor than lite0."""
     generator: str = ""
-    """A generator of your own in place of the family's: its class, such as my.module.Generator (docs/own_networks.md)."""
+    """Your own generator instead of the family's: its class, such as my.module.Generator (docs/own_networks.md)."""
     discriminator: str = ""
-    """A discriminator of your own in place of the family's."""
+    """Your own discriminator instead of the family's."""
     z_dim: int = 100
-    """Numbers in one latent vector."""
+    """Dimension of the latent vector."""
     width: int = 64
-    """Generator channels at the highest resolution; doubled at each coarser one up to `max_width`."""
+    """Generator channels at the highest resolution; doubled at each coarser one, up to `max_width`."""
     max_width: int = 512
-    """Most generator channels."""
+    """Largest number of generator channels."""
     critic_width: int = 64
-    """Critic channels after its first convolution; doubled at each coarser resolution up to `critic_max_width`."""
+    """Critic channels after its first convolution; doubled at each coarser resolution, up to `critic_max_width`."""
     critic_max_width: int = 512
-    """Most critic channels."""
+    """Largest number of critic channels."""
     critic_norm: Literal["auto", "batch", "spectral", "none"] = "auto"
-    """Normalisation inside the critic: of its activations, of its weights (Miyato et al. 2018), or none; a gradient penalty
-    does not want `batch`. `auto` is what the family's paper has: `spectral` in resnet and biggan, else `batch`. `fastgan` and
-    `projected` always normalise weights, and with `batch` activations too."""
+    """Normalisation in the critic: batch norm, spectral norm (Miyato et al. 2018) or none; avoid `batch` with a gradient
+    penalty. `auto` follows the family's paper: `spectral` for resnet and biggan, else `batch`. `fastgan` and `projected` always
+    use spectral norm, and with `batch` also batch norm."""
     norm_group: int = 0
-    """Images that batch norm is taken over: consecutive ones of the batch, so that processes need not wait for each other
-    in every layer; 0 is the whole batch of all of them."""
+    """Batch norm is computed over groups of this many consecutive images of the batch, so that processes that hold whole groups
+    need not exchange sums in every layer; 0 is the whole batch over all processes."""
     init: Literal["dcgan", "kaiming"] = "dcgan"
-    """Start of the critic's weights: N(0, 0.02) as in the DCGAN paper (and always in the generator), or Kaiming's."""
+    """Initialisation of the critic: N(0, 0.02) as in the DCGAN paper (always used for the generator), or Kaiming's."""
     conditional: bool = False
-    """Tell generator and critic the class of each image; needs labelled data."""
+    """Class-conditional: generator and critic are given the class of each image; needs labelled data."""
     class_dim: int = 32
-    """Numbers that a class is embedded into for the generator."""
+    """Dimension of the generator's class embedding."""
     class_via: Literal["auto", "concat", "norm"] = "auto"
-    """How the generator is told the class: by its embedding beside the latents, or by a gain and a bias of each class in its
-    batch norms (de Vries et al. 2017), which biggan projects from the embedding. `auto` is `concat` in dcgan and `norm` in
-    resnet and biggan."""
+    """How the generator is given the class: an embedding concatenated to the latents, or a gain and a bias for each class in
+    its batch norms (de Vries et al. 2017), which biggan projects from the embedding. `auto` is `concat` for dcgan and `norm`
+    for resnet and biggan."""
     class_head: Literal["projection", "classifier"] = "projection"
-    """How the critic uses the class: its features are projected on the class (Miyato and Koyama 2018), or it has to tell the
-    class besides, and the generator to be told right (Odena et al. 2017)."""
+    """How the critic uses the class: `projection` of its features on the class (Miyato and Koyama 2018), or an auxiliary
+    `classifier`, trained with the critic and satisfied by the generator (Odena et al. 2017)."""
     class_start: int = 0
-    """Images seen before the classes are told apart at all (Shahbazi et al. 2022): for few images a class."""
+    """Images of unconditional training before the class is used (Shahbazi et al. 2022): for few images per class."""
     class_ramp: int = 0
-    """Images over which the classes then come in, evenly."""
+    """Images over which the class is then ramped in, linearly."""
     blocks: int = 2
     """Residual blocks at each resolution (r3gan)."""
     group_width: int = 16
     """Channels of one group of a grouped convolution (r3gan)."""
     critic_tail: int = 1
-    """Last residual blocks of the critic, which keep the size (resnet, biggan): the papers have 2 at 32 x 32, else 1."""
+    """Residual blocks at the end of the critic that keep the resolution (resnet, biggan): the papers have 2 at 32 x 32, else
+    1."""
     attention: int = 32
-    """Self-attention in both networks at the finest resolution whose shorter side is at most this, unless that is the image's
-    own or the coarsest; 0 is none (biggan; Zhang et al. 2019)."""
+    """Self-attention in both networks, at the finest resolution whose shorter side is at most this, unless that is the image's
+    own resolution or the coarsest; 0 is none (biggan; Zhang et al. 2019)."""
     map_layers: int = 8
-    """Layers of the mapping network from latents, or the critic's class, to styles (stylegan2)."""
+    """Layers of the mapping network, from latents to styles, and of the critic's for classes (stylegan2)."""
     mixing: float = 0.9
-    """Probability in training that an image takes the styles of its finer layers from other latents (stylegan2)."""
+    """Style mixing: probability in training that an image's finer layers take their styles from other latents (stylegan2)."""
     std_group: int = 4
-    """Consecutive images of the batch whose spread the critic is shown (stylegan2); 0 is off."""
+    """Minibatch standard deviation: consecutive images of the batch over which it is computed (stylegan2); 0 is off."""
     backbone_size: int = 224
-    """Least side of the images that the backbone sees, to which smaller ones are enlarged (projected). The paper's 224 is what
-    it has learnt on; 96 has a fifth of the pixels."""
+    """Smallest side of the images that the backbone sees; smaller images are enlarged to it (projected). The backbone was
+    trained at 224, as in the paper; 96 has a fifth of the pixels."""
 
     def __post_init__(self) -> None:
         require(self.norm_group != 1 and self.norm_group >= 0, f"model.norm_group is {self.norm_group}: give 0, or 2 or more")
@@ -179,18 +180,18 @@ class ModelConfig:
             ours = self.family if self.critic == self.family else f"{self.family} with a critic {self.critic}"
             require(
                 not changed or any(looker in known for looker in lookers),
-                f"model.{field.name} is a setting of model.family {' and '.join(known)}, which is {ours} here: leave it out",
+                f"model.{field.name} is a setting of model.family {' and '.join(known)}, but this is {ours}: leave it out",
             )
             told = field.name in ("class_head", "class_via", "class_start", "class_ramp")
             require(
                 not changed or not told or self.conditional,
-                f"model.{field.name} does nothing without classes: set --model.conditional true, or leave it out",
+                f"model.{field.name} has no effect without classes: set --model.conditional true, or leave it out",
             )
 
     def _check_groups(self) -> None:
         for name in self.grouped:
             require(
                 2 * getattr(self, name) % self.group_width == 0,
-                f"model.{name} {getattr(self, name)}: r3gan wants twice it to be a multiple of model.group_width "
+                f"model.{name} {getattr(self, name)}: with r3gan, twice this must be a multiple of model.group_width "
                 f"{self.group_width}",
             )

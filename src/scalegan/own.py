@@ -31,7 +31,7 @@ def check(config: Config) -> None:
     lacking = [name for name in STYLED_METHODS if not hasattr(generator, name)] if generator else []
     if config.loss.path_weight and lacking:
         raise UserError(
-            f"loss.path_weight {config.loss.path_weight} is about intermediate latents, and {config.model.generator} has no "
+            f"loss.path_weight {config.loss.path_weight} needs intermediate latents, and {config.model.generator} has no "
             f"{' and no '.join(lacking)}: set it to 0, or derive the class from scalegan.models.stylegan2.Generator"
         )
     network("--model.discriminator", config.model.discriminator)

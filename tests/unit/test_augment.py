@@ -347,7 +347,7 @@ def test_what_makes_no_sense_is_refused(fields: dict[str, Any], message: str) ->
 @pytest.mark.parametrize("name", ["wasserstein", "relativistic"])
 def test_an_adaptive_probability_needs_a_loss_whose_logits_have_a_sign(name: Any) -> None:
     adaptive = AugmentConfig(brightness=0.1, target=0.6)
-    with pytest.raises(UserError, match=r"augment\.target follows the sign"):
+    with pytest.raises(UserError, match=r"augment\.target uses the sign"):
         Config(augment=adaptive, loss=LossConfig(name=name, gp_weight=1)).check(1)
     with pytest.raises(UserError, match=r"burn_in\.augment and augment\.target"):
         Config(augment=adaptive, burn_in=BurnInConfig(images=10, augment=0)).check(1)

@@ -122,7 +122,7 @@ def test_both_networks_are_compiled_with_graphs_where_asked_for(graphs: bool) ->
 def test_graphs_of_what_is_not_compiled_are_refused_with_both_ways_out() -> None:
     asked = ["--data.path=data", "--train.cuda_graphs=true"]
     with pytest.raises(
-        UserError, match=r"^train.cuda_graphs records .*: set --train.compile true, or --train.cuda_graphs false$"
+        UserError, match=r"^train.cuda_graphs needs .*: set --train.compile true, or --train.cuda_graphs false$"
     ):
         settings.parse(asked)
     assert settings.parse([*asked, "--train.compile=true"]).config.train.cuda_graphs

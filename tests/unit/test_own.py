@@ -87,7 +87,7 @@ def test_a_path_length_penalty_needs_a_generator_with_intermediate_latents(confi
 def test_that_is_told_before_anything_is_made(index, capsys, way):
     given = ["--data.path", "data", "--run", "new", "--train.batch", "8", "--train.device", "cpu"]
     assert cli.main(["train", *given, "--model.generator", "mine.Generator", "--loss.path_weight", "2", *way]) == 2
-    assert "loss.path_weight 2.0 is about intermediate latents, and mine.Generator has no styles" in capsys.readouterr().err
+    assert "loss.path_weight 2.0 needs intermediate latents, and mine.Generator has no styles" in capsys.readouterr().err
     assert not list(Path().glob("new*"))
 
 
@@ -173,7 +173,7 @@ def test_signs_are_not_followed_where_a_loss_gives_them_no_meaning(config, index
 def test_a_loss_is_an_object_of_its_class():
     with pytest.raises(UserError, match=r"--loss.own mine.smoothed is no scalegan.losses.Loss"):
         own.loss_of(LossConfig(own="mine.smoothed"))
-    with pytest.raises(UserError, match=r"loss.name hinge does nothing beside loss.own"):
+    with pytest.raises(UserError, match=r"loss.name hinge has no effect with loss.own"):
         LossConfig(own="mine.LOSS", name="hinge")
 
 

@@ -70,7 +70,7 @@ def test_without_a_burn_in_everything_is_as_it_is_set():
 
 
 def test_a_burn_in_of_no_length_that_is_to_change_something_is_refused():
-    with pytest.raises(UserError, match=r"burn_in.images is 0, so that its other settings do nothing"):
+    with pytest.raises(UserError, match=r"burn_in.images is 0, so its other settings have no effect"):
         BurnInConfig(lr=2.0)
 
 

@@ -385,7 +385,7 @@ def test_a_process_has_to_hold_whole_groups(group, processes, accumulate, fits):
 
 
 def test_a_path_length_penalty_needs_a_w():
-    with pytest.raises(UserError, match=r"loss\.path_weight 2\.0 is about .* model\.family dcgan has not"):
+    with pytest.raises(UserError, match=r"loss\.path_weight 2\.0 needs .* model\.family dcgan does not have"):
         Config(loss=LossConfig(path_weight=2.0)).check(1)
     Config(model=SMALL, loss=LossConfig(path_weight=2.0)).check(1)
 

@@ -41,15 +41,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--against", default="", metavar="FOLDER|SHARDS|RUN|NPZ",
-        help="images to compare with, a run for those it was trained on, or statistics (those RUN was trained on)",
+        help="images to compare with, a run (its training images), or statistics (default: the training images of RUN)",
     )  # fmt: skip
     parser.add_argument("--samples", type=int, metavar="N", help="generated images (of FOLDER or SHARDS: all)")
     parser.add_argument(
-        "--metrics", metavar="A,B", help="what to measure beside the Frechet distance: kid,prdc,memorisation,..."
+        "--metrics", metavar="A,B", help="what to measure besides the Frechet distance: kid,prdc,memorisation,..."
     )
     networks = get_args(get_type_hints(EvaluationConfig)["lpips"])
-    parser.add_argument("--lpips", choices=networks, help="network of the metrics lpips and ppl (as RUN's config)")
-    parser.add_argument("--lpips-weights", metavar="FILE", help="its weights")
+    parser.add_argument("--lpips", choices=networks, help="network of the metrics lpips and ppl (default: as in RUN's config)")
+    parser.add_argument("--lpips-weights", metavar="FILE", help="weights of that network")
     parser.add_argument(
         "--held-out",
         default="",
@@ -57,11 +57,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="images never trained on, for memorisation and accuracy (default: RUN's, else those beside the real ones)",
     )
     add_extractor_arguments(parser)
-    parser.add_argument("--seed", type=int, help="of the generated images")
+    parser.add_argument("--seed", type=int, help="seed of the generated images")
     parser.add_argument("--generator", default="", metavar="NAME", help="class of the run's generator, if it is your own")
     modes = get_args(get_type_hints(LogConfig)["wandb"])
-    parser.add_argument("--wandb", choices=modes, help="send the record to the W&B run of RUN too (as RUN's config)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the record here too (of RUN always: RUN/evaluations)")
+    parser.add_argument(
+        "--wandb", choices=modes, help="also send the record to the W&B run of RUN (default: as in RUN's config)"
+    )
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="also write the record here (for RUN always in RUN/evaluations)"
+    )
 
 
 def add_extractor_arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,20 +73,24 @@ def add_extractor_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--extractor",
         metavar="NAME",
-        help="lite0, inception (FID), dinov2, or your own as module:Class (as RUN's config, like all below)",
+        help="lite0, inception (FID), dinov2, or your own as module:Class (default for this and all below: as in RUN's config)",
     )
     parser.add_argument("--weights", metavar="FILE", help="the extractor's weights")
     hints = get_type_hints(EvaluationConfig)
-    parser.add_argument("--resize", choices=get_args(hints["resize"]), help="of extractor inception, see docs/evaluation.md")
+    parser.add_argument(
+        "--resize", choices=get_args(hints["resize"]), help="resizing for extractor inception, see docs/evaluation.md"
+    )
     parser.add_argument(
         "--precision",
         choices=get_args(hints["precision"]),
-        help="bfloat16: monitor mode, whose figures are no FID",
+        help="bfloat16: the monitor mode, whose figures are not FID",
     )
     parser.add_argument("--real", type=int, metavar="N", help="real images; 0 is all of them")
-    parser.add_argument("--batch", type=int, metavar="N", help="images of one pass")
-    parser.add_argument("--window", default="", metavar="LO,HI", help="black and white of images of more than 8 bits: 0,65535")
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto takes a GPU if there is one")
+    parser.add_argument("--batch", type=int, metavar="N", help="images per pass")
+    parser.add_argument(
+        "--window", default="", metavar="LO,HI", help="values of black and white in images of more than 8 bits: 0,65535"
+    )
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto uses a GPU if there is one")
 
 
 def run(args: argparse.Namespace) -> int:
