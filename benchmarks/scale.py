@@ -323,7 +323,7 @@ def checkpoints(folder: Path, megabytes: int) -> bool:
 
 
 def networks(size: float) -> tuple[dict[str, dict[str, torch.Tensor]], int]:
-    """Parts of a checkpoint of about so many bytes, as `Trainer.tensors` names them, and the parameters of the two networks."""
+    """Parts of a checkpoint of about so many bytes, as `state.tensors` names them, and the parameters of the two networks."""
     layers = max(1, round(size / 14 / 2 / 1024**2))
     pair = [nn.Sequential(*(nn.Linear(1024, 1024, bias=False) for _ in range(layers))) for _ in range(2)]
     parts = {name: network.state_dict() for name, network in zip(("generator", "critic", "ema"), [*pair, pair[0]], strict=True)}

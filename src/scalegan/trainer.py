@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 
-from scalegan import best, checkpoint, power, run, schedules, start
+from scalegan import best, checkpoint, run, schedules, start, state
 from scalegan.background import Saver
 from scalegan.config import Config
 from scalegan.data.index import Index, is_remote
@@ -233,7 +233,7 @@ class Trainer:
         start = time.perf_counter()
         self.share_left_out()
         self.outputs.losses(self.statistics.read_steps())  # no checkpoint keeps them: those before it are to be in the file
-        from_everyone = {"statistics": self.statistics.state(), "augment": self.game.adaptive.state()}
+        everyones = state.everyones(self.game, self.statistics)
         if self.accelerator.is_main_process:
             self.tell(self.saver.wait())
             also = [self.best["images_seen"]] if self.best else []
@@ -244,7 +244,7 @@ class Trainer:
                     f"{' and '.join(waiting)} from before it"
                 )
             else:
-                self.saver.start(self.clock.images_seen, self.tensors() | from_everyone, self.state(), also)
+                self.saver.start(self.clock.images_seen, state.tensors(self.game) | everyones, self.manifest(), also)
         self.outputs.stalled += time.perf_counter() - start
 
     def snapshot(self) -> None:
@@ -252,13 +252,12 @@ class Trainer:
         start = time.perf_counter()
         if self.accelerator.is_main_process:
             try:
-                checkpoint.save(self.run_dir, self.clock.images_seen, self.averages(), self.state(), checkpoint.SNAPSHOTS)
+                checkpoint.save(
+                    self.run_dir, self.clock.images_seen, state.averages(self.game), self.manifest(), checkpoint.SNAPSHOTS
+                )
             except OSError as error:
                 self.tell(f"snapshot at {self.clock.images_seen} images was NOT saved: {error}")
         self.outputs.stalled += time.perf_counter() - start
-
-    def averages(self) -> dict[str, dict[str, torch.Tensor]]:
-        return {power.part(std): average.state_dict() for std, average in self.game.powers.items()}
 
     def tell(self, problem: str | None) -> None:
         """Loudly that a checkpoint could not be written: the one before stays, and the next is made when it is due."""
@@ -270,65 +269,23 @@ class Trainer:
         self.tell(self.saver.wait())
         return bool(from_main(self.saver.whole, self.group))
 
-    def tensors(self) -> dict[str, dict[str, torch.Tensor]]:
-        game = self.game
-        return {
-            "generator": game.bare_generator.state_dict(),
-            "critic": game.bare_critic.state_dict(),
-            "ema": game.ema.state_dict(),
-            "opt_g": checkpoint.optimizer_tensors(game.opt_g.optimizer),
-            "opt_d": checkpoint.optimizer_tensors(game.opt_d.optimizer),
-            **self.averages(),
-        }
-
-    def state(self) -> dict[str, Any]:
-        index = self.index
-        data = {"shape": [index.channels, index.height, index.width], "classes": index.classes}
-        return {
-            "config": self.config.to_dict(),
-            "config_hash": self.config.hash(),
-            "data": data | {"class_counts": index.class_counts, "path": str(self.config.data.path), "sha256": index.sha256},
-            "started_from": run.started_from(self.run_dir),
-            "best": self.best,
-            "done": self.done,
-            "left_out": self.left_out,
-            "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
-            "wandb_id": self.outputs.wandb_id,
-            "processes": self.accelerator.num_processes,
-            "torch": torch.__version__,
-        }
+    def manifest(self) -> dict[str, Any]:
+        """Counters and facts: what is no tensor of a checkpoint."""
+        counters = {"best": self.best, "done": self.done, "left_out": self.left_out, "wandb_id": self.outputs.wandb_id}
+        return state.facts(self.config, self.index, self.accelerator) | counters
 
     def resume(self) -> str | None:
         """Take up the newest valid checkpoint, or what a new run starts from; returns the W&B run id to go on with."""
-        found: str | UserError | None = None
-        if self.accelerator.is_main_process:
-            newest, complaints = checkpoint.latest(self.run_dir)
-            found = str(newest.path) if newest else None
-            if complaints and newest is None:
-                found = UserError(f"{complaints[0]}, and no other is whole: restore one, or give --run another folder")
-            else:
-                for complaint in complaints:
-                    print(f"scalegan: {complaint}; going on with the one before", file=sys.stderr)
-        path = from_main(found, self.group)
+        path = from_main(state.newest(self.run_dir) if self.accelerator.is_main_process else None, self.group)
         if path is None:
             if origin := from_main(run.started_from(self.run_dir), self.group):
                 start.load(self.game, origin)
             return None
         taken = checkpoint.read(Path(path))
-        self.game.bare_generator.load_state_dict(taken.tensors("generator"))
-        self.game.bare_critic.load_state_dict(taken.tensors("critic"))
-        self.game.ema.load_state_dict(taken.tensors("ema"))
-        for std, average in self.game.powers.items():
-            average.load_state_dict(taken.tensors(power.part(std)))
-        checkpoint.restore_optimizer(self.game.opt_g.optimizer, taken.tensors("opt_g"))
-        checkpoint.restore_optimizer(self.game.opt_d.optimizer, taken.tensors("opt_d"))
-        self.statistics.restore(taken.tensors("statistics"), self.accelerator.process_index, self.accelerator.num_processes)
-        self.game.adaptive.restore(taken.tensors("augment"), self.accelerator.process_index)
+        state.load(taken, self.game, self.statistics, self.accelerator)
         self.clock.images_seen = taken.images_seen
         self.best, self.done = self.take_up_best(taken.state["best"]), taken.state["done"]
         self.left_out = taken.state.get("left_out", [])  # which older checkpoints have not
-        if self.accelerator.scaler:
-            self.accelerator.scaler.load_state_dict(taken.state["scaler"])
         return taken.state["wandb_id"]  # type: ignore[no-any-return]
 
     def take_up_best(self, kept: best.Best) -> best.Best:

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from scalegan import checkpoint, own, start
+from scalegan import checkpoint, own, start, state
 from scalegan.config import Config
 from scalegan.cut_down import IMAGES, STEPS, cut_config, cut_index
 from scalegan.data.index import Index, read_index
@@ -162,7 +162,7 @@ class Trial:
         found, complaints = checkpoint.latest(trainer.run_dir)
         if found is None:
             raise Fault("; ".join(complaints))
-        for part, saved in trainer.tensors().items():
+        for part, saved in state.tensors(trainer.game).items():
             again = found.tensors(part)
             if saved.keys() != again.keys() or not all(same(saved[name], again[name]) for name in saved):
                 raise Fault(f"{part} comes back changed")
