@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 FOLDER = "stacks"
@@ -20,7 +20,7 @@ FIRST = 4.0
 
 class Watchdog:
     """Counts the time since the last `begin` or `step`. Past the limit, all threads' stacks go to RUN/stacks and the process
-    ends. `limit` is in seconds, and `FIRST` times that for the first step.
+    ends, also where nothing can be written there. `limit` is in seconds, and `FIRST` times that for the first step.
 
     Every process has its own: where one hangs, the others wait for it in the next exchange, and their steps stop too. A
     `limit` of 0 watches nothing.
@@ -62,15 +62,21 @@ class Watchdog:
                 self._end()
 
     def _end(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("w") as file:
-            faulthandler.dump_traceback(file, all_threads=True)
-        faulthandler.dump_traceback(sys.stderr, all_threads=True)
-        print(
-            f"scalegan: error: process {self.rank} on {os.uname().nodename}: no step in {self.allowed:g} s after image "
-            f"{self.images_seen} (train.hang_minutes): stacks are in {self.path}; the same command goes on where it last saved",
-            file=sys.stderr,
-            flush=True,
-        )
-        time.sleep(GRACE)
-        os._exit(1)  # the thread that hangs can be told nothing
+        """Stacks and reason to standard error first: the run folder may be what does not answer, or has no room."""
+        faulthandler.dump_traceback_later(2 * GRACE, exit=True)  # by a thread of C, whatever this one meets from here on
+        try:
+            faulthandler.dump_traceback(sys.stderr, all_threads=True)
+            print(
+                f"scalegan: error: process {self.rank} on {os.uname().nodename}: no step in {self.allowed:g} s after image "
+                f"{self.images_seen} (train.hang_minutes): stacks are above, and in {self.path} where that can be written; the "
+                "same command goes on where it last saved",
+                file=sys.stderr,
+                flush=True,
+            )
+            with suppress(OSError):
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                with self.path.open("w") as file:
+                    faulthandler.dump_traceback(file, all_threads=True)
+            time.sleep(GRACE)
+        finally:
+            os._exit(1)  # the thread that hangs can be told nothing
