@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 import threading
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -55,12 +56,20 @@ class Saver:
     def _save(self, images_seen: int, tensors: dict[str, dict[str, Tensor]], state: Mapping[str, Any], best: list[int]) -> None:
         self.whole = False
         try:
-            on_host = {part: {name: value.cpu() for name, value in values.items()} for part, values in tensors.items()}
-            path = checkpoint.save(self.run_dir, images_seen, on_host, state)
-            damaged = checkpoint.read(path).problem()
-            if damaged:
-                raise OSError(damaged)
-            checkpoint.prune(self.run_dir, images_seen, self.keep, best)
-            self.whole = True
+            self._write(images_seen, tensors, state)
         except Exception as error:  # of a thread it would be lost
             self._problem = f"checkpoint at {images_seen} images was NOT saved: {error}"
+            return
+        self.whole = True
+        try:
+            checkpoint.prune(self.run_dir, images_seen, self.keep, best)
+        except OSError as error:
+            self._problem = f"an old checkpoint could not be deleted, and takes up room until the next is saved: {error}"
+
+    def _write(self, images_seen: int, tensors: dict[str, dict[str, Tensor]], state: Mapping[str, Any]) -> None:
+        """Write and read back. One that comes back damaged is deleted: it would take the place of one that is whole."""
+        on_host = {part: {name: value.cpu() for name, value in values.items()} for part, values in tensors.items()}
+        path = checkpoint.save(self.run_dir, images_seen, on_host, state)
+        if damaged := checkpoint.read(path).problem():
+            shutil.rmtree(path, ignore_errors=True)
+            raise OSError(damaged)

@@ -1,6 +1,10 @@
 """The loop around its steps: what is made when, and once, also where it was given up on the way."""
 
+import errno
 import json
+import os
+import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -117,3 +121,25 @@ def test_nothing_is_made_again_on_the_first_turn_after_a_resume(make_trainer):
     assert resumed.clock.images_seen == 32, "where the best was found"
     assert resumed.train()
     assert recorded(resumed) == [(16, 3.0), (32, 2.0), (48, 1.0)]
+
+
+def test_a_notice_asks_for_the_run_again_though_an_old_checkpoint_cannot_be_deleted(make_trainer, monkeypatch, capsys):
+    trainer, delete = make_trainer(3.0, 2.0), shutil.rmtree
+
+    def rmtree(path, ignore_errors=False):
+        if not ignore_errors:
+            raise OSError(errno.ENOTEMPTY, "Directory not empty", str(path))
+        delete(path, ignore_errors)
+
+    def told(images_seen):
+        if images_seen == 40:
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+    monkeypatch.setattr(shutil, "rmtree", rmtree)
+    monkeypatch.setattr(trainer.outputs, "advance", told)
+    assert not trainer.train()
+    assert (trainer.run_dir / "requeue").read_text() == "40\n"
+    said = capsys.readouterr().out
+    assert "an old checkpoint could not be deleted" in said
+    assert "NOT saved" not in said
+    assert [number(path) for path in folders(trainer.run_dir)] == [40, 32, 16]

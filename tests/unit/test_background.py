@@ -1,0 +1,71 @@
+"""Checkpoints written beside the training: old ones go when the new one is whole, and not before."""
+
+import errno
+import shutil
+
+import pytest
+import torch
+from test_checkpoint import STATE, damage, holds, names, tensors
+
+from scalegan import checkpoint
+from scalegan.background import Saver
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+def save(saver: Saver, images_seen: int) -> str | None:
+    saver.start(images_seen, tensors(images_seen), STATE, [])
+    return saver.wait()
+
+
+def test_the_newest_are_kept(tmp_path):
+    saver = Saver(tmp_path, 2)
+    assert [save(saver, images_seen) for images_seen in (100, 200, 300)] == [None] * 3
+    assert saver.whole
+    assert names(tmp_path) == ["000000200", "000000300"]
+
+
+def test_one_that_reads_back_damaged_costs_none_of_the_old_ones_and_takes_no_place(tmp_path, monkeypatch):
+    saver, write = Saver(tmp_path, 2), checkpoint.write
+    for images_seen in (100, 200):
+        save(saver, images_seen)
+
+    def on_a_bad_disk(*arguments):
+        path = write(*arguments)
+        damage(path / "critic.safetensors")
+        return path
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "write", on_a_bad_disk)
+        problem = save(saver, 300)
+    assert problem is not None
+    assert problem.startswith("checkpoint at 300 images was NOT saved: ")
+    assert "critic.safetensors is damaged" in problem
+    assert not saver.whole
+    assert names(tmp_path) == ["000000100", "000000200"]
+    assert save(saver, 400) is None
+    assert saver.whole
+    assert names(tmp_path) == ["000000200", "000000400"]
+
+
+def test_one_is_saved_though_an_old_one_cannot_be_deleted(tmp_path, monkeypatch):
+    saver, delete = Saver(tmp_path, 1), shutil.rmtree
+    save(saver, 100)
+
+    def rmtree(path, ignore_errors=False):
+        if not ignore_errors:
+            raise OSError(errno.ENOTEMPTY, "Directory not empty", str(path))
+        delete(path, ignore_errors)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", rmtree)
+        problem = save(saver, 200)
+    assert problem is not None
+    assert problem.startswith("an old checkpoint could not be deleted, and takes up room until the next is saved: ")
+    assert saver.whole
+    assert holds(checkpoint.checkpoints(tmp_path) / "000000200", 200)
+    assert save(saver, 300) is None
+    assert names(tmp_path) == ["000000300"]
