@@ -24,14 +24,15 @@ def better(config: EvaluationConfig, record: Mapping[str, Any], before: Best) ->
     return {"metric": name, "value": value, "images_seen": record["images_seen"]}
 
 
-def taken_up(config: EvaluationConfig, kept: Best, run_dir: Path, images_seen: int) -> Best:
-    """The best of a run that goes on at `images_seen`: the one it `kept`, unless another figure counts from now on.
+def saved(config: EvaluationConfig, found: Best, run_dir: Path, images_seen: int) -> Best:
+    """The best that has a checkpoint, where that of `images_seen` is the newest or about to be: the one `found`, unless its
+    own could not be written or another figure counts from now on.
 
     Then it is that of the evaluations so far which have the figure and whose checkpoint is still there; empty for none.
     """
-    if not kept or kept["metric"] == config.judged_by:
-        return kept
     there = {checkpoint.number(path) for path in checkpoint.folders(run_dir)}
+    if not found or (found["metric"] == config.judged_by and found["images_seen"] in there | {images_seen}):
+        return found
     best: Best = {}
     for record in read_lines(run_dir / "evaluations.jsonl"):
         if record["images_seen"] <= images_seen and record["images_seen"] in there and config.judged_by in record:

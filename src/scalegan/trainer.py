@@ -223,9 +223,21 @@ class Trainer:
 
     def evaluate(self) -> bool:
         """Evaluate the averaged generator; whether it is the best so far."""
+        self.settle_best()
         record = self.outputs.evaluate(self.game.ema, self.clock.images_seen)
         before, self.best = self.best, best.better(self.config.evaluation, record, self.best)
         return self.best is not before
+
+    def settle_best(self) -> None:
+        """The best is one that has a checkpoint: the last may not have been written, or another figure counts from now on."""
+        self.tell(self.saver.wait())
+        found = self.best
+        if self.accelerator.is_main_process:
+            found = best.saved(self.config.evaluation, self.best, self.run_dir, self.clock.images_seen)
+            if found != self.best:
+                now = f"the checkpoint at {found['images_seen']} images" if found else "that of the next evaluation"
+                print(f"scalegan: the best by {self.config.evaluation.judged_by} is now {now}", file=sys.stderr)
+        self.best = from_main(found, self.group)
 
     def save(self, *, pruned: bool = True) -> None:
         """Process 0 copies the tensors and writes them beside the training, which goes on at once; unless `pruned` all older
@@ -234,8 +246,8 @@ class Trainer:
         self.share_left_out()
         self.outputs.losses(self.statistics.read_steps())  # no checkpoint keeps them: those before it are to be in the file
         everyones = state.everyones(self.game, self.statistics)
+        self.settle_best()
         if self.accelerator.is_main_process:
-            self.tell(self.saver.wait())
             also = [self.best["images_seen"]] if self.best else []
             also += [] if pruned else [checkpoint.number(path) for path in checkpoint.folders(self.run_dir)]
             if waiting := self.outputs.waiting():  # a run that goes on from there would never write them
@@ -284,18 +296,10 @@ class Trainer:
         taken = checkpoint.read(Path(path))
         state.load(taken, self.game, self.statistics, self.accelerator)
         self.clock.images_seen = taken.images_seen
-        self.best, self.done = self.take_up_best(taken.state["best"]), taken.state["done"]
+        self.best, self.done = taken.state["best"], taken.state["done"]
         self.left_out = taken.state.get("left_out", [])  # which older checkpoints have not
+        self.settle_best()
         return taken.state["wandb_id"]  # type: ignore[no-any-return]
-
-    def take_up_best(self, kept: best.Best) -> best.Best:
-        found = kept
-        if self.accelerator.is_main_process:
-            found = best.taken_up(self.config.evaluation, kept, self.run_dir, self.clock.images_seen)
-            if found != kept:
-                now = f"the checkpoint at {found['images_seen']} images" if found else "that of the next evaluation"
-                print(f"scalegan: the best goes by {self.config.evaluation.judged_by} now and is {now}", file=sys.stderr)
-        return from_main(found, self.group)  # type: ignore[no-any-return]
 
 
 def memory_mb(device: torch.device) -> float:

@@ -185,13 +185,48 @@ def test_the_checkpoint_of_the_best_figure_is_kept_and_a_resume_knows_it(index, 
     assert kept(tmp_path) == [56]
 
 
+def fail_at(monkeypatch, images_seen: int) -> None:
+    """Of the checkpoints, the one at `images_seen` cannot be written."""
+    write = checkpoint.save
+
+    def save(run_dir, seen, *rest):
+        if seen == images_seen:
+            raise OSError("No space left on device")
+        return write(run_dir, seen, *rest)
+
+    monkeypatch.setattr(checkpoint, "save", save)
+
+
+def test_a_best_that_could_not_be_saved_does_not_cost_the_one_before(index, tmp_path, monkeypatch, capsys):
+    values = [(1.0, 0.2), (5.0, 0.7), (2.0, 0.9), (0.5, 0.4), (4.0, 0.3)]
+    fail_at(monkeypatch, 24)
+    trainer = make_trainer(run_config(index, tmp_path, 40, best="precision"), index, monkeypatch, values)
+    assert trainer.train()
+    out, err = capsys.readouterr()
+    assert "checkpoint at 24 images was NOT saved: No space left" in out
+    assert "the best by precision is now the checkpoint at 16 images" in err
+    assert kept(tmp_path) == [16, 40]
+    newest, _ = checkpoint.latest(tmp_path)
+    assert newest is not None
+    assert newest.state["best"] == {"metric": "precision", "value": 0.7, "images_seen": 16}
+
+
+def test_after_a_best_that_could_not_be_saved_a_lesser_one_counts(index, tmp_path, monkeypatch):
+    values = [(1.0, 0.2), (5.0, 0.7), (2.0, 0.9), (0.5, 0.8), (4.0, 0.3)]
+    fail_at(monkeypatch, 24)
+    trainer = make_trainer(run_config(index, tmp_path, 40, best="precision"), index, monkeypatch, values)
+    assert trainer.train()
+    assert trainer.best == {"metric": "precision", "value": 0.8, "images_seen": 32}
+    assert kept(tmp_path) == [32, 40]
+
+
 def test_another_figure_at_a_resume_takes_the_best_of_what_is_left(index, tmp_path, monkeypatch, capsys):
     values = [(1.0, 0.2), (0.5, 0.1), (2.0, 0.5), (3.0, 0.4)]
     assert make_trainer(run_config(index, tmp_path, 32), index, monkeypatch, values).train()
     assert kept(tmp_path) == [16, 32]  # the one with the highest precision, 24, is no longer there
     capsys.readouterr()
     trainer = make_trainer(run_config(index, tmp_path, 40, best="precision"), index, monkeypatch, [(9.0, 0.3)])
-    assert "the best goes by precision now and is the checkpoint at 32 images" in capsys.readouterr().err
+    assert "the best by precision is now the checkpoint at 32 images" in capsys.readouterr().err
     assert trainer.best == {"metric": "precision", "value": 0.4, "images_seen": 32}
     assert trainer.train()
     assert kept(tmp_path) == [32, 40]
@@ -201,9 +236,9 @@ def test_a_figure_that_was_never_measured_begins_anew(tmp_path):
     (tmp_path / "checkpoints" / "000000008").mkdir(parents=True)
     (tmp_path / "evaluations.jsonl").write_text(json_line(8, {"fd_lite0": 1.0}) + json_line(16, {"precision": 0.5}))
     before = {"metric": "fd_lite0", "value": 1.0, "images_seen": 8}
-    assert best.taken_up(PRECISION, before, tmp_path, 16) == {}
-    assert best.taken_up(EvaluationConfig(), before, tmp_path, 16) is before
-    assert best.taken_up(PRECISION, {}, tmp_path, 16) == {}
+    assert best.saved(PRECISION, before, tmp_path, 16) == {}
+    assert best.saved(EvaluationConfig(), before, tmp_path, 16) is before
+    assert best.saved(PRECISION, {}, tmp_path, 16) == {}
 
 
 def test_debug_tries_without_a_figure_that_it_does_not_measure(index, tmp_path):
