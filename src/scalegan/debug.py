@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from scalegan import launcher, own
+from scalegan import launcher, own, run
 from scalegan.config import Config
 from scalegan.data.index import read_index
 from scalegan.distributed import check_device, settle_precision
@@ -42,6 +42,7 @@ def debug(config: Config) -> int:
     """Try every part of a run; prints a table and returns the exit code, 0 where all passed. Raises `UserError`."""
     if any((launcher.number(name) or 1) > 1 for name in ("WORLD_SIZE", *launcher.OF_MPI)):
         raise UserError("--debug tries one process alone: start it as `scalegan train ... --debug`, without the launcher")
+    run.refuse_file(Path(config.run))
     config.check(1)
     check_data(config, read_index(config.data.path, compare=config.data.on_error == "fail"))
     own.check(config)

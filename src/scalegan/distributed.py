@@ -125,6 +125,20 @@ def from_all(value: Any, group: dist.ProcessGroup | None) -> list[Any]:
     return [json.loads(bytes(text[:size].tolist())) for text, size in zip(texts, sizes.tolist(), strict=True)]
 
 
+@contextmanager
+def as_one(group: dist.ProcessGroup | None) -> Iterator[None]:
+    """Around what each process does by itself, such as reading: a `UserError` of any is raised on all of them at the end, so
+    that it is told once and none is left waiting."""
+    met = None
+    try:
+        yield
+    except UserError as error:
+        met = str(error)
+    for number, problem in enumerate(from_all(met, group)):
+        if problem is not None:
+            raise UserError(f"process {number}: {problem}" if number else problem)
+
+
 def together(group: dist.ProcessGroup | None) -> None:
     """Wait until every process is here."""
     if group is not None:

@@ -26,7 +26,7 @@ from scalegan.data.held_out import held_out_of
 from scalegan.data.index import Index, read_index
 from scalegan.data.loader import Batch, batches
 from scalegan.data.order import make_order
-from scalegan.distributed import control_group, from_main, make_accelerator, settle_precision
+from scalegan.distributed import as_one, control_group, from_main, in_company, make_accelerator, settle_precision
 from scalegan.draws import DataFacts
 from scalegan.evaluation.features import Extractor, load_extractor, to_download
 from scalegan.evaluation.names import METRICS
@@ -71,14 +71,15 @@ class Measured:
 def dry_run(config: Config) -> int:
     """Print what `config` would do, on as many processes as were started; returns the exit code. Raises `UserError`."""
     config.check(launcher.world_size())
+    run.refuse_file(Path(config.run))
     config = settle_precision(config, run.recorded_precision(Path(config.run)))
     index = read_index(config.data.path)
     check_data(config, index)
     own.check(config)
     run.check(Path(config.run), config, index.sha256)
     origin = start.find(config, index)
-    accelerator = make_accelerator(config.train)
-    with tempfile.TemporaryDirectory() as cache:  # shards that a few steps fetch or check are not kept
+    with in_company(), tempfile.TemporaryDirectory() as cache:  # shards that a few steps fetch or check are not kept
+        accelerator = make_accelerator(config.train)
         here = replace(config, data=replace(config.data, cache=cache))
         game = Game(here, accelerator, DataFacts((index.channels, index.height, index.width), index.class_counts))
         measured = measure(here, index, accelerator, game)
@@ -102,7 +103,9 @@ def measure(config: Config, index: Index, accelerator: Accelerator, game: Game) 
     game.prime()
     statistics = Statistics(device, every_step=False, limit=config.train.nonfinite_limit)
     began = time.perf_counter()
-    with closing(batches(index, config, 0, *place, device)) as loader:
+    with as_one(group):
+        loader = batches(index, config, 0, *place, device)
+    with closing(loader):
         reals = [next(loader) for _ in range(config.train.accumulate)]
         measured.start = time.perf_counter() - began
         images_seen = 0
@@ -130,7 +133,8 @@ def measure(config: Config, index: Index, accelerator: Accelerator, game: Game) 
         measured.step = take(measured.steps) / measured.steps
         measured.waited /= measured.steps
         measured.grid = grid_bytes(reals, min(config.log.grid, index.samples), config.log.grid)
-    probe = make_probe(index, game)
+    with as_one(group):
+        probe = make_probe(index, game)
     synchronise(device)
     began = time.perf_counter()
     steepness(game, reals, 0)

@@ -91,6 +91,13 @@ class Lock:
         self._file.close()
 
 
+def refuse_file(run_dir: Path) -> None:
+    """Raises `UserError` where a file lies in the place of the run folder, or of one that it is in."""
+    for path in (run_dir, *run_dir.parents):
+        if path.exists() and not path.is_dir():
+            raise UserError(f"--run {path} is a file: give a folder")
+
+
 def take(file: TextIO) -> None:
     """Lock a file for one alone. Raises `BlockingIOError` where another holds it for longer than a look, and `OSError`."""
     end = time.monotonic() + LOOK

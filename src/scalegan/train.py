@@ -54,6 +54,7 @@ def train(config: Config) -> bool:
 
 def watched(config: Config, watchdog: Watchdog) -> bool:
     """`train`, which `watchdog` ends where it stands still."""
+    run.refuse_file(Path(config.run))
     try:
         index = read_index(config.data.path, compare=config.data.on_error == "fail")
     except UserError as error:
@@ -66,25 +67,26 @@ def watched(config: Config, watchdog: Watchdog) -> bool:
 
     # All that needs no torch has been checked.
     from scalegan import own
-    from scalegan.distributed import control_group, from_all, from_main, in_company, make_accelerator, settle_precision
+    from scalegan.distributed import as_one, control_group, from_all, from_main, in_company, make_accelerator, settle_precision
     from scalegan.trainer import Trainer
 
-    own.check(config)
     config = settle_precision(config, recorded)
-    accelerator = make_accelerator(config.train)
-    group = control_group()
-    if len(found := set(from_all(config.train.precision, group))) > 1:
-        raise UserError(
-            f"train.precision auto is {' and '.join(sorted(found))} on these machines: say which, --train.precision fp32"
-        )
-    claimed = claim(config, index, accelerator)
-    from_main(claimed if isinstance(claimed, UserError) else None, group)
-    try:
-        with in_company():
+    with in_company():
+        accelerator = make_accelerator(config.train)
+        group = control_group()
+        with as_one(group):
+            own.check(config)
+        if len(found := set(from_all(config.train.precision, group))) > 1:
+            raise UserError(
+                f"train.precision auto is {' and '.join(sorted(found))} on these machines: say which, --train.precision fp32"
+            )
+        claimed = claim(config, index, accelerator)
+        from_main(claimed if isinstance(claimed, UserError) else None, group)
+        try:
             reached = Trainer(config, accelerator, index, group, watchdog).train()
-    finally:
-        if isinstance(claimed, run.Lock):
-            claimed.close()
+        finally:
+            if isinstance(claimed, run.Lock):
+                claimed.close()
     accelerator.end_training()
     return reached
 

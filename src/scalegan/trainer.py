@@ -20,7 +20,7 @@ from scalegan.background import Saver
 from scalegan.config import Config
 from scalegan.data.index import Index, is_remote
 from scalegan.data.loader import Batch, batches
-from scalegan.distributed import from_all, from_main, together
+from scalegan.distributed import as_one, from_all, from_main, together
 from scalegan.draws import DataFacts
 from scalegan.errors import GivenUp, UserError
 from scalegan.outputs import Outputs
@@ -68,7 +68,8 @@ class Trainer:
         self.left_out: list[int] = []  # images that could not be read so far
         self.game.prime()
         wandb_id = self.resume()
-        self.probe = make_probe(index, self.game)
+        with as_one(group):
+            self.probe = make_probe(index, self.game)
         if accelerator.is_main_process:
             checkpoint.cut_snapshots(self.run_dir, self.clock.images_seen)
             if self.done.get("evaluation") != self.clock.images_seen:  # one of this very point is to come, again perhaps
@@ -82,16 +83,11 @@ class Trainer:
             for close in (self.outputs.close, self.notice.close, lambda: self.tell(self.saver.wait()), self.watchdog.close):
                 ending.callback(close)
             self.watchdog.begin(clock.images_seen)
-            self.loader = batches(
-                self.index,
-                config,
-                clock.images_seen,
-                self.accelerator.process_index,
-                self.accelerator.num_processes,
-                self.accelerator.device,
-            )
-            ending.callback(self.loader.close)
-            self.loader.tolerance.restore(self.left_out)
+            place = self.accelerator.process_index, self.accelerator.num_processes, self.accelerator.device
+            with as_one(self.group):
+                self.loader = batches(self.index, config, clock.images_seen, *place)
+                ending.callback(self.loader.close)
+                self.loader.tolerance.restore(self.left_out)
             self.share_left_out()  # what is kept in memory has been read whole, on each machine its own shards
             self.outputs.start(clock.images_seen)
             try:
@@ -291,10 +287,12 @@ class Trainer:
         path = from_main(state.newest(self.run_dir) if self.accelerator.is_main_process else None, self.group)
         if path is None:
             if origin := from_main(run.started_from(self.run_dir), self.group):
-                start.load(self.game, origin)
+                with as_one(self.group):
+                    start.load(self.game, origin)
             return None
-        taken = checkpoint.read(Path(path))
-        state.load(taken, self.game, self.statistics, self.accelerator)
+        with as_one(self.group):
+            taken = checkpoint.read(Path(path))
+            state.load(taken, self.game, self.statistics, self.accelerator)
         self.clock.images_seen = taken.images_seen
         self.best, self.done = taken.state["best"], taken.state["done"]
         self.left_out = taken.state.get("left_out", [])  # which older checkpoints have not

@@ -13,8 +13,10 @@ import pytest
 
 from helpers.runs import arguments, configured, newest, stopped_training, training
 from helpers.worlds import run_world
+from scalegan.config import DataConfig
 from scalegan.data.index import read_index, read_offsets
 from scalegan.data.writer import Sample, write_shards
+from scalegan.probe import MOST, fixed
 
 pytestmark = pytest.mark.faults
 
@@ -111,6 +113,20 @@ def test_a_damaged_shard_stops_the_run_with_its_name(tmp_path, kind, processes):
     wanted = place.get(kind, "(first damaged: image 9 of 16, key '000000040')")
     assert all(wanted in line for line in said if "process" not in line), said
     assert not any("Traceback" in e.stderr for e in ended), "neither where it was met nor where it was not"
+
+
+@pytest.mark.distributed
+def test_a_held_out_image_that_one_process_alone_reads_is_told_once_by_its_name(tmp_path):
+    index = make(tmp_path / "shards")
+    bad = int(fixed(np.arange(16, 32), index, MOST, DataConfig())[0])  # of the first pass, which has 32, process 1's first
+    samples = (Sample(b"no image" if n == bad else encode(1000 + n), "png", label(n)) for n in range(SAMPLES))
+    write_shards(samples, tmp_path / "held_out", height=SIDE, width=SIDE, channels=3, classes=CLASSES, shard_samples=16)
+    argv = arguments(tmp_path / "shards", tmp_path / "run", 320, data__held_out=tmp_path / "held_out")
+    ended = run_world(tmp_path, 2, command, argv)
+    assert [e.value for e in ended] == [2, 2], ended
+    (line,) = [line for e in ended for line in e.stderr.splitlines() if line.startswith("scalegan: error: ")]
+    assert line.startswith("scalegan: error: process 1: ")
+    assert f"{bad:09d}" in line
 
 
 @pytest.mark.parametrize("order", ["full", "blocks"])

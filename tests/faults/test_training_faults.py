@@ -402,7 +402,60 @@ def test_what_takes_long_between_steps_is_no_hang(shards, tmp_path, processes):
     assert not (tmp_path / "run" / "stacks").exists(), "the end of so short a run comes before the watchdog's"
 
 
+# --- met by one process before the first step
+
+
+def without_checkpoints(argv):
+    """One that cannot read what process 0 has found, as on another machine."""
+    from scalegan import checkpoint
+
+    def read(path):
+        raise UserError(f"{path} is not there")
+
+    if os.environ["RANK"] == "1":
+        checkpoint.read = read
+    return command(argv)
+
+
+@pytest.mark.distributed
+def test_a_checkpoint_that_one_process_alone_cannot_read_is_told_once(shards, tmp_path):
+    run_world(tmp_path, 1, training, configured(shards, tmp_path / "run", 64))
+    ended = run_world(tmp_path, 2, without_checkpoints, arguments(shards, tmp_path / "run", 128))
+    assert [e.value for e in ended] == [2, 2], ended
+    assert lines(ended[0].stderr) == [f"{LINE}process 1: {newest(tmp_path / 'run')} is not there"]
+    assert lines(ended[1].stderr) == []
+
+
+def gone(argv):
+    """Process 0 ends before the trainer is made, or in a dry run before the first step."""
+    from scalegan import train
+    from scalegan.steps import Game
+
+    if os.environ["RANK"] == "0":
+        train.claim = Game.prime = lambda *_: os._exit(3)
+    return command(argv)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("how", [[], ["--dry_run"]], ids=["run", "dry run"])
+def test_a_process_that_is_lost_before_the_first_step_costs_the_others_no_traceback(shards, tmp_path, how):
+    ended = run_world(tmp_path, 2, gone, arguments(shards, tmp_path / "run", 64) + how)
+    assert ended[0].exitcode == 3
+    assert ended[1].value == 2, ended
+    assert "Traceback" not in ended[1].stderr
+
+
 # --- refused
+
+
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.distributed)])
+@pytest.mark.parametrize("run", ["a_file", "a_file/run"])
+def test_a_file_in_the_place_of_the_run_folder_is_told_once(shards, tmp_path, run, processes):
+    (tmp_path / "a_file").touch()
+    ended = run_world(tmp_path, processes, command, arguments(shards, tmp_path / run, 64))
+    assert [e.value for e in ended] == [2] * processes, ended
+    assert [line for e in ended for line in lines(e.stderr)] == [f"{LINE}--run {tmp_path / 'a_file'} is a file: give a folder"]
+    assert not any("Traceback" in e.stderr for e in ended)
 
 
 @pytest.mark.distributed

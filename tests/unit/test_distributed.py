@@ -5,7 +5,7 @@ import torch
 
 from scalegan import distributed, launcher
 from scalegan.config import Config, TrainConfig
-from scalegan.distributed import control_group, from_main, make_accelerator, settle_precision
+from scalegan.distributed import as_one, control_group, from_main, make_accelerator, settle_precision
 from scalegan.errors import UserError
 
 
@@ -17,6 +17,13 @@ def test_alone_there_is_no_group_and_the_own_value_counts():
 def test_an_exception_as_value_is_raised():
     with pytest.raises(UserError, match="so it is"):
         from_main(UserError("so it is"), None)
+
+
+def test_what_one_process_meets_alone_is_its_own_error():
+    with pytest.raises(UserError, match=r"^so it is$"), as_one(None):
+        raise UserError("so it is")
+    with as_one(None):
+        pass
 
 
 def test_a_launcher_that_tells_half_is_refused(monkeypatch):

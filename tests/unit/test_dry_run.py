@@ -230,3 +230,9 @@ def test_snapshots_are_counted_and_take_room(config, capsys):
     assert dry_run.dry_run(config) == 0
     leaves = rows(capsys.readouterr().out)["leaves"]
     assert "4 snapshots of " in leaves
+
+
+def test_a_file_in_the_place_of_the_run_folder_is_told(config, tmp_path):
+    (tmp_path / "a_file").touch()
+    with pytest.raises(UserError, match=f"--run {tmp_path / 'a_file'} is a file: give a folder"):
+        dry_run.dry_run(replace(config, run=str(tmp_path / "a_file")))
