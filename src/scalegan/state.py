@@ -78,5 +78,5 @@ def load(taken: checkpoint.Checkpoint, game: Game, statistics: Statistics, accel
     checkpoint.restore_optimizer(game.opt_d.optimizer, taken.tensors("opt_d"))
     statistics.restore(taken.tensors("statistics"), accelerator.process_index, accelerator.num_processes)
     game.adaptive.restore(taken.tensors("augment"), accelerator.process_index)
-    if accelerator.scaler:
+    if accelerator.scaler and taken.state["scaler"]:  # None: it was in another precision until now
         accelerator.scaler.load_state_dict(taken.state["scaler"])

@@ -45,6 +45,7 @@ def assert_same(run, reference):
         (1, 0, signal.SIGTERM),
         (2, 1, signal.SIGUSR1),
         (2, 0, signal.SIGTERM),
+        (1, 0, signal.SIGINT),
         pytest.param(4, 1, signal.SIGTERM, marks=pytest.mark.slow),
     ],
 )
@@ -58,6 +59,8 @@ def test_a_run_stopped_by_a_signal_goes_on_to_the_same_bytes(shards, tmp_path, u
     expected = 32 * 6 if processes == 1 else 32 * 7
     assert int(newest(tmp_path / "run").name) == expected
     assert (tmp_path / "run" / "requeue").read_text() == f"{expected}\n"
+    said = f"stopped at {expected} images on request, checkpoint saved: run the same command to go on"
+    assert said in (tmp_path / "run" / "log.txt").read_text()
     again = run_world(tmp_path, processes, training, command)
     assert [e.value for e in again] == [True] * processes, again
     assert not (tmp_path / "run" / "requeue").exists()
@@ -90,6 +93,11 @@ def test_a_run_in_bfloat16_goes_on_to_the_same_bytes(shards, tmp_path):
     assert_same(tmp_path / "run", tmp_path / "reference")
 
 
+def state_of(run):
+    """What the newest manifest says beside its files."""
+    return json.loads((newest(run) / "manifest.json").read_text())["state"]
+
+
 def scaled(function, *arguments):
     """With a loss scale that grows, as under fp16, which itself needs a GPU."""
     import torch
@@ -114,11 +122,18 @@ def test_the_loss_scale_of_fp16_goes_on_where_it_was(shards, tmp_path):
     run_world(tmp_path, 1, scaled, stopped_training, config, 0, signal.SIGTERM, 32 * 5)
     run_world(tmp_path, 1, scaled, training, config)
     assert_same(tmp_path / "run", tmp_path / "reference")
-    scales = [
-        json.loads((newest(tmp_path / name) / "manifest.json").read_text())["state"]["scaler"] for name in ("run", "reference")
-    ]
+    scales = [state_of(tmp_path / name)["scaler"] for name in ("run", "reference")]
     assert scales[0] == scales[1]
     assert scales[0]["scale"] == 4.0 * 2 ** (2 * IMAGES // 32 // 5)
+
+
+def test_a_run_goes_on_in_fp16_that_had_no_loss_scale(shards, tmp_path):
+    config = configured(shards, tmp_path / "run", IMAGES)
+    assert [e.value for e in run_world(tmp_path, 1, stopped_training, config, 0, signal.SIGTERM, 32 * 5)] == [False]
+    assert state_of(tmp_path / "run")["scaler"] is None
+    again = run_world(tmp_path, 1, scaled, training, config)
+    assert [e.value for e in again] == [True], again
+    assert state_of(tmp_path / "run")["scaler"]["scale"] == 4.0 * 2 ** (2 * (IMAGES // 32 - 6) // 5)
 
 
 @pytest.mark.parametrize("processes", [1, 2])
