@@ -59,6 +59,10 @@ class Statistics:
         if self.every_step:
             self.steps.append((images_seen, torch.stack([means.get(name, self.missing) for name in self.NAMES[:2]]).double()))
 
+    def longest_row(self) -> int:
+        """Of skipped steps, since the last reading. The same on every process; waits for the device."""
+        return int(self.longest.max().item())
+
     def read(self) -> tuple[dict[str, float], int]:
         """Means since the last reading over all processes, and the longest row of skipped steps. Waits for the device."""
         counts = self.counts.tolist()
@@ -73,7 +77,7 @@ class Statistics:
         skipped = totals[-2] + totals[-1]
         means = {name: value for name, value in means.items() if not name.startswith("skipped")}
         means["skipped_steps"] = skipped
-        longest = int(self.longest.max().item())
+        longest = self.longest_row()
         self.longest.zero_()
         return means, longest
 

@@ -209,6 +209,10 @@ class Trainer:
         self.outputs.log(images_seen, means, memory_mb(self.accelerator.device), fetched)
         self.outputs.losses(self.statistics.read_steps())
         self.tell(self.game.adaptive.warning())
+        self.refuse_nonfinite(row)
+
+    def refuse_nonfinite(self, row: int) -> None:
+        """End the run where that many steps in a row were skipped, on all processes alike."""
         if row >= (limit := self.config.train.nonfinite_limit):
             seen, place, number = self.statistics.too_many()
             name = self.game.gradient_name(place, number)
@@ -239,6 +243,7 @@ class Trainer:
         """Process 0 copies the tensors and writes them beside the training, which goes on at once; unless `pruned` all older
         checkpoints stay."""
         start = time.perf_counter()
+        self.refuse_nonfinite(self.statistics.longest_row())  # a run that goes on from there would end with its first line
         self.share_left_out()
         self.outputs.losses(self.statistics.read_steps())  # no checkpoint keeps them: those before it are to be in the file
         everyones = state.everyones(self.game, self.statistics)

@@ -97,13 +97,13 @@ def test_a_killed_run_goes_on_to_the_same_bytes(shards, tmp_path, undisturbed, s
     """The clock goes back to the last checkpoint, and with it metrics.jsonl, losses.csv and all that is random."""
     chance = random.Random(seed)
     processes, workers, all_ = KILLINGS[seed % len(KILLINGS)]
-    step, killed = chance.randint(3, 12), None if all_ else chance.randrange(processes)
+    step, killed = chance.randint(0, 12), None if all_ else chance.randrange(processes)
     config = configured(shards, tmp_path / "run", 32 * 14, **KILLED | {"data.workers": workers})
     ended = run_world(tmp_path, processes, stopped_training, config, killed, signal.SIGKILL, 32 * step)
     assert all(e.exitcode != 0 for e in ended)
     assert all(ended[rank].exitcode == -signal.SIGKILL for rank in (range(processes) if killed is None else [killed]))
     last = 32 * step // 96 * 96  # or the one before, where it was still being written
-    saved = [int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir() if path.name.isdigit()]
+    saved = [int(path.name) for path in (tmp_path / "run" / "checkpoints").glob("*") if path.name.isdigit()]
     assert max(saved, default=0) in (last, last - 96)
     again = run_world(tmp_path, processes, training, config)
     assert [e.value for e in again] == [True] * processes, again
@@ -749,3 +749,49 @@ def test_too_many_in_a_row_stop_the_run_in_one_line(shards, tmp_path, processes,
     assert re.search(told, line)
     assert all(not lines(e.stderr) for e in ended[1:])
     assert all(np.isfinite(values).all() for values in tensors(tmp_path / "run", "generator").values())
+
+
+def poisoned_and_told(argv, rank):
+    """Told to stop in the step after the last poisoned one, before the next line of metrics."""
+    from scalegan.steps import Game
+
+    poison("critic", rank, 4, 8)
+    step = Game.generator_step
+
+    def generator_step(self, reals, images_seen):
+        if images_seen == 32 * 9:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return step(self, reals, images_seen)
+
+    Game.generator_step = generator_step
+    return command(argv)
+
+
+@pytest.mark.parametrize(("processes", "rank"), [(1, 0), pytest.param(2, 1, marks=pytest.mark.distributed)])
+def test_after_too_many_in_a_row_nothing_is_saved_that_could_not_go_on(shards, tmp_path, processes, rank):
+    often = {"train__nonfinite_limit": 5, "log__checkpoint": 96, "log__every": 32 * 20}
+    argv = arguments(shards, tmp_path / "run", 32 * 12, **often)
+    ended = run_world(tmp_path, processes, poisoned_and_told, argv, rank)
+    assert [e.value for e in ended] == [2] * processes, ended
+    assert "gradients were not finite in 5 steps in a row up to image 288 " in lines(ended[0].stderr)[0]
+    assert not (tmp_path / "run" / "requeue").exists()
+    assert int(newest(tmp_path / "run").name) == 192
+    again = run_world(tmp_path, processes, command, [*argv, "--optim.lr_g=0.0001", "--override_resume"])
+    assert [e.value for e in again] == [0] * processes, again
+
+
+# --- Ctrl-C of one process
+
+
+def test_ctrl_c_of_a_run_on_one_process_saves_and_asks_for_it_again(shards, tmp_path):
+    argv = [sys.executable, "-m", "scalegan.cli", "train", *arguments(shards, tmp_path / "run", LONG)]
+    process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    recorded = tmp_path / "run" / "metrics.jsonl"
+    wait_for(lambda: recorded.exists() and recorded.read_bytes().count(b"\n") >= 2)
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors
+    said = re.search(r"stopped at (\d+) images on request, checkpoint saved: run the same command to go on", output)
+    assert said, output + errors
+    assert (tmp_path / "run" / "requeue").read_text() == f"{said[1]}\n"
+    assert int(newest(tmp_path / "run").name) == int(said[1]) < LONG

@@ -92,7 +92,7 @@ def test_the_longest_row_since_the_last_reading_is_told_though_a_good_step_ended
     kept = make()
     for number, skipped in enumerate([0, 1, 1, 1, 0, 1], 1):
         add(kept, number, d_skipped=skipped)
-    assert kept.read()[1] == 3
+    assert kept.longest_row() == kept.read()[1] == 3
     add(kept, 7, d_skipped=1)
     assert kept.read()[1] == 2
     add(kept, 8)
