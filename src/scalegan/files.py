@@ -34,7 +34,6 @@ class Lines:
         self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (as long as this object)
         self._sync = sync
         self._waiting = b""
-        self._settled = True
 
     @property
     def empty(self) -> bool:
@@ -44,17 +43,24 @@ class Lines:
         """Write to the disk, or keep for the next time where there is no room."""
         self._waiting += text.encode()
         with if_there_is_room():
-            while self._waiting:
-                self._waiting = self._waiting[self._file.write(self._waiting) :]
+            self._write()
             if self._sync:
-                self._settled = False
                 os.fsync(self._file.fileno())
-                self._settled = True
 
-    @property
-    def complete(self) -> bool:
-        """Whether nothing waits, and the disk has taken what was written."""
-        return not self._waiting and self._settled
+    def settle(self) -> bool:
+        """Another try for what waits; whether all is on the disk now, with `sync` or without."""
+        try:
+            self._write()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            if not no_room(error):
+                raise
+            return False
+        return True
+
+    def _write(self) -> None:
+        while self._waiting:
+            self._waiting = self._waiting[self._file.write(self._waiting) :]
 
     def close(self) -> None:
         """Also a second time."""

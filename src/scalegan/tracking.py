@@ -90,10 +90,8 @@ class Tracker:
             file.append(header + "".join(f"{seen},{d:.9g},{g:.9g}\n" for seen, d, g in steps))
 
     def waiting(self) -> list[str]:
-        """The files with lines that the disk has no room for, after another try."""
-        for file in self._files.values():
-            file.append("")
-        return [name for name, file in self._files.items() if not file.complete]
+        """The files with lines that the disk has no room for, after another try; all others are on it, whatever happens."""
+        return [name for name, file in self._files.items() if not file.settle()]
 
     def close(self) -> None:
         for file in self._files.values():

@@ -1,7 +1,9 @@
 """The record of a run: what a repeat would reproduce reads, after any number of resumes, as if nothing had happened."""
 
+import errno
 import json
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -98,6 +100,30 @@ def test_a_file_that_needs_no_cut_is_not_touched(tmp_path: Path) -> None:
 def test_step_losses_are_written_only_when_asked_for(tmp_path: Path) -> None:
     train(tmp_path, 0, 1000, Config(log=LogConfig(wandb="off")))
     assert not (tmp_path / "losses.csv").exists()
+
+
+def test_before_a_checkpoint_counts_the_losses_of_single_steps_are_on_the_disk_too(tmp_path: Path, monkeypatch) -> None:
+    synced, fsync = [], os.fsync
+
+    def noted(handle: int) -> None:
+        synced.append(Path(os.readlink(f"/proc/self/fd/{handle}")).name)
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    tracker = Tracker(tmp_path, LOCAL, 0)
+    tracker.losses([(500, 1.0, 2.0)])
+    assert synced == []
+    assert tracker.waiting() == []
+    assert synced == ["losses.csv"]
+
+
+def test_a_disk_that_does_not_take_them_is_told(tmp_path: Path, monkeypatch) -> None:
+    tracker = Tracker(tmp_path, LOCAL, 0)
+    tracker.losses([(500, 1.0, 2.0)])
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", lambda handle: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")))
+        assert tracker.waiting() == ["losses.csv"]
+    assert tracker.waiting() == []
 
 
 def test_a_figure_by_class_is_a_number_a_class_for_wandb() -> None:
