@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -131,7 +132,7 @@ def check(run_dir: Path, config: Config, data_sha256: str) -> list[str]:
     # A field that is newer than the run was then what it is by default now.
     before = flatten(_identity(Config(), data_sha256)) | flatten(_before(run_dir))
     changed = [name.removeprefix("config.") for name in differences(before, _identity(config, data_sha256))]
-    if not (run_dir / IDENTITY).is_file() or not changed:
+    if not begun(run_dir) or not changed:
         return []
     fixed = [name for name in changed if not name.startswith(MAY_CHANGE)]
     if config.override_resume and not fixed:
@@ -152,13 +153,18 @@ def claim(run_dir: Path, config: Config, data_sha256: str, start: dict[str, Any]
     path = run_dir / IDENTITY
     overridden = json.loads(path.read_text()).get("overridden", []) if path.is_file() else []
     if changed:
-        checkpoints = sorted((p.name for p in (run_dir / "checkpoints").glob("[0-9]*")), key=lambda name: name.rjust(20, "0"))
-        overridden.append({"after_checkpoint": checkpoints[-1] if checkpoints else None, "changes": changed})
+        checkpoints = _checkpoints(run_dir)
+        overridden.append({"after_checkpoint": checkpoints[-1].name if checkpoints else None, "changes": changed})
     identity = _identity(config, data_sha256) | {"overridden": overridden, "scalegan": __version__}
     if origin := start or started_from(run_dir):
         identity["started_from"] = origin
     write_atomically(path, json.dumps(identity, indent=1).encode())
     write_atomically(run_dir / CONFIG, config_text(config).encode())
+
+
+def begun(run_dir: Path) -> bool:
+    """Whether there is a run in the folder."""
+    return bool(_record(run_dir))
 
 
 def recorded_precision(run_dir: Path) -> str | None:
@@ -179,11 +185,28 @@ def _before(run_dir: Path) -> dict[str, Any]:
 def _record(run_dir: Path) -> dict[str, Any]:
     path = run_dir / IDENTITY
     if not path.is_file():
-        return {}
+        return _by_checkpoint(run_dir)
     try:
         return dict(json.loads(path.read_text()).items())
     except (ValueError, AttributeError):
         raise UserError(f"{path} is damaged: restore it, or give --run another folder") from None
+
+
+def _by_checkpoint(run_dir: Path) -> dict[str, Any]:
+    """What run.json would say, by the newest checkpoint that tells, where that file was lost; empty for a new run."""
+    from scalegan.settings import to_config  # which itself needs this module
+
+    for folder in reversed(_checkpoints(run_dir)):
+        with suppress(OSError, ValueError, KeyError, TypeError, UserError):
+            state = json.loads((folder / "manifest.json").read_text())["state"]
+            identity = _identity(to_config(state["config"]), state["data"]["sha256"])
+            return identity | {"started_from": state["started_from"]}
+    return {}
+
+
+def _checkpoints(run_dir: Path) -> list[Path]:
+    """Their folders, oldest first; without torch, which `checkpoint` needs."""
+    return sorted((run_dir / "checkpoints").glob("[0-9]*"), key=lambda folder: folder.name.rjust(20, "0"))
 
 
 def _identity(config: Config, data_sha256: str) -> dict[str, Any]:

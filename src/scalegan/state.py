@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import platform
 import sys
 from pathlib import Path
 from typing import Any
 
+import accelerate
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from scalegan import checkpoint, power, run
+from scalegan import __version__, checkpoint, power, run
 from scalegan.config import Config
 from scalegan.data.index import Index
 from scalegan.errors import UserError
@@ -53,7 +55,12 @@ def facts(config: Config, index: Index, accelerator: Accelerator) -> dict[str, A
         "started_from": run.started_from(Path(config.run)),
         "scaler": accelerator.scaler.state_dict() if accelerator.scaler else None,
         "processes": accelerator.num_processes,
-        "torch": torch.__version__,
+        "versions": {
+            "scalegan": __version__,
+            "torch": torch.__version__,
+            "accelerate": accelerate.__version__,
+            "python": platform.python_version(),
+        },
     }
 
 

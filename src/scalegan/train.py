@@ -117,7 +117,7 @@ def claim(config: Config, index: Index, accelerator: Accelerator) -> run.Lock | 
 
 def check_data(config: Config, index: Index) -> None:
     path = config.data.path
-    if not (Path(config.run) / run.IDENTITY).is_file():  # a run that has begun goes on with what it was told
+    if not run.begun(Path(config.run)):  # a run that has begun goes on with what it was told
         no_effect.check(config, index)
     if index.samples < config.train.batch:
         raise UserError(f"{path} has {index.samples} images, fewer than one batch: try --train.batch {index.samples}")

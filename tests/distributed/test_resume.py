@@ -1,13 +1,18 @@
 """A run that was stopped or killed, and started again by the same command, ends as if nothing had happened."""
 
 import json
+import platform
 import shutil
 import signal
 
+import accelerate
 import pytest
+import torch
 
+import scalegan
 from helpers.runs import FULL, configured, contents, metrics, newest, stopped_training, training
 from helpers.worlds import run_world
+from scalegan.data.index import read_index
 
 pytestmark = pytest.mark.distributed
 
@@ -168,6 +173,19 @@ def test_every_line_of_metrics_is_there_once(unbroken):
     assert seen == [*range(64, IMAGES, 64), IMAGES]
     steps = (unbroken(2) / "losses.csv").read_text().splitlines()[1:]
     assert [int(line.split(",")[0]) for line in steps] == list(range(32, IMAGES + 1, 32))
+
+
+def test_a_manifest_says_whose_checkpoint_it_is_and_what_it_was_made_with(shards, unbroken):
+    config, state = configured(shards, unbroken(2), IMAGES, **CHANGES), state_of(unbroken(2))
+    assert state["processes"] == 2
+    assert state["config_hash"] == config.hash()
+    assert state["data"]["sha256"] == read_index(shards).sha256
+    assert state["versions"] == {
+        "scalegan": scalegan.__version__,
+        "torch": torch.__version__,
+        "accelerate": accelerate.__version__,
+        "python": platform.python_version(),
+    }
 
 
 def test_snapshots_are_left_on_the_way_and_all_are_kept(unbroken):

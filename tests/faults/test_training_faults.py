@@ -529,6 +529,37 @@ def test_what_may_change_goes_on_with_override_resume_and_stays_on_record(shards
     assert record == {"after_checkpoint": "000000064", "changes": ["optim.lr_g: 0.0002 -> 0.5"]}
 
 
+@pytest.mark.parametrize("newest_told", [True, False])
+def test_a_run_that_lost_its_run_json_is_known_by_its_checkpoints(shards, tmp_path, newest_told):
+    run_world(tmp_path, 1, training, configured(shards, tmp_path / "run", 128, log__checkpoint=64))
+    (tmp_path / "run" / "run.json").unlink()
+    if not newest_told:
+        (newest(tmp_path / "run") / "manifest.json").write_text("{")
+    changed = arguments(shards, tmp_path / "run", 192, optim__lr_g=0.5)
+    (refused,) = run_world(tmp_path, 1, command, changed)
+    assert refused.value == 2
+    assert "another configuration (optim.lr_g: 0.0002 -> 0.5): undo that, or give --run another folder, or" in refused.stderr
+    (refused,) = run_world(tmp_path, 1, command, [*changed, "--override_resume", "--model.z_dim=7"])
+    assert refused.value == 2
+    assert "another configuration (model.z_dim: 100 -> 7): undo that, or give --run another folder\n" in refused.stderr
+    assert not (tmp_path / "run" / "run.json").exists()
+    again = configured(shards, tmp_path / "run", 192, train__precision="auto")
+    (ended,) = run_world(tmp_path, 1, on_another_cpu, again, True)
+    assert ended.value is True, ended
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["config"]["train"]["precision"] == "fp32"
+
+
+def test_other_images_are_refused_to_a_run_that_lost_its_run_json(tmp_path):
+    make_shards(tmp_path / "shards")
+    config = configured(tmp_path / "shards", tmp_path / "run", 64)
+    run_world(tmp_path, 1, training, config)
+    (tmp_path / "run" / "run.json").unlink()
+    shutil.rmtree(tmp_path / "shards")
+    make_shards(tmp_path / "shards", seed=1)
+    (ended,) = run_world(tmp_path, 1, training, config)
+    assert re.search("another configuration .data: [0-9a-f]{64} -> [0-9a-f]{64}.: undo that", str(ended.value))
+
+
 def on_another_cpu(config, has_bf16):
     from scalegan import distributed
 
