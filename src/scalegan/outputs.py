@@ -189,7 +189,7 @@ class Outputs:
                 raise
             self.say(f"samples at {images_seen} images were NOT written: {error.strerror}")
         self.tracker.likeness(images_seen, self.likeness.record(images, labels))
-        self.left_out(start)
+        self.not_training_since(start)
 
     @property
     def class_counts(self) -> tuple[int, ...]:
@@ -232,7 +232,7 @@ class Outputs:
             if "closest_picture" in record:
                 self.tracker.images(images_seen, self.run_dir / "evaluations" / record["closest_picture"], "closest")
             self.status.record(images_seen, record, self.config.evaluation.judged_by)
-        self.left_out(start)
+        self.not_training_since(start)
         return record
 
     def looking(self, what: str, done: int, count: int) -> None:
@@ -243,7 +243,7 @@ class Outputs:
         if self.main:
             self.status.looking(what, done, count)
 
-    def left_out(self, start: float) -> None:
+    def not_training_since(self, start: float) -> None:
         """Time since `start` counts neither as training nor as waiting."""
         self.read_at += time.perf_counter() - start
 

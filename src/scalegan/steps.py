@@ -168,8 +168,10 @@ class Game:
                 if varied is not None:
                     loss = loss - config.diversity_weight * varied.reward
                     values.add({"diversity/G": varied.mean})
-                if fakes.steepness is not None:
-                    path, lengths = losses.path_length(fakes.steepness, self.maker.typical, now.penalty * config.path_weight)
+                if fakes.squared_slope is not None:
+                    path, lengths = losses.path_length(
+                        fakes.squared_slope, self.maker.typical, now.penalty * config.path_weight
+                    )
                     loss = loss + config.path_every * path
                     values.add({"path": path, "path_length": lengths.mean()})
                 self._backward(loss, round_, self.generator)
@@ -252,13 +254,13 @@ class Game:
             ours, theirs = self.critic(*both, steep_real, joined(offsets, fake_offsets)).halves()
         penalties: dict[str, Tensor] = {}
         if steep_real:
-            penalties["r1"] = losses.zero_centred(ours.steepness, now.penalty * config.r1_gamma)
+            penalties["r1"] = losses.zero_centred(ours.squared_slope, now.penalty * config.r1_gamma)
         if steep_fake:
-            penalties["r2"] = losses.zero_centred(theirs.steepness, now.penalty * config.r2_gamma)
+            penalties["r2"] = losses.zero_centred(theirs.squared_slope, now.penalty * config.r2_gamma)
         if penalised and config.gp_weight > 0:
             mixed = torch.lerp(fakes, images, self.draws.mixture(first))
             scores = self.critic(mixed, real.labels, views, True, self.draws.offsets("mixed", first))
-            penalties["gp"] = losses.gradient_penalty(scores.steepness, now.penalty * config.gp_weight, config.gp_centre)
+            penalties["gp"] = losses.gradient_penalty(scores.squared_slope, now.penalty * config.gp_weight, config.gp_centre)
         return ours, theirs, penalties
 
     def _reuse_graphs(self) -> None:

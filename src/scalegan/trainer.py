@@ -61,7 +61,14 @@ class Trainer:
         self.statistics = Statistics(accelerator.device, every_step=log.step_losses, limit=limit)
         self.clock = Clock(0, config.train.batch)
         self.run_dir = Path(config.run)
-        self.saver = Saver(self.run_dir, config.log.keep)
+        self.saver = Saver(self.run_dir, log.keep)
+        self.intervals = {
+            "log": log.every,
+            "samples": log.samples,
+            "evaluation": config.evaluation.every,
+            "snapshot": log.snapshots,
+            "checkpoint": log.checkpoint,
+        }
         self.best: best.Best = {}
         self.done: dict[str, int] = {}  # what was made last at how many images
         self.reals: list[Batch] = []  # of the last step: none yet where a run is shortened to what it has seen
@@ -93,7 +100,7 @@ class Trainer:
             try:
                 if 0 < clock.images_seen < config.train.images:
                     with self.watchdog.paused():
-                        self.run_due(clock.crossed)  # what was given up at this very point
+                        self.run_due(self.due())  # what was given up at this very point
                 stopped = self.take_steps()
                 with self.watchdog.paused():
                     self.finish(stopped)
@@ -119,7 +126,7 @@ class Trainer:
             self.watchdog.step(clock.images_seen)
             if clock.images_seen < config.train.images:  # else the last pass makes everything
                 with self.watchdog.paused():
-                    self.run_due(clock.crossed)
+                    self.run_due(self.due())
         return False
 
     def fetch(self) -> list[Batch]:
@@ -134,25 +141,29 @@ class Trainer:
         self.outputs.waited += time.perf_counter() - start
         return reals
 
-    def run_due(self, due: Callable[[int], bool]) -> None:
-        log = self.config.log
+    def due(self) -> set[str]:
+        """What the last step went over an interval of."""
+        return {name for name, every in self.intervals.items() if self.clock.crossed(every)}
+
+    def run_due(self, due: set[str]) -> None:
+        """Make what is `due`, of the names of the intervals."""
         improved = False
         self.tell(self.saver.problem())
-        if due(log.every) and self.statistics.counts.any():
+        if "log" in due and self.statistics.counts.any():
             self.log()
-        if due(log.samples):
+        if "samples" in due:
             self.once("samples", lambda: self.outputs.samples(self.game.ema, self.clock.images_seen))
-        if due(self.config.evaluation.every):
+        if "evaluation" in due:
             try:
                 improved = self.once("evaluation", self.evaluate) or False
             except UserError:  # also `GivenUp`: no step is lost, and the run goes on with this evaluation
                 self.save(pruned=False)  # the networks may be what is wrong
                 raise
-        if self.game.powers and due(log.snapshots):
+        if self.game.powers and "snapshot" in due:
             self.once("snapshot", self.snapshot)
-        if improved or due(log.checkpoint):
+        if improved or "checkpoint" in due:
             self.once("checkpoint", self.save)
-        if any(due(every) for every in (log.every, log.samples, self.config.evaluation.every, log.snapshots, log.checkpoint)):
+        if due:
             together(self.group)  # process 0 alone draws and writes: no other is to wait for it in a step, under its watchdog
 
     def once(self, what: str, make: Callable[[], Any]) -> Any:
@@ -175,7 +186,7 @@ class Trainer:
             self.once("checkpoint", self.save)
             self.outputs.stopped(self.clock.images_seen, saved=self.saved())
             return
-        self.run_due(lambda every: True)
+        self.run_due(set(self.intervals))
         if not self.saved():
             raise UserError(
                 f"the last checkpoint could not be written to {self.run_dir}: make room, then the same command again"
@@ -273,7 +284,7 @@ class Trainer:
         self.outputs.stalled += time.perf_counter() - start
 
     def tell(self, problem: str | None) -> None:
-        """Loudly that a checkpoint could not be written: the one before stays, and the next is made when it is due."""
+        """Say loudly what went wrong, if anything did; the run goes on."""
         if problem:
             self.outputs.say(problem)
 

@@ -254,7 +254,7 @@ class Watched(Trainer):
     def evaluate(self) -> bool:
         return False
 
-    def run_due(self, due: Callable[[int], bool]) -> None:
+    def run_due(self, due: set[str]) -> None:
         super().run_due(due)
         if self.clock.images_seen == self.stop_at:
             signal.raise_signal(signal.SIGUSR1)

@@ -233,7 +233,7 @@ def test_steepness_and_its_gradient_equal_autograds(config):
     critic = Critic(build_discriminator(replace(config, conditional=True), (3, 24, 20), 3), AugmentConfig()).double().eval()
     images, classes = views(4, 3, 24, 20).double(), torch.tensor([0, 1, 2, 1])
     scores = critic(images, classes, None, True)
-    (scores.steepness.sum() + scores.auxiliary["reconstruction"].sum()).backward()
+    (scores.squared_slope.sum() + scores.auxiliary["reconstruction"].sum()).backward()
     ours = {name: p.grad.clone() for name, p in critic.named_parameters() if p.grad is not None}
     critic.zero_grad()
 
@@ -254,8 +254,10 @@ def test_half_precision_is_for_convolutions_alone():
     with torch.autocast("cpu", torch.bfloat16):
         images = generator(torch.randn(4, 8), labels(4))
         scores = critic(images.detach(), labels(4), None, True)
-        loss = images.sum() + scores.logits.sum() + scores.steepness.sum() + scores.auxiliary["reconstruction"].sum()
+        loss = images.sum() + scores.logits.sum() + scores.squared_slope.sum() + scores.auxiliary["reconstruction"].sum()
     loss.backward()
-    assert {t.dtype for t in (images, scores.logits, scores.steepness, scores.auxiliary["reconstruction"])} == {torch.float32}
+    assert {t.dtype for t in (images, scores.logits, scores.squared_slope, scores.auxiliary["reconstruction"])} == {
+        torch.float32
+    }
     parameters = [*generator.parameters(), *critic.parameters()]
     assert all(p.grad is not None and p.grad.isfinite().all() for p in parameters)

@@ -419,7 +419,7 @@ def test_a_game_in_bfloat16_reckons_in_it_and_keeps_weights_and_losses_in_float3
     for network in (game.bare_generator, game.bare_critic, game.ema):
         assert {tensor.dtype for tensor in network.state_dict().values()} == {torch.float32}
     scores = game.bare_critic(normalise(real.images), real.labels, None, True)
-    assert scores.logits.dtype == scores.steepness.dtype == torch.float32
+    assert scores.logits.dtype == scores.squared_slope.dtype == torch.float32
     exact, half = found
     for names, bound in ((("loss/D", "loss/G"), 0.01), (("r1", "r2", "gp"), 0.05), (("grad_norm/D", "grad_norm/G"), 0.1)):
         for name in names:
