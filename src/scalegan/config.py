@@ -243,7 +243,7 @@ class Config:
         group, share = self.model.norm_group, batch // parts
         for made in (share, 2 * share) if self.loss.diversity_weight else (share,):  # two of each, where they are to differ
             if group and made % group and (rounds > 1 or made * parts % group or group % made):
-                others = f"{share}, or 0 for all images" if share > 1 else "0, all images"
+                others = f"{share}, or 0 for all images" if share > 1 else "0 (all images)"
                 raise UserError(
                     f"model.norm_group {group} does not fit the {made} images of a round on each of {processes} processes "
                     f"(train.batch {batch}, train.accumulate {rounds}): try --model.norm_group {others}"
