@@ -41,12 +41,12 @@ STILL = {
 """Conditional, with critics that look at each image by itself."""
 
 
-def tell_classes_apart(generator):
+def tell_classes_apart(generator, spread=1.0):
     """As training would: gains and biases of a class start alike."""
     for module in generator.modules():
         if isinstance(module, ConditionalBatchNorm) and isinstance(module.gains, torch.nn.Embedding):
             for table in (module.gains, module.biases):
-                torch.nn.init.normal_(table.weight)
+                torch.nn.init.normal_(table.weight, std=spread)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -159,6 +159,25 @@ def test_classes_come_in_from_their_mean(config, head):
     assert apart[0] == (0.0, 0.0)
     assert 0 < apart[1][0] < apart[2][0]
     assert head == "classifier" or 0 < apart[1][1] < apart[2][1]
+
+
+@pytest.mark.parametrize("config", STILL.values(), ids=STILL)
+def test_a_tenth_of_the_way_classes_are_a_tenth_apart(config):
+    """Of a hundred the mean is short: were it scaled to unit length with the class in it, most of the class would be back."""
+    torch.manual_seed(0)
+    config = replace(config, class_ramp=1000)
+    generator, critic = build_generator(config, (1, 16, 16), 100).eval(), build_discriminator(config, (1, 16, 16), 100).eval()
+    tell_classes_apart(generator, 0.1)  # so little that images follow them in proportion
+    labels, latents, images = torch.arange(100), torch.randn(1, 8).expand(100, -1), torch.randn(1, 1, 16, 16)
+    images = images.expand(100, -1, -1, -1)
+    spreads = []
+    for strength in (0.1, 1.0):
+        for network in (generator, critic):
+            set_strength(network, strength)
+        with torch.no_grad():
+            outputs = generator(latents, labels), critic(images, labels).logits
+        spreads.append(torch.stack([output.std(0).mean() for output in outputs]))
+    assert (spreads[0] < 0.2 * spreads[1]).all(), spreads
 
 
 @pytest.mark.parametrize(("start", "ramp", "expected"), [(0, 0, [1, 1, 1]), (100, 0, [0, 1, 1]), (100, 200, [0, 0, 0.5])])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -11,6 +12,9 @@ from torch.nn import functional as F
 from scalegan.model_config import ModelConfig
 from scalegan.models.batch_norm import BatchNorm, ConditionalBatchNorm
 from scalegan.models.layers import at_least_float32, in_float32
+
+Scale = Callable[[Tensor], Tensor]
+"""Vectors [N, width] -> the same at another length."""
 
 
 class Judgement(NamedTuple):
@@ -22,26 +26,43 @@ class Judgement(NamedTuple):
     """Further losses [N] that the discriminator takes at its images, by their names in `losses.AUXILIARY`."""
 
 
-class RampedEmbedding(nn.Embedding):
+class ClassEmbedding(nn.Embedding):
+    """Labels [N] -> vectors [N, width], `scaled` where a network wants them of one length."""
+
+    def __init__(self, classes: int, width: int, scaled: Scale) -> None:
+        super().__init__(classes, width)
+        self.scaled = scaled
+
+    def forward(self, labels: Tensor) -> Tensor:
+        return self.scaled(super().forward(labels))
+
+
+class RampedEmbedding(ClassEmbedding):
     """Classes that come in: the mean of all at strength 0, each its own at 1 (Shahbazi et al. 2022).
 
-    Told apart from the first step on, few images a class are soon known by heart, and the generator collapses.
+    Told apart from the first step on, few images a class are soon known by heart, and the generator collapses. Both ends
+    are scaled before they are blended: the mean of many is short, and scaling the blend would bring each class back.
     """
 
     strength: Tensor
 
-    def __init__(self, classes: int, width: int) -> None:
-        super().__init__(classes, width)
+    def __init__(self, classes: int, width: int, scaled: Scale) -> None:
+        super().__init__(classes, width, scaled)
         self.register_buffer("strength", torch.ones(()))
 
     def forward(self, labels: Tensor) -> Tensor:
         table = self.weight  # once: a spectral norm moves on each time it is asked
-        return torch.lerp(table.mean(0), F.embedding(labels, table), self.strength)
+        mean, own = table.mean(0, keepdim=True), F.embedding(labels, table)
+        return torch.lerp(self.scaled(mean), self.scaled(own), self.strength)
 
 
-def class_embedding(config: ModelConfig, classes: int, width: int) -> nn.Embedding:
+def unscaled(vectors: Tensor) -> Tensor:
+    return vectors
+
+
+def class_embedding(config: ModelConfig, classes: int, width: int, scaled: Scale = unscaled) -> nn.Embedding:
     """Labels [N] -> vectors [N, width]."""
-    return RampedEmbedding(classes, width) if config.ramped else nn.Embedding(classes, width)
+    return (RampedEmbedding if config.ramped else ClassEmbedding)(classes, width, scaled)
 
 
 def class_input(config: ModelConfig, classes: int) -> nn.Embedding:

@@ -126,7 +126,7 @@ class Generator(nn.Module):
         self.mixing = config.mixing
         self.truncation = 1.0
         """Share of the way from the mean of w at which images are sampled, in evaluation mode."""
-        self.embed = class_embedding(config, classes, config.class_dim) if config.conditional else None
+        self.embed = class_embedding(config, classes, config.class_dim, unit_moment) if config.conditional else None
         self.mapping = mapping(w_dim + (config.class_dim if config.conditional else 0), w_dim, config.map_layers)
         self.w_mean = RunningMean(w_dim)
         self.path_length = RunningMean()
@@ -167,7 +167,7 @@ class Generator(nn.Module):
     def _mapped(self, latents: Tensor, labels: Tensor) -> Tensor:
         inputs = [unit_moment(latents)]
         if self.embed is not None:
-            inputs.append(unit_moment(self.embed(labels)))
+            inputs.append(self.embed(labels))
         return self.mapping(torch.cat(inputs, dim=1))  # type: ignore[no-any-return]
 
 
@@ -232,7 +232,7 @@ class Discriminator(nn.Module):
         self.conv = Conv2d(last + self.couples_samples, last, 3)
         self.hidden = Linear(last * math.prod(sizes[0]), last)
         self.score = Linear(last, last if projects else 1)
-        self.embed = class_embedding(config, classes, config.class_dim) if projects else None
+        self.embed = class_embedding(config, classes, config.class_dim, unit_moment) if projects else None
         self.mapping = mapping(config.class_dim, last, config.map_layers) if projects else None
         self.head = ClassHead(config, last, classes) if config.conditional and not projects else None
 
@@ -242,6 +242,6 @@ class Discriminator(nn.Module):
         h = activate(self.hidden(x.flatten(1)))
         scores = self.score(h)
         if self.embed is not None and self.mapping is not None:  # the projection alone, on the mapped class
-            classes = self.mapping(unit_moment(self.embed(labels)))
+            classes = self.mapping(self.embed(labels))
             return Judgement((scores * classes).sum(1) / math.sqrt(scores.shape[1]), {})
         return Judgement(scores[:, 0], {}) if self.head is None else self.head(h, labels, scores[:, 0])
