@@ -47,16 +47,31 @@ class Share:
     group: int
     groups: int
     processes: int
+    place: int
+    """Of this process among all."""
 
     def total(self, x: Tensor) -> Tensor:
         """The sum of `x` over the processes of our group, by one all-reduce of all groups."""
-        ours = (torch.arange(self.groups, device=x.device) == self.group).to(x.dtype)
-        return sum_over_processes(ours.view(-1, *[1] * x.ndim) * x)[self.group]
+        return self._in_slots(x, self.group, self.groups)[self.group]
+
+    def each(self, x: Tensor) -> Tensor:
+        """`x` of each process of our group, one after the other in its first dimension, by one all-reduce of all groups."""
+        slots = self._in_slots(x, self.place, self.groups * self.processes)
+        return slots.view(self.groups, self.processes, *x.shape)[self.group]
 
     def moments(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and biased variance [C] of the group from those of each process; all hold as many images."""
-        total = self.total(torch.stack([mean, var + mean.square()])) / self.processes
-        return total[0], total[1] - total[0].square()
+        """Mean and biased variance [C] of the group from those of each process; all hold as many images.
+
+        By the distances of the means: E x^2 - (E x)^2 would leave nothing of a variance that is small beside the mean.
+        """
+        means, variances = self.each(torch.stack([mean, var])).unbind(1)
+        middle = means.mean(0)
+        return middle, variances.mean(0) + (means - middle).square().mean(0)
+
+    def _in_slots(self, x: Tensor, slot: int, slots: int) -> Tensor:
+        """[slots, *] with the sum of `x` over the processes that gave the same slot."""
+        ours = (torch.arange(slots, device=x.device) == slot).to(x.dtype)
+        return sum_over_processes(ours.view(-1, *[1] * x.ndim) * x)
 
 
 class _SharedBatchNorm(torch.autograd.Function):
@@ -138,8 +153,8 @@ class BatchNorm(nn.Module):
         processes = dist.get_world_size() if dist.is_initialized() else 1
         if processes == 1 or (self.group and images % self.group == 0):
             return None
-        together = self.group // images if self.group else processes
-        return Share(dist.get_rank() // together, processes // together, together)
+        together, place = self.group // images if self.group else processes, dist.get_rank()
+        return Share(place // together, processes // together, together, place)
 
     def _in_groups(self, x: Tensor, size: int) -> Tensor:
         parts = x.chunk(len(x) // size)
