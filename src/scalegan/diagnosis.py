@@ -15,6 +15,7 @@ from statistics import median
 from typing import Any
 
 from scalegan.config import Config
+from scalegan.grids import alike, is_alike, only_in_class, share, too_low
 from scalegan.loss_config import DIFFERENCES
 from scalegan.remedies import keep_up, more_augmentation, more_penalty, rates, smaller, variety_in_class
 from scalegan.settings import read_config
@@ -35,7 +36,9 @@ RECENT = 5
 GRIDS = 2
 """Sample grids that a verdict on samples has to hold for."""
 SKIPPED = 0.5
-"""Share of steps without a finite gradient from which nothing is learned any more; under fp16 a few are usual."""
+"""Share of a network's steps without a finite gradient from which it learns nothing any more; under fp16 a few are usual."""
+SKIPPING = {"skipped/D": "the critic's", "skipped/G": "the generator's"}
+"""Their keys, in words."""
 BEYOND = {
     "loss/D": "loss/D is",
     "loss/G": "loss/G is",
@@ -45,13 +48,8 @@ BEYOND = {
 }
 """Means that are not there once the networks make no numbers, in words."""
 LOGIT = 1_000.0
-"""Size of mean logits that no working critic reaches: with cross-entropy the gradient is gone beyond 100."""
-ALIKE = 0.35
-"""Diversity of samples, of all or within classes, as a share of real images': 0.7 to 1.1 in healthy runs, 0.01 to 0.3 in
-collapsed ones."""
-TWINS = 0.2
-"""Distance to the nearest other sample as a share of real images': a few pictures over and over have 0, and a diversity that
-may be high."""
+"""Size of mean logits that no working critic reaches: with cross-entropy the gradient is gone beyond 100. Wasserstein's
+have no scale."""
 GROWING = 1.2
 """Factor by which samples are still on the way from grey to varied, as all are at first: from one grid to the next; over the
 grids of `PATIENCE` where they never varied and the critic is not fooled."""
@@ -126,17 +124,17 @@ def diverged(record: Record) -> Verdict | None:
     if not record.metrics:
         return None
     last, config = record.metrics[-1], record.config
-    evidence: list[str] = []
-    before = record.metrics[-2]["images_seen"] if len(record.metrics) > 1 else 0
-    steps = max(1, (last["images_seen"] - before) // config.train.batch)
-    skipped, lost = last["skipped_steps"], [name for name in BEYOND if last.get(name, 0.0) is None]
-    if 0 < skipped < min(SKIPPED * steps, config.train.nonfinite_limit):
-        lost = []  # means of a step that was skipped: the training has gone on
-    elif skipped:
-        evidence.append(f"gradients were not finite {skipped:.0f} times in {steps} steps")
-    evidence += [f"{BEYOND[name]} not finite" for name in lost]
+    evidence = [
+        f"gradients were not finite in {last[name]:.0%} of {whose} steps"
+        for name, whose in SKIPPING.items()
+        if last.get(name, 0.0) >= SKIPPED  # which older lines have not
+    ]
+    if (row := last.get("skipped_in_a_row", 0)) >= config.train.nonfinite_limit:
+        evidence.append(f"gradients were not finite in {row} steps in a row")
+    if evidence or not last["skipped_steps"]:  # else means of a step that was skipped: the training has gone on
+        evidence += [f"{words} not finite" for name, words in BEYOND.items() if last.get(name, 0.0) is None]
     real, fake = last["logits/real"], last["logits/fake"]
-    if real is not None and fake is not None and abs(real - fake) > LOGIT:
+    if guessed(record) and real is not None and fake is not None and abs(real - fake) > LOGIT:
         evidence.append(f"mean logits are {figure(real)} for real images and {figure(fake)} for fakes")
     if not evidence:
         return None
@@ -175,22 +173,28 @@ def too_strong(record: Record) -> Verdict | None:
     lines = record.recent
     if not losses_between(record, 0.0, SURE) or overfitting(record):
         return None
-    last = lines[-1]
     evidence = [
         f"loss/D is {spread(lines, 'loss/D')} in the last {len(lines)} lines; a guess costs {guess(record):.3g}",
         accuracy(record),
     ]
-    if "accuracy/held_out" in last:
-        evidence.append(f"so it is of held-out real images, {last['accuracy/held_out']:.0%}: it is no overfitting")
-    else:
+    told = finite(lines, "accuracy/held_out")
+    overfits = bool(told) and min(told) < TOLD
+    if not told:
         evidence.append("whether it knows the training images by heart is not to be told without held-out images")
+    elif overfits:
+        right = f"{min(told):.0%} to {max(told):.0%} of held-out real images"
+        evidence.append(f"overfit gap {spread(lines, 'overfit_gap')}, accuracy {right}: it may overfit besides")
+    else:
+        evidence.append(f"so it is of held-out real images, {told[-1]:.0%}: it is no overfitting")
     if never_varied(record):
         evidence.append(f"the generator has not begun to learn: {alike(record.samples[-1])}")
+    config = record.config
+    remedies = more_augmentation(config) if overfits else "", more_penalty(config), rates(config, 1.0, 0.25), smaller(config)
     return Verdict(
         TOO_STRONG,
         "The discriminator tells every fake, so that the generator does not hear which are better.",
         tuple(evidence),
-        "; ".join(filter(None, (more_penalty(record.config), rates(record.config, 1.0, 0.25), smaller(record.config)))),
+        "; ".join(filter(None, remedies)),
     )
 
 
@@ -278,46 +282,21 @@ def too_early(record: Record) -> Verdict:
 
 def losses_between(record: Record, low_share: float, high_share: float) -> bool:
     """Whether the critic's loss lies there in all recent lines, as a share of a guess's; never where a guess has none."""
-    if record.config.loss.own or record.config.loss.name not in GUESSING:
-        return False
-    losses = finite(record.recent, "loss/D")
+    losses = finite(record.recent, "loss/D") if guessed(record) else []
     return len(losses) == len(record.recent) and all(low_share <= loss / guess(record) <= high_share for loss in losses)
+
+
+def guessed(record: Record) -> bool:
+    """Whether a guess has a loss of its own, and so logits a scale."""
+    return not record.config.loss.own and record.config.loss.name in GUESSING
 
 
 def guess(record: Record) -> float:
     return GUESSING[record.config.loss.name]
 
 
-def share(grid: dict[str, Any], name: str) -> float:
-    """A distance among samples as a share of that among training images."""
-    real = float(grid[f"{name}_real"])
-    return float(grid[name]) / real if real else math.inf
-
-
-def too_low(grid: dict[str, Any]) -> list[str]:
-    """What speaks for collapse. Of classes only grids of a generator that is told them tell, where there are two of one."""
-    limits = {"diversity": ALIKE, "diversity_in_class": ALIKE, "nearest_sample": TWINS}
-    return [name for name, least in limits.items() if name in grid and share(grid, name) < least]
-
-
-def is_alike(grid: dict[str, Any]) -> bool:
-    return bool(too_low(grid))
-
-
-def only_in_class(grid: dict[str, Any]) -> bool:
-    return "diversity_in_class" in grid and share(grid, "diversity") >= ALIKE
-
-
 def never_varied(record: Record) -> bool:
     return bool(record.samples) and all(is_alike(grid) for grid in record.samples)
-
-
-def alike(grid: dict[str, Any]) -> str:
-    in_class = f"those of one class by {share(grid, 'diversity_in_class'):.0%}, " if "diversity_in_class" in grid else ""
-    return (
-        f"samples differ by {share(grid, 'diversity'):.0%} of what training images do, {in_class}and from the nearest other "
-        f"one by {share(grid, 'nearest_sample'):.0%}"
-    )
 
 
 def accuracy(record: Record) -> str:

@@ -64,7 +64,10 @@ class Statistics:
         return int(self.longest.max().item())
 
     def read(self) -> tuple[dict[str, float], int]:
-        """Means since the last reading over all processes, and the longest row of skipped steps. Waits for the device."""
+        """Means since the last reading over all processes, and the longest row of skipped steps. Waits for the device.
+
+        The means of `skipped/D` and `skipped/G` are shares of each network's steps; `skipped_steps` counts both.
+        """
         counts = self.counts.tolist()
         sums = self.sums.clone()
         if dist.is_initialized():
@@ -75,7 +78,6 @@ class Statistics:
         self.counts.zero_()
         means = {name: total / n for name, total, n in zip(self.NAMES, totals, counts, strict=True) if n}
         skipped = totals[-2] + totals[-1]
-        means = {name: value for name, value in means.items() if not name.startswith("skipped")}
         means["skipped_steps"] = skipped
         longest = self.longest_row()
         self.longest.zero_()

@@ -208,6 +208,7 @@ class Trainer:
         images_seen = self.clock.images_seen
         now = schedules.scheduled(self.config, images_seen)
         means |= {
+            "skipped_in_a_row": row,
             "lr/G": self.config.optim.lr_g * now.rate,
             "lr/D": self.config.optim.lr_d * now.rate,
             "ema/half_life": now.half_life,

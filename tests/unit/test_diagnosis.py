@@ -23,16 +23,22 @@ def line(number, **changes):
     """Of a run in which critic and generator are about even."""
     values = {"loss/D": 1.2, "loss/G": 0.9, "logits/real": 0.3, "logits/fake": -0.4, "accuracy/real": 0.6, "accuracy/fake": 0.7}
     named = {name.replace("_", "/", 1): value for name, value in changes.items()}
-    return {"images_seen": number * LOG, "skipped_steps": 0.0} | values | named
+    return {"images_seen": number * LOG} | skipped() | values | named
 
 
-def held_out(train, unseen, fake, right=0.9):
+def skipped(critic=0, generator=0, row=0, steps=100):
+    """Of so many steps of each network; `row` of them one after the other."""
+    shares = {"skipped/D": critic / steps, "skipped/G": generator / steps}
+    return shares | {"skipped_steps": float(critic + generator), "skipped_in_a_row": row}
+
+
+def held_out(train, unseen, fake, right=0.9, unseen_right=0.5):
     return {
         "logits/train": train,
         "logits/held_out": unseen,
         "logits/generated": fake,
         "accuracy/train": right,
-        "accuracy/held_out": 0.5,
+        "accuracy/held_out": unseen_right,
         "overfit_gap": (train - unseen) / (train - fake),
     }
 
@@ -93,10 +99,26 @@ def test_samples_that_are_not_like_the_images_yet_are_not_called_healthy():
 
 
 def test_skipped_steps_by_the_half_are_a_divergence_and_a_few_under_fp16_are_not():
-    assert name(record([*lines(7), line(8, skipped_steps=3.0)])) == "healthy"
-    verdict = only(record([*lines(7), line(8) | {"skipped_steps": 60.0}]))
+    assert name(record([*lines(7), line(8) | skipped(3, row=1)])) == "healthy"
+    verdict = only(record([*lines(7), line(8) | skipped(60, row=8)]))
     assert verdict.name == "diverged"
-    assert verdict.evidence == ("gradients were not finite 60 times in 100 steps",)
+    assert verdict.evidence == ("gradients were not finite in 60% of the critic's steps",)
+    [told] = only(record([line(1) | skipped(generator=50)])).evidence
+    assert told == "gradients were not finite in 50% of the generator's steps"
+
+
+def test_skipped_steps_here_and_there_are_none_and_as_many_in_a_row_are_one():
+    """20 in a row end a run. Of the steps of each network: 40 and 40 of 100 are not 80 %."""
+    assert name(record([*lines(7), line(8) | skipped(20, 10, row=2, steps=500)])) == "healthy"
+    assert name(record([*lines(7), line(8) | skipped(40, 40, row=3)])) == "healthy"
+    verdict = only(record([*lines(7), line(8) | skipped(20, row=20, steps=500)]))
+    assert verdict.name == "diverged"
+    assert verdict.evidence == ("gradients were not finite in 20 steps in a row",)
+
+
+def test_a_line_from_before_rows_were_kept_is_read():
+    older = {key: value for key, value in line(8).items() if not key.startswith("skipped")}
+    assert name(record([*lines(7), older | {"loss/D": None, "skipped_steps": 1.0}])) == "healthy"
 
 
 @pytest.mark.parametrize("changes", [{"loss_D": None}, {"loss_G": None}, {"logits_real": None}, {"logits_fake": -1e6}])
@@ -107,21 +129,27 @@ def test_what_is_not_finite_or_out_of_range_is_a_divergence_at_once(changes):
 
 
 def test_the_last_line_without_a_mean_is_none_where_a_few_steps_were_skipped():
-    assert name(record([*lines(7), line(8) | {"loss/D": None, "logits/real": None, "skipped_steps": 1.0}])) == "healthy"
-    assert name(record([*lines(7), line(8) | {"loss/D": None, "skipped_steps": 20.0}])) == "diverged"  # where it would abort
-    assert name(record([*lines(7), line(8, logits_fake=-1e6) | {"skipped_steps": 1.0}])) == "diverged"
+    assert name(record([*lines(7), line(8) | {"loss/D": None, "logits/real": None} | skipped(1, row=1)])) == "healthy"
+    assert name(record([*lines(7), line(8) | {"loss/D": None} | skipped(20, row=20)])) == "diverged"  # where it would abort
+    assert name(record([*lines(7), line(8, logits_fake=-1e6) | skipped(1, row=1)])) == "diverged"
 
 
 def test_one_line_without_a_mean_is_none():
     """As a single skipped step leaves it."""
     rows = [row | held_out(2.0, 1.5, -1.0) for row in lines()]
-    rows[-2] |= {"loss/D": None, "logits/real": None, "overfit_gap": None, "skipped_steps": 1.0}
+    rows[-2] |= {"loss/D": None, "logits/real": None, "overfit_gap": None} | skipped(1, row=1)
     assert name(record(rows)) == "healthy"
     assert name(record([row | {"loss/D": None} if row is rows[-2] else row | {"loss/D": 0.01} for row in rows])) == "healthy"
 
 
 def test_generated_images_that_are_not_finite_are_a_divergence():
     assert name(record([*lines(7), line(8) | {"logits/generated": None, "overfit_gap": None}])) == "diverged"
+
+
+@pytest.mark.parametrize("loss", [LossConfig(name="wasserstein", r1_gamma=0.1), LossConfig(own="mine.LOSS")])
+def test_large_logits_are_none_where_a_loss_gives_them_no_scale(loss):
+    """A Wasserstein critic with a light R1 told real images from fakes by 1,800 and worked."""
+    assert name(record(lines(logits_real=900.0, logits_fake=-900.0), config=Config(loss=loss))) == "healthy"
 
 
 def test_logits_that_drift_together_are_none():
@@ -173,7 +201,33 @@ def test_a_critic_without_loss_is_too_strong():
     assert verdict.name == "discriminator too strong"
     assert "not to be told without held-out images" in verdict.evidence[2]
     assert "--loss.r1_gamma 0.1" in verdict.remedy
-    assert "it is no overfitting" in " ".join(only(record([row | held_out(9, 8.5, -9) for row in sure])).evidence)
+
+
+SURE = lines(loss_D=0.02, accuracy_real=1.0, accuracy_fake=0.99)
+
+
+def test_a_sure_critic_that_is_right_of_held_out_images_too_does_not_overfit():
+    verdict = only(record([row | held_out(9, 8.5, -9, unseen_right=0.97) for row in SURE]))
+    assert "so it is of held-out real images, 97%: it is no overfitting" in verdict.evidence
+    assert "augment" not in verdict.remedy
+
+
+@pytest.mark.parametrize(("gaps", "told"), [
+    ([0.49] * 5, "overfit gap 0.49 to 0.49, accuracy 52% to 52% of held-out real images"),
+    ([0.92, 0.92, 0.92, 0.45, 0.92], "overfit gap 0.45 to 0.92, accuracy 9% to 52% of held-out real images"),
+    ([None, None, 0.92, 0.92, 0.92], "overfit gap 0.92 to 0.92, accuracy 9% to 9% of held-out real images"),
+], ids=["just under the limit", "one line under it", "held-out images are new to the run"])  # fmt: skip
+def test_a_sure_critic_that_is_wrong_of_held_out_images_is_not_said_not_to_overfit(gaps, told):
+    accuracy = {0.49: 0.52, 0.45: 0.52, 0.92: 0.09}
+    rows = [
+        row | (held_out(6, 6 - 12 * gap, -6, 1.0, accuracy[gap]) if gap else {})
+        for row, gap in zip(SURE[-RECENT:], gaps, strict=True)
+    ]
+    verdict = only(record([*SURE[:-RECENT], *rows]))
+    assert verdict.name == "discriminator too strong"
+    assert f"{told}: it may overfit besides" in verdict.evidence
+    assert "--augment.target 0.6" in verdict.remedy
+    assert "no overfitting" not in " ".join(verdict.evidence)
 
 
 def test_a_sure_critic_that_overfits_is_overfitting_alone():
@@ -354,7 +408,7 @@ def test_more_augmentation_is_never_a_lower_probability():
 
 
 def test_a_run_whose_recent_losses_were_all_lost_to_single_skips_is_told_without_a_figure():
-    rows = [row | {"loss/D": None, "skipped_steps": 1.0} for row in lines()]
+    rows = [row | {"loss/D": None} | skipped(1, row=1) for row in lines()]
     assert "loss/D not finite" in only(record(rows)).evidence[0]
 
 

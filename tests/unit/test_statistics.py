@@ -58,7 +58,7 @@ def test_what_came_only_in_some_steps_is_averaged_over_those():
 def test_what_never_came_is_left_out():
     kept = make()
     add(kept, 1)
-    assert set(kept.read()[0]) == {"loss/D", "loss/G", "skipped_steps"}
+    assert set(kept.read()[0]) == {"loss/D", "loss/G", "skipped/D", "skipped/G", "skipped_steps"}
 
 
 def test_nothing_is_kept_of_the_graph():
@@ -76,7 +76,7 @@ def test_skipped_steps_are_counted():
     means, row = kept.read()
     assert means["skipped_steps"] == 3.0
     assert row == 2
-    assert not [name for name in means if name.startswith("skipped/")]
+    assert (means["skipped/D"], means["skipped/G"]) == pytest.approx((2 / 3, 1 / 3))
 
 
 def test_a_row_of_skipped_steps_goes_on_over_a_reading_and_ends_with_a_good_step():
@@ -154,7 +154,8 @@ def test_a_row_of_skips_goes_on_over_steps_in_which_the_generator_had_none():
         generator = values(loss_G=1.0, skipped_G=1.0) if number % 2 else Values()
         kept.add(values(loss_D=1.0, skipped_D=0.0), generator, 8 * number, torch.zeros(2))
     assert [seen for seen, _, loss in kept.read_steps() if not math.isnan(loss)] == [8, 24]
-    assert kept.read() == ({"loss/D": 1.0, "loss/G": 1.0, "skipped_steps": 2.0}, 2)
+    shares = {"skipped/D": 0.0, "skipped/G": 1.0}  # the latter of the generator's own two steps
+    assert kept.read() == ({"loss/D": 1.0, "loss/G": 1.0, "skipped_steps": 2.0} | shares, 2)
 
 
 def test_the_losses_of_single_steps_are_given_once():
