@@ -1,7 +1,9 @@
 """FastGAN: its layers by the paper's arithmetic, its noise, what excites what, and what the critic has to paint."""
 
+import re
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +15,9 @@ from scalegan.ema import make_ema, update_ema
 from scalegan.model_config import ModelConfig
 from scalegan.models import build_discriminator, build_generator
 from scalegan.models.fastgan import stage_widths
+from scalegan.models.layers import SpectralNorm
+
+DOCS = Path(__file__).parents[2] / "docs" / "models.md"
 
 SMALL = ModelConfig(family="fastgan", z_dim=8, width=4, max_width=16, critic_width=4, critic_max_width=32)
 APART = replace(SMALL, critic_norm="spectral")
@@ -38,35 +43,45 @@ def test_channels_are_the_papers_at_256_and_1024():
     assert stage_widths(8, 512, 9) == [512, 512, 256, 128, 128, 64, 32, 16, 8]
 
 
-def test_at_256_the_networks_are_the_papers():
-    """Layer by layer, 4 to 256 with two convolutions in every other stage, and excitations from 4, 8, 16 to 64, 128, 256; for
-    channels of an eighth of the paper's 64, whose multiples they are."""
-    n, z_dim = 8, 256
-    config = ModelConfig(
-        family="fastgan", z_dim=z_dim, width=n // 2, max_width=16 * n, critic_width=n // 4, critic_max_width=16 * n
-    )
-    generator, critic = build_generator(config, (3, 256, 256), 0), build_discriminator(config, (3, 256, 256), 0)
+def papers_parameters(n, z_dim):
+    """Of generator and critic at 256, layer by layer: 4 to 256 with two convolutions in every other stage, and excitations from
+    4, 8, 16 to 64, 128, 256; channels are multiples of n, 64 in the paper."""
 
     def gated(a, b):
         return 9 * a * 2 * b + 2 * 2 * b  # convolution without bias, scale and shift of the norm
 
     c = [16 * n, 8 * n, 4 * n, 2 * n, 2 * n, n, n // 2]
-    expected = z_dim * 16 * 2 * c[0] + 2 * 2 * c[0]
+    generator = z_dim * 16 * 2 * c[0] + 2 * 2 * c[0]
     for i, (a, b) in enumerate(pairwise(c)):
-        expected += gated(a, b) + (gated(b, b) + 2 if i % 2 == 0 else 0)  # with two noises
-    expected += sum(16 * a * b + b * b for a, b in zip(c[:3], c[4:], strict=True)) + 9 * c[-1] * 3
-    assert count(generator) == expected
+        generator += gated(a, b) + (gated(b, b) + 2 if i % 2 == 0 else 0)  # with two noises
+    generator += sum(16 * a * b + b * b for a, b in zip(c[:3], c[4:], strict=True)) + 9 * c[-1] * 3
 
     c = [n // 4, n // 2, n, 2 * n, 4 * n, 8 * n]
-    expected = 27 * c[0] + 8 * n * 16 * n + 2 * 16 * n + 16 * 16 * n
+    critic = 27 * c[0] + 8 * n * 16 * n + 2 * 16 * n + 16 * 16 * n
     for a, b in pairwise(c):
-        expected += 16 * a * b + 9 * b * b + a * b + 3 * 2 * b
+        critic += 16 * a * b + 9 * b * b + a * b + 3 * 2 * b
     small = [n // 2, n, 2 * n, 4 * n]
-    expected += 16 * 3 * small[0] + sum(16 * a * b + 2 * b for a, b in pairwise(small)) + 16 * small[-1]
+    critic += 16 * 3 * small[0] + sum(16 * a * b + 2 * b for a, b in pairwise(small)) + 16 * small[-1]
     for first in (8 * n, 4 * n):
         d = [first, 2 * n, n, n, n // 2]
-        expected += sum(gated(a, b) for a, b in pairwise(d)) + 9 * d[-1] * 3
-    assert count(critic) == expected
+        critic += sum(gated(a, b) for a, b in pairwise(d)) + 9 * d[-1] * 3
+    return [generator, critic]
+
+
+def test_at_256_the_networks_are_the_papers():
+    config = ModelConfig(family="fastgan", z_dim=256, width=4, max_width=128, critic_width=2, critic_max_width=128)
+    assert [count(build(config, (3, 256, 256), 0)) for build in (build_generator, build_discriminator)] == papers_parameters(
+        8, 256
+    )
+
+
+def test_at_256_the_documented_settings_are_the_papers(monkeypatch):
+    monkeypatch.setattr(SpectralNorm, "iterate", lambda self, weight, times: None)
+    sentence = re.search(r"At 256 x 256, ((?:`\w+ \d+`[, and]*)+) are the paper's", DOCS.read_text())
+    documented = {name: int(value) for name, value in re.findall(r"`(\w+) (\d+)`", sentence[1])}
+    config = ModelConfig(family="fastgan", **documented)
+    counts = [count(build(config, (3, 256, 256), 0)) for build in (build_generator, build_discriminator)]
+    assert counts == papers_parameters(64, 256)
 
 
 @pytest.mark.parametrize(("side", "pairs"), [(28, 0), (32, 0), (64, 1), (100, 1), (128, 2), (256, 3)])

@@ -1,13 +1,17 @@
 """The residual networks of SNGAN and BigGAN: published sizes, the start, layers against their formulas, spectral norm."""
 
 import math
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from torch import nn
 from torch.nn import functional as F
 
+from scalegan import settings
 from scalegan.config import AugmentConfig
 from scalegan.critic import Critic
 from scalegan.ema import make_ema, update_ema
@@ -17,6 +21,7 @@ from scalegan.models import biggan, build_discriminator, build_generator, layers
 from scalegan.models.batch_norm import BatchNorm, ConditionalBatchNorm
 from scalegan.models.layers import SpectralNorm, normalise_weights
 
+DOCS = Path(__file__).parents[2] / "docs" / "models.md"
 SMALL = {"z_dim": 9, "width": 4, "max_width": 8, "critic_width": 4, "critic_max_width": 8}
 RESNET = ModelConfig(family="resnet", **SMALL)
 BIGGAN = ModelConfig(family="biggan", attention=16, class_dim=5, **SMALL)
@@ -30,6 +35,13 @@ def count(network):
 
 def same_labels(n):
     return torch.zeros(n, dtype=torch.int64)
+
+
+def without_a_start(monkeypatch):
+    """Memory that nobody writes to costs nothing."""
+    for start in ("orthogonal_", "kaiming_uniform_"):
+        monkeypatch.setattr(nn.init, start, lambda weight, **_: weight)
+    monkeypatch.setattr(SpectralNorm, "iterate", lambda self, weight, times: None)
 
 
 # --- sizes
@@ -62,12 +74,27 @@ def test_at_32_the_resnets_are_those_of_sngan_for_cifar10():
 
 def test_at_128_biggan_has_the_published_numbers_of_parameters(monkeypatch):
     """Of Brock et al. 2019, table 4, as Google's compare_gan counts them in its resnet_biggan_test.py."""
-    for start in ("orthogonal_", "kaiming_uniform_"):
-        monkeypatch.setattr(nn.init, start, lambda weight, **_: weight)  # memory that nobody writes to costs nothing
-    monkeypatch.setattr(SpectralNorm, "iterate", lambda self, weight, times: None)
+    without_a_start(monkeypatch)
     config = ModelConfig(family="biggan", conditional=True, attention=64, **IMAGENET128)
     counts = [count(build(config, (3, 128, 128), 1000)) for build in (build_generator, build_discriminator)]
     assert counts == [70_433_988, 87_982_370]
+
+
+@pytest.mark.parametrize(("row", "shape", "classes", "published"), [
+    ("SNGAN, CIFAR-10, 32 x 32", (3, 32, 32), 0, [4_276_739, 1_053_825]),
+    ("BigGAN, ImageNet, 128 x 128", (3, 128, 128), 1000, [70_433_988, 87_982_370]),
+])  # fmt: skip
+def test_the_documented_settings_are_taken_and_have_the_published_numbers(
+    monkeypatch, tmp_path, row, shape, classes, published
+):
+    without_a_start(monkeypatch)
+    settings_of = re.search(rf"^\| {row} \| (.*) \|$", DOCS.read_text(), re.MULTILINE)
+    sections = [yaml.safe_load(section) for section in re.findall("`(.*?)`", settings_of[1])]
+    told = {name: value for section in sections for name, value in section.items()} | {"data": {"path": "x"}}
+    (tmp_path / "documented.yaml").write_text(yaml.safe_dump(told))
+    config = settings.parse(["--config", str(tmp_path / "documented.yaml")]).config
+    config.check(1)
+    assert [count(build(config.model, shape, classes)) for build in (build_generator, build_discriminator)] == published
 
 
 @pytest.mark.parametrize(("shape", "attention", "side"), [
