@@ -17,7 +17,7 @@ from scalegan.models.conditions import set_strength
 from scalegan.models.layers import halvings
 from scalegan.schedules import class_strength
 
-SHAPES = [(3, 64, 64), (3, 100, 100), (1, 28, 28), (1, 104, 88), (1, 208, 176), (3, 33, 17), (1, 9, 300)]
+SHAPES = [(3, 64, 64), (3, 100, 100), (1, 28, 28), (1, 104, 88), (1, 208, 176), (3, 33, 17), (1, 9, 300), (1, 7, 20), (1, 1, 1)]
 SMALL = ModelConfig(z_dim=8, width=4, max_width=16, critic_width=4, critic_max_width=16)
 R3GAN = ModelConfig(family="r3gan", z_dim=8, width=8, max_width=16, critic_width=8, critic_max_width=16, group_width=4)
 RESNET = replace(SMALL, family="resnet")
