@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import chain
 
 import torch
 from torch import nn
@@ -21,9 +22,11 @@ def update_ema(ema: nn.Module, generator: nn.Module, decay: float) -> None:
 
     Batch-norm statistics are averaged with the weights they belong to: copied ones would describe another network. The
     singular vectors of a spectral norm are neither: from their average on, an iteration turns them to those of our weights.
+    A tensor that several layers share is averaged once, though it has several names.
     """
     averages, values = [], []
-    for average, value in zip(ema.state_dict().values(), generator.state_dict().values(), strict=True):
+    tensors = (chain(network.parameters(), network.buffers()) for network in (ema, generator))
+    for average, value in zip(*tensors, strict=True):
         if average.is_floating_point():
             averages.append(average)
             values.append(value)

@@ -15,9 +15,12 @@ from scalegan import checkpoint, cli, load_generator, own, settings, start
 from scalegan.config import Config
 from scalegan.data.index import Index
 from scalegan.data.loader import Batch
+from scalegan.distributed import make_accelerator
 from scalegan.errors import UserError
 from scalegan.loss_config import LossConfig
 from scalegan.steps import Game
+from scalegan.trainer import Trainer
+from scalegan.watchdog import Watchdog
 
 DOCS = Path(__file__).parents[2] / "docs" / "own_networks.md"
 
@@ -32,7 +35,7 @@ def folder(tmp_path, monkeypatch) -> Path:
     assert code
     Path("mine.py").write_text(code[1])
     yield tmp_path
-    for name in ("mine", "trap", "broken", "normed"):
+    for name in ("mine", "trap", "broken", "normed", "tied"):
         sys.modules.pop(name, None)
     importlib.invalidate_caches()
 
@@ -69,6 +72,20 @@ def test_the_documented_networks_and_loss_play_against_each_other(config, index)
     assert values["r1"] > 0
     after = [p for net in (game.bare_generator, game.bare_critic) for p in net.parameters()]
     assert not any(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_layers_of_a_generator_may_share_their_weights(config, index):
+    Path("tied.py").write_text(
+        "import mine\nfrom torch import nn\nclass Generator(mine.Generator):\n    def __init__(self, config, *facts):\n"
+        "        super().__init__(config, *facts)\n        self.again = nn.Linear(config.z_dim, config.width)\n"
+        "        self.again.weight = self.hidden.weight\n    def forward(self, latents, labels):\n"
+        "        return super().forward(latents, labels) + 0 * self.again(latents).sum()\n"
+    )
+    ema, log = replace(config.ema, power=(0.05, 0.1)), replace(config.log, snapshots=32)
+    config = replace(config, model=replace(config.model, generator="tied.Generator"), ema=ema, log=log)
+    assert Trainer(config, make_accelerator(config.train), index, None, Watchdog(0, Path(), 0)).train()
+    kept = checkpoint.read(Path("run/snapshots/000000064")).tensors("power_0.1")
+    assert torch.equal(kept["again.weight"], kept["hidden.weight"])
 
 
 def test_a_path_length_penalty_needs_a_generator_with_intermediate_latents(config):

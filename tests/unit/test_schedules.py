@@ -89,3 +89,14 @@ def test_the_average_follows_parameters_and_statistics():
     torch.testing.assert_close(after["1.running_mean"], before["1.running_mean"] + 1.0)
     assert after["1.num_batches_tracked"] == 3
     assert not any(p.requires_grad for p in ema.parameters())
+
+
+def test_a_weight_that_two_layers_share_is_averaged_once():
+    network = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    network[0].weight = network[1].weight
+    nn.init.zeros_(network[0].weight)
+    ema = make_ema(network)
+    nn.init.ones_(network[0].weight)
+    update_ema(ema, network, decay=0.5)
+    assert (ema[0].weight == 0.5).all()
+    assert ema[1].weight is ema[0].weight
