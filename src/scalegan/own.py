@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from scalegan.config import Config
 from scalegan.errors import UserError
 from scalegan.loss_config import LossConfig
 from scalegan.losses import LOSSES, Loss
+from scalegan.model_config import ModelConfig
 
 STYLED_METHODS = ("styles", "synthesise")
 """What `paths.Maker` asks of a generator whose path lengths it measures."""
@@ -46,6 +47,25 @@ def network(option: str, name: str) -> type[nn.Module] | None:
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
         raise UserError(f"{option} {name} is no class of torch.nn.Module: give one that is")
     return found
+
+
+def check_norms(model: ModelConfig, generator: nn.Module, discriminator: nn.Module) -> None:
+    """Refuse own networks that several processes would make others of than one does. Raises `UserError`."""
+    if model.generator:
+        check_statistics(f"--model.generator {model.generator}", generator)
+    if model.discriminator:
+        check_moments(f"--model.discriminator {model.discriminator}", discriminator)
+        check_statistics(f"--model.discriminator {model.discriminator}", discriminator)
+
+
+def check_moments(option: str, network: nn.Module) -> None:
+    """Refuse, for several processes, what normalises by the moments of the images of one alone. Raises `UserError`."""
+    for name, layer in network.named_modules():
+        if isinstance(layer, _BatchNorm) and not isinstance(layer, nn.SyncBatchNorm) and layer.training:
+            raise UserError(
+                f"{option}: its {type(layer).__name__} {name} would normalise by the images of one process: take "
+                "scalegan.models.batch_norm.BatchNorm(channels, running=False) in its place, or one process"
+            )
 
 
 def check_statistics(option: str, network: nn.Module) -> None:

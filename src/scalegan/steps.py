@@ -57,8 +57,8 @@ class Game:
         self.draws = Draws(config, facts, accelerator.device, share // self.rounds, accelerator.process_index * share)
 
         generator, critic = build_networks(config, facts)
-        if config.model.generator and accelerator.num_processes > 1:
-            own.check_statistics(f"--model.generator {config.model.generator}", generator)
+        if accelerator.num_processes > 1:
+            own.check_norms(config.model, generator, critic.discriminator)
         for network in (generator, critic):
             place(network, accelerator.device)
         self.ema = make_ema(generator)

@@ -56,3 +56,16 @@ def test_torchs_batch_norm_in_a_generator_is_refused_on_two_processes(shards, tm
     ended = run_world(tmp_path, 2, there, tmp_path, training, config)
     said = "--model.generator normed.Generator: the running statistics of its BatchNorm1d norm would be others on each process"
     assert all(said in str(e.value) for e in ended), ended
+
+
+def test_torchs_batch_norm_in_a_discriminator_is_refused_on_two_processes(shards, tmp_path):
+    (tmp_path / "normed.py").write_text(
+        "import mine\nfrom torch import nn\nclass Discriminator(mine.Discriminator):\n    couples_samples = True\n"
+        "    def __init__(self, config, *facts):\n        super().__init__(config, *facts)\n"
+        "        self.hidden = nn.Sequential(self.hidden, nn.BatchNorm1d(config.critic_width))\n"
+    )
+    (tmp_path / "mine.py").write_text(code())
+    config = configured(shards, tmp_path / "run", 32, **OWN | {"model__discriminator": "normed.Discriminator"})
+    ended = run_world(tmp_path, 2, there, tmp_path, training, config)
+    said = "--model.discriminator normed.Discriminator: its BatchNorm1d hidden.1 would normalise by the images of one process"
+    assert all(said in str(e.value) for e in ended), ended

@@ -3,6 +3,7 @@
 import importlib
 import re
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -229,6 +230,25 @@ def test_running_statistics_of_one_process_alone_are_refused_on_several(layer, r
             own.check_statistics("--model.generator normed.Normed", network)
     else:
         own.check_statistics("--model.generator normed.Normed", network)
+
+
+@pytest.mark.parametrize(("layer", "refused"), [
+    ("nn.BatchNorm2d(1)", True),
+    ("nn.BatchNorm2d(1, track_running_stats=False)", True),
+    ("nn.BatchNorm2d(1).eval()", False),
+    ("nn.InstanceNorm2d(1)", False),
+    ("BatchNorm(1, running=False)", False),
+])  # fmt: skip
+def test_a_discriminator_that_normalises_by_the_images_of_one_process_is_refused_on_several(config, layer, refused):
+    Path("normed.py").write_text(
+        "from torch import nn\nfrom scalegan.models.batch_norm import BatchNorm\nclass Normed(nn.Module):\n"
+        f"    def __init__(self):\n        super().__init__()\n        self.norm = {layer}\n"
+    )
+    network = own.network("--model.discriminator", "normed.Normed")()
+    model = replace(config.model, generator="", discriminator="normed.Normed")
+    told = r"--model.discriminator normed.Normed: its BatchNorm2d norm .* take scalegan\S+BatchNorm\(channels, running=False\)"
+    with pytest.raises(UserError, match=told) if refused else nullcontext():
+        own.check_norms(model, torch.nn.Identity(), network)
 
 
 def test_parsing_imports_nothing():
