@@ -15,6 +15,21 @@ def shards(tmp_path_factory):
 
 
 @pytest.fixture
+def float32_switches():
+    """What torch multiplies float32 with on CUDA, as it comes: TF32 in convolutions; afterwards as it was."""
+    import torch
+
+    switches = torch.backends.cudnn.conv, torch.backends.cudnn.rnn, torch.backends.cuda.matmul
+    before = [switch.fp32_precision for switch in switches]
+    torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.fp32_precision = True, "none"
+    assert [switch.fp32_precision for switch in switches] == ["tf32", "tf32", "none"]
+    yield switches[0], switches[2]
+    torch.backends.cudnn.allow_tf32 = before[1] == "tf32"
+    for switch, value in zip(switches, before, strict=True):
+        switch.fp32_precision = value
+
+
+@pytest.fixture
 def training(monkeypatch):
     """`helpers.runs.training` in this process: what it leaves out of a run is there again after the test."""
     from scalegan.outputs import Outputs

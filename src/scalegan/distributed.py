@@ -55,6 +55,13 @@ def check_device(train: TrainConfig) -> bool:
     return cpu
 
 
+def plain_float32() -> None:
+    """No TF32 in this process: GPUs since Ampere have it for convolutions of float32, with 10 bits, unless they are told."""
+    torch.backends.cudnn.allow_tf32 = False  # of all that cuDNN does: what asks so afterwards fails where its parts disagree
+    for switch in (torch.backends.cudnn.conv, torch.backends.cuda.matmul):  # type: ignore[attr-defined]
+        switch.fp32_precision = "ieee"
+
+
 def make_accelerator(train: TrainConfig) -> Accelerator:
     """The accelerator of this process, for a settled `train.precision`.
 
@@ -79,6 +86,8 @@ def make_accelerator(train: TrainConfig) -> Accelerator:
             f"the launcher started {launched} processes but Accelerate sees {accelerator.num_processes}: "
             "start with `accelerate launch --config_file launch/cpu.yaml` (CPU) or launch/multi_gpu.yaml"
         )
+    if train.precision == "fp32":
+        plain_float32()
     if train.deterministic and not cpu:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)

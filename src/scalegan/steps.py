@@ -15,6 +15,7 @@ from scalegan.adaptive import Adaptive
 from scalegan.config import Config
 from scalegan.critic import Critic, Scores
 from scalegan.data.loader import Batch
+from scalegan.distributed import plain_float32
 from scalegan.draws import DataFacts, Draws
 from scalegan.ema import make_ema, update_ema
 from scalegan.errors import require
@@ -82,6 +83,8 @@ class Game:
             "loss.penalty_form difference moves all images of a batch at once, and this critic compares them (batch norm or "
             "minibatch standard deviation): set --loss.penalty_form exact",
         )
+        if config.loss.penalty_form == "difference":
+            plain_float32()
         optim = config.optim
         opt_g = torch.optim.Adam(generator.parameters(), lr=optim.lr_g, betas=optim.betas_g, fused=True)
         opt_d = torch.optim.Adam(critic.parameters(), lr=optim.lr_d, betas=optim.betas_d, fused=True)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
 from scalegan import distributed, launcher
 from scalegan.config import Config, TrainConfig
@@ -76,6 +77,16 @@ def test_fp16_on_the_cpu_is_refused():
 def test_cuda_graphs_on_the_cpu_are_refused(device):
     with pytest.raises(UserError, match=r"^train.cuda_graphs needs a GPU, .*: use --train.cuda_graphs false$"):
         make_accelerator(TrainConfig(device=device, precision="fp32", compile=True, cuda_graphs=True))
+
+
+def test_float32_is_real_where_it_is_asked_for(float32_switches):
+    """GPUs since Ampere multiply float32 with 10 bits in convolutions unless they are told."""
+    for precision, expected in (("bf16", "tf32"), ("fp32", "ieee")):
+        AcceleratorState._reset_state(True)
+        make_accelerator(TrainConfig(device="cpu", precision=precision))
+        assert torch.backends.cudnn.conv.fp32_precision == expected
+    assert {switch.fp32_precision for switch in float32_switches} == {"ieee"}
+    assert not torch.backends.cudnn.allow_tf32  # raises where its parts disagree, as torch.compile would find out
 
 
 def test_auto_is_bf16_where_the_hardware_has_it(monkeypatch):

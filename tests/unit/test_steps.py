@@ -361,6 +361,14 @@ def test_a_slope_by_a_difference_is_refused_where_it_means_nothing(options: dict
         make_game(loss__penalty_form="difference", **options)
 
 
+def test_a_slope_by_a_difference_is_one_of_real_float32(float32_switches: tuple[Any, ...]) -> None:
+    """Of two logits that 0.01 in each pixel makes, TF32's 10 bits would leave little."""
+    make_game(loss__r1_gamma=1.0)
+    assert torch.backends.cudnn.conv.fp32_precision == "tf32"
+    make_game(loss__r1_gamma=1.0, loss__penalty_form="difference")
+    assert {switch.fp32_precision for switch in float32_switches} == {"ieee"}
+
+
 def test_penalties_by_differences_enter_the_loss() -> None:
     form = {"loss__penalty_form": "difference", "loss__penalty_step": 0.02}
     game, real = (
