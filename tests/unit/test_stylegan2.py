@@ -375,6 +375,40 @@ def test_in_bfloat16_images_logits_and_penalty_are_near_those_of_float32(head):
     assert all(p.grad.isfinite().all() for network in (maker, critic) for p in network.parameters() if p.grad is not None)
 
 
+@pytest.mark.parametrize("size", [1e-2, 1.0, 1e5])
+@pytest.mark.parametrize("part", ["style.bias", "weight"])
+def test_in_float16_styles_and_weights_may_be_of_any_size(part, size):
+    """A demodulated convolution is the same for all of them, but float16 ends at 65,504."""
+    generator, _ = networks()
+    z, chosen = torch.randn(4, 8), labels(4)
+    with torch.no_grad():
+        for module in generator.modules():
+            if isinstance(module, ModulatedConv2d) and module.demodulate:
+                module.get_parameter(part).copy_(size * module.get_parameter(part))
+                if part == "style.bias":
+                    module.style.weight.mul_(size)
+        exact = generator.eval()(z, chosen)
+        with torch.autocast("cpu", torch.float16):
+            rounded = generator(z, chosen)
+    assert (exact - rounded).abs().max() < 0.05 * exact.abs().max()
+
+
+@pytest.mark.parametrize(("half", "largest"), [(torch.float16, 256.0), (torch.bfloat16, math.inf)])
+def test_float16_alone_is_held_to_a_range(half, largest):
+    """One that a sum of 512 x 9 products of them does not leave; bfloat16 has the exponents of float32."""
+    generator, critic = networks()
+    block, layer = critic.blocks[0], generator.stages[0].to_image
+    with torch.autocast("cpu", half), torch.no_grad():
+        seen = (
+            activate(1e3 * torch.ones(2, dtype=half)),
+            block(1e4 * torch.ones(1, 4, 16, 20)),
+            layer(1e4 * torch.ones(1, 8, 4, 5), torch.ones(1, 8)),
+        )
+    for found in seen:
+        assert found.dtype == half
+        assert (found.abs().max() == 256) if half == torch.float16 else (256 < found.abs().max() < largest)
+
+
 @pytest.mark.parametrize(
     ("group", "processes", "accumulate", "fits"),
     [(4, 2, 1, True), (4, 4, 4, True), (8, 4, 4, False), (6, 1, 1, False), (0, 4, 4, True)],

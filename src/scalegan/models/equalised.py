@@ -16,6 +16,7 @@ from scalegan.models.layers import at_least_float32
 from scalegan.models.resampling import LowPass, evened
 
 SLOPE = 0.2
+LIMIT = 256.0
 
 
 class Linear(nn.Module):
@@ -57,7 +58,12 @@ class Conv2d(nn.Module):
 
 
 def activate(x: Tensor) -> Tensor:
-    return F.leaky_relu(x, SLOPE) * math.sqrt(2)
+    return limited(F.leaky_relu(x, SLOPE) * math.sqrt(2))
+
+
+def limited(x: Tensor) -> Tensor:
+    """Float16 within 256, so that sums of products stay finite (Karras et al. 2020b, appendix D); other types as they are."""
+    return x.clamp(-LIMIT, LIMIT) if x.dtype == torch.float16 else x
 
 
 def unit_moment(x: Tensor) -> Tensor:

@@ -65,10 +65,14 @@ def in_float32(layer: nn.Module, x: Tensor) -> Tensor:
     return logits
 
 
+def in_float16(device: torch.device) -> bool:
+    """Whether convolutions are to be in float16, which ends at 65,504; bfloat16 has the exponents of float32."""
+    return torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type) == torch.float16
+
+
 def out_of_float16(device: torch.device) -> AbstractContextManager[None]:
-    """For a gradient of a gradient: float16 has too few exponents for it; bfloat16 has as many as float32."""
-    half = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type) == torch.float16
-    return torch.autocast(device.type, enabled=False) if half else nullcontext()
+    """For a gradient of a gradient: float16 has too few exponents for it."""
+    return torch.autocast(device.type, enabled=False) if in_float16(device) else nullcontext()
 
 
 class SpectralNorm(nn.Module):

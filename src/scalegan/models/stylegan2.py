@@ -19,8 +19,8 @@ from torch.nn import functional as F
 from scalegan.model_config import ModelConfig
 from scalegan.models.batch_norm import RunningMean
 from scalegan.models.conditions import ClassHead, Judgement, class_embedding
-from scalegan.models.equalised import Conv2d, Linear, activate, mapping, unit_moment
-from scalegan.models.layers import at_least_float32, halvings, stage_widths
+from scalegan.models.equalised import Conv2d, Linear, activate, limited, mapping, unit_moment
+from scalegan.models.layers import at_least_float32, halvings, in_float16, stage_widths
 from scalegan.models.noise import noise_keys, normal_noise
 from scalegan.models.resampling import LowPass
 
@@ -49,9 +49,12 @@ class ModulatedConv2d(nn.Module):
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
         """x [N, in, H, W] and w [N, w_dim] -> [N, out, H, W], or twice H and W."""
         styles, weight = self.style(w), self.weight * self.scale
-        y = self._convolve(x * styles.to(x.dtype)[:, :, None, None], weight)
         if not self.demodulate:
-            return y
+            return limited(self._convolve(x * styles.to(x.dtype)[:, :, None, None], weight))
+        if in_float16(x.device):  # where only products that are in range do; demodulation takes both factors out again
+            styles = styles / styles.abs().amax(1, keepdim=True)
+            weight = weight * (self.scale / weight.abs().amax((1, 2, 3), keepdim=True))
+        y = self._convolve(x * styles.to(x.dtype)[:, :, None, None], weight)
         return y * self._norms(styles, weight).to(y.dtype)[:, :, None, None]
 
     def _convolve(self, x: Tensor, weight: Tensor) -> Tensor:
@@ -210,7 +213,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h: Tensor = activate(self.second(activate(self.first(x)))) + self.skip(x)
-        return h * math.sqrt(0.5)
+        return limited(h * math.sqrt(0.5))
 
 
 class Discriminator(nn.Module):
