@@ -11,6 +11,7 @@ from torch import Tensor
 
 from scalegan import augment, random
 from scalegan.config import Config
+from scalegan.sending import send
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,4 @@ class Draws:
         return images_seen + self.offset + round_ * self.count
 
     def _send(self, values: np.ndarray) -> Tensor:
-        tensor = torch.from_numpy(values)
-        if self.device.type == "cuda":
-            return tensor.pin_memory().to(self.device, non_blocking=True)
-        return tensor
+        return send(values, self.device)

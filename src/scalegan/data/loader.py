@@ -31,6 +31,7 @@ from scalegan.data.stream import StreamReader, replace_rows
 from scalegan.data.tolerance import BEFORE, Tolerance
 from scalegan.data.workers import Decoder, Task, Workers, check_attempts
 from scalegan.errors import UserError
+from scalegan.sending import send
 
 PLANNED = 4096  # images whose places are computed in one go, as the arithmetic costs the same for one and for hundreds
 SORTED = 0.9  # share of its most common class from which a shard counts as sorted
@@ -93,11 +94,8 @@ def is_resident(index: Index, data: DataConfig) -> bool:
 
 
 def on_device(images: NDArray[np.uint8] | Tensor, labels: NDArray[np.int64] | Tensor, device: torch.device) -> Batch:
-    """[b, H, W, C] in host memory -> a batch; from pinned memory the copy does not wait."""
-    return Batch(
-        torch.as_tensor(images).to(device, non_blocking=True).permute(0, 3, 1, 2),
-        torch.as_tensor(labels).to(device, non_blocking=True),
-    )
+    """[b, H, W, C] in host memory -> a batch."""
+    return Batch(send(images, device).permute(0, 3, 1, 2), send(labels, device))
 
 
 # --- batches of a training
@@ -245,7 +243,7 @@ class ResidentBatches(Batches):
         for seen, samples in plan.ahead(images_seen):
             if len(bad):
                 self._fill(seen, samples, bad)
-            for own in torch.from_numpy(samples).to(self.device).view(-1, plan.size):
+            for own in send(samples, self.device).view(-1, plan.size):
                 yield Batch(*self.resident.take(own))
 
     def _fill(self, seen: NDArray[np.int64], samples: NDArray[np.int64], bad: NDArray[np.int64]) -> None:
