@@ -122,6 +122,14 @@ def test_other_images_of_the_kind_are_near_and_noise_is_far(index, tmp_path):
     assert kin["ssim_max"] > noise["ssim_max"]
 
 
+@pytest.mark.parametrize(("place", "seen"), [(0, True), (7, True), (8, False), (19, False)])
+def test_the_largest_ssim_is_that_of_the_first_eight_samples(index, tmp_path, place, seen):
+    made = torch.randint(0, 256, (20, 3, 24, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    made[place] = pictures(COUNT, 0, index)[30]
+    record, _ = run(index, tmp_path, made, metrics="ssim")
+    assert record["ssim_max"] == pytest.approx(1, abs=1e-6) if seen else record["ssim_max"] < 0.5
+
+
 def test_one_picture_a_class_shows_within_the_classes(index, tmp_path):
     labels = make_images(COUNT, 24, 16, 3, 0)[1]
     firsts = torch.tensor([int((labels == label).argmax()) for label in labels])
