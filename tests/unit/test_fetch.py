@@ -7,15 +7,18 @@ import gzip
 import hashlib
 import http.server
 import json
+import re
 import shlex
 import shutil
 import subprocess
+import sys
 import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from helpers.terminal import on_terminal
 from scalegan import cli
 from scalegan.data import fetch, fruits360
 from scalegan.data.sources.base import Request
@@ -321,6 +324,27 @@ def test_idx_files_come_as_they_are(tiny_mnist, tmp_path, capsys):
     printed = capsys.readouterr().out.splitlines()
     assert printed[0] == f"MNIST is in {tmp_path}/out: 4 files, sha256 as expected"
     assert printed[-1].startswith(f"next: scalegan shards {tmp_path}/out data/mnist")
+
+
+OF_TINY_MNIST = """
+import sys
+from scalegan import cli
+from scalegan.data import fetch
+fetch.DATASETS["mnist"] = eval(sys.argv.pop(1), vars(fetch))
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+def test_a_terminal_gets_a_bar_a_file_and_a_pipe_does_not(tiny_mnist, tmp_path):
+    command = [sys.executable, "-c", OF_TINY_MNIST, repr(fetch.DATASETS["mnist"]), "fetch", "mnist"]
+    code, shown = on_terminal([*command, str(tmp_path / "shown")])
+    assert code == 0
+    for known in fetch.DATASETS["mnist"].files:
+        assert re.search(rf"{known.name} .*{known.size}/{known.size} bytes", shown)
+    piped = subprocess.run([*command, str(tmp_path / "piped")], capture_output=True, text=True, check=True)
+    assert piped.stderr == ""
+    assert "bytes" not in piped.stdout
+    assert files(tmp_path / "piped") == files(tmp_path / "shown")
 
 
 def test_files_that_are_there_are_checked_and_not_fetched_again(tiny_mnist, tmp_path, capsys):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import pytest
 from opening import encoded, photo, run, save, scan, stored
 from PIL import Image
 
+from helpers.terminal import on_terminal
 from scalegan import cli
 from scalegan.data import shards_cli
 from scalegan.data.index import read_index
@@ -44,6 +46,19 @@ def test_a_folder_becomes_shards_with_the_right_labels(tmp_path: Path) -> None:
     known = {photo(100 * label + i).tobytes(): label for label in range(3) for i in range(6)}
     assert [label for _, label in stored(index)] == [known[image.tobytes()] for image, _ in stored(index)]
     assert len({image.tobytes() for image, _ in stored(index)}) == 18
+
+
+def test_a_terminal_gets_a_bar_and_a_pipe_does_not(tmp_path: Path) -> None:
+    source = classes(tmp_path / "fruit")
+    command = [sys.executable, "-m", "scalegan.cli", "shards", str(source), "--hold-out", "0"]
+    code, shown = on_terminal([*command, str(tmp_path / "s")])
+    assert code == 0
+    assert re.search(r"images .*18/18", shown)
+    assert "18 images, 10x12" in shown
+    assert read_index(tmp_path / "s").samples == 18
+    piped = subprocess.run([*command, str(tmp_path / "p")], capture_output=True, text=True, check=True)
+    assert piped.stderr == ""
+    assert "18/18" not in piped.stdout
 
 
 def test_files_are_stored_as_they_are(tmp_path: Path) -> None:

@@ -1,14 +1,13 @@
 """The status line and where it goes: standard output, RUN/log.txt, and over the bar on a terminal."""
 
 import contextlib
-import os
-import pty
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from helpers.terminal import on_terminal
 from scalegan.outputs import Fetched
 from scalegan.status import Status, human_time, record_line, tick_line
 
@@ -122,21 +121,11 @@ def test_a_terminal_gets_a_bar_and_a_pipe_does_not(tmp_path: Path) -> None:
     assert piped.stdout.startswith("kimg 0.5  D 1")
     assert "images" not in piped.stdout + piped.stderr
 
-    parent, child = pty.openpty()
-    environment = os.environ | {"TERM": "xterm", "COLUMNS": "120"}
-    process = subprocess.Popen(command, stdout=child, stderr=child, env=environment)
-    os.close(child)
-    shown = b""
-    while True:
-        try:
-            part = os.read(parent, 4096)
-        except OSError:  # Linux's way to say that the other end is closed
-            break
-        shown += part
-    assert process.wait() == 0
-    assert b"kimg 0.5  D 1" in shown
-    assert b"1,000/1,000 images" in shown
-    assert b"evaluation: real images 2,000/5,000" in shown
+    code, shown = on_terminal(command)
+    assert code == 0
+    assert "kimg 0.5  D 1" in shown
+    assert "1,000/1,000 images" in shown
+    assert "evaluation: real images 2,000/5,000" in shown
 
 
 def test_what_was_fetched_in_an_epoch_begins_anew_with_the_next():
