@@ -1,6 +1,5 @@
 """Damaged shards under a real training: named, left out within one budget for all processes, and never another's label."""
 
-import io
 import json
 import os
 import re
@@ -11,39 +10,24 @@ from itertools import chain
 import numpy as np
 import pytest
 
+from helpers import numbered
+from helpers.numbered import watched
 from helpers.runs import arguments, configured, newest, stopped_training, training
 from helpers.worlds import run_world
 from scalegan.config import DataConfig
 from scalegan.data.index import read_index, read_offsets
-from scalegan.data.writer import Sample, write_shards
 from scalegan.probe import MOST, fixed
 
 pytestmark = pytest.mark.faults
 
-SAMPLES, SIDE, CLASSES = 160, 16, ("a", "b", "c")
+SAMPLES = 160
 READERS = {"resident": {"data__reader": "resident"}, "workers": {"data__reader": "stream", "data__workers": 2}}
 SKIP = {"data__on_error": "skip", "data__skip_budget": 0.3}
 
 
-def label(sample):
-    return sample % len(CLASSES)
-
-
-def encode(sample):
-    """A picture that tells its number and its label."""
-    from PIL import Image
-
-    pixels = np.random.default_rng(sample).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
-    pixels[0, :3, 0] = sample // 256, sample % 256, label(sample)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
 def make(folder, bad=()):
     """Ten shards; the images `bad` are no images."""
-    samples = (Sample(b"no image" if n in bad else encode(n), "png", label(n)) for n in range(SAMPLES))
-    return write_shards(samples, folder, height=SIDE, width=SIDE, channels=3, classes=CLASSES, shard_samples=16)
+    return numbered.make(folder, SAMPLES, 16, bad)
 
 
 def damage(folder, kind):
@@ -65,24 +49,6 @@ def damage(folder, kind):
 
 
 KINDS = ("missing", "cut between members", "cut inside a member", "a byte flipped")
-
-
-def watched(config):
-    """`training`; what it saw: for every step, the numbers in this process's images, and that their labels are theirs."""
-    from scalegan.steps import Game
-
-    step, seen = Game.discriminator_step, []
-
-    def discriminator_step(self, reals, images_seen):
-        for real in reals:
-            pixels = real.images.numpy().astype(int)
-            assert np.array_equal(pixels[:, 0, 0, 2], real.labels.numpy())
-            seen.append((pixels[:, 0, 0, 0] * 256 + pixels[:, 0, 0, 1]).tolist())
-        return step(self, reals, images_seen)
-
-    Game.discriminator_step = discriminator_step
-    assert training(config)
-    return seen
 
 
 def command(argv):
@@ -119,8 +85,7 @@ def test_a_damaged_shard_stops_the_run_with_its_name(tmp_path, kind, processes):
 def test_a_held_out_image_that_one_process_alone_reads_is_told_once_by_its_name(tmp_path):
     index = make(tmp_path / "shards")
     bad = int(fixed(np.arange(16, 32), index, MOST, DataConfig())[0])  # of the first pass, which has 32, process 1's first
-    samples = (Sample(b"no image" if n == bad else encode(1000 + n), "png", label(n)) for n in range(SAMPLES))
-    write_shards(samples, tmp_path / "held_out", height=SIDE, width=SIDE, channels=3, classes=CLASSES, shard_samples=16)
+    make(tmp_path / "held_out", (bad,))
     argv = arguments(tmp_path / "shards", tmp_path / "run", 320, data__held_out=tmp_path / "held_out")
     ended = run_world(tmp_path, 2, command, argv)
     assert [e.value for e in ended] == [2, 2], ended

@@ -3,6 +3,8 @@
 import gzip
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -15,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from helpers.runs import configured, contents, disturbed_training, training
+from helpers.runs import configured, contents, disturbed_training, newest, training
 from helpers.worlds import run_world
 from scalegan.config import Config
 
@@ -44,7 +46,8 @@ class Server(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.rows: list[dict[str, Any]] = []
-        self.run = ""
+        self.run, self.runs = "", set[str]()
+        self.mute, self.over = threading.Event(), threading.Event()
 
     def die(self) -> None:
         self.shutdown()
@@ -58,6 +61,9 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
     def do_POST(self) -> None:
+        if self.server.mute.is_set():
+            self.server.over.wait()  # as where packets are dropped: neither an answer nor an end
+            return
         body = self.rfile.read(int(self.headers["Content-Length"]))
         message = json.loads(gzip.decompress(body) if self.headers["Content-Encoding"] == "gzip" else body)
         self.answer(self.graphql(message) if self.path == "/graphql" else self.stream(message))
@@ -83,6 +89,7 @@ class Handler(BaseHTTPRequestHandler):
             }
         if "UpsertBucket" in query:
             self.server.run = message["variables"]["name"]
+            self.server.runs.add(self.server.run)
             project = {"id": "1", "name": "scalegan", "entity": {"id": "1", "name": "me"}}
             bucket = {"id": "1", "name": self.server.run, "displayName": "run", "config": "{}", "project": project}
             return {"data": {"upsertBucket": {"bucket": bucket, "inserted": True}}}
@@ -94,10 +101,12 @@ class Handler(BaseHTTPRequestHandler):
         return {"data": None}
 
     def do_GET(self) -> None:
-        """/die: the server's own end, for a process that has no other way to it."""
+        """/die: the server's own end, for a process that has no other way to it; /mute: it answers nothing from now on."""
         self.answer({})
         if self.path == "/die":
             threading.Thread(target=self.server.die).start()
+        if self.path == "/mute":
+            self.server.mute.set()
 
     def do_PUT(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
@@ -115,6 +124,7 @@ def server() -> Iterator[Server]:
     with Server() as running:
         threading.Thread(target=running.serve_forever, daemon=True).start()
         yield running
+        running.over.set()
         running.shutdown()
 
 
@@ -151,15 +161,22 @@ def test_a_server_that_is_lost_on_the_way_costs_one_line_and_a_few_seconds(serve
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 3
 
 
-def beside_a_server(config: Config, url: str, home: Path, lost_at: int) -> bool:
-    """A real training that W&B gets everything of, until the server is gone."""
+def beside_a_server(config: Config, url: str, home: Path, at: int = -1, what: str = "") -> bool:
+    """A real training that W&B gets everything of, until, in the step from `at` images on, it is told to stop (`what` stop),
+    or its server to do something else."""
     import scalegan.wandb_run
+
+    def disturb() -> None:
+        if what == "stop":
+            os.kill(os.getpid(), signal.SIGTERM)
+        else:
+            urllib.request.urlopen(f"{url}/{what}").close()
 
     scalegan.wandb_run.PATIENCE = 8.0
     for name in [name for name in os.environ if name.startswith("WANDB_")]:
         del os.environ[name]
     os.environ |= {"WANDB_API_KEY": "a" * 40, "WANDB_BASE_URL": url, "HOME": str(home)}
-    return disturbed_training(config, lost_at, lambda: urllib.request.urlopen(f"{url}/die").close())
+    return disturbed_training(config, at, disturb)
 
 
 def test_a_real_training_ends_with_the_same_bytes_without_wandb_with_it_and_when_its_server_is_lost(
@@ -171,7 +188,7 @@ def test_a_real_training_ends_with_the_same_bytes_without_wandb_with_it_and_when
     assert run_world(tmp_path, 1, training, reference)[0].value
     for name, lost_at, mode in (("offline", -1, "offline"), ("kept", -1, "online"), ("lost", 32 * 10, "online")):
         config = configured(shards, tmp_path / name, images, **changes, log__wandb=mode)
-        (ended,) = run_world(tmp_path, 1, beside_a_server, config, url, tmp_path, lost_at)
+        (ended,) = run_world(tmp_path, 1, beside_a_server, config, url, tmp_path, lost_at, "die")
         assert ended.value is True, ended
         assert (tmp_path / name / "wandb").is_dir()
         ours, theirs = contents(tmp_path / name), contents(tmp_path / "off")
@@ -181,3 +198,57 @@ def test_a_real_training_ends_with_the_same_bytes_without_wandb_with_it_and_when
         assert (server.run == wandb_id) == (mode == "online"), "it was there before it was lost"
         assert name != "kept" or images in {row["images_seen"] for row in server.rows}
         server.rows.clear()
+
+
+@pytest.mark.parametrize("known_from", ["wandb.json", "checkpoint"])
+def test_a_real_training_that_is_stopped_and_resumed_is_one_run_in_which_nothing_comes_twice(
+    server: Server, shards: Path, tmp_path: Path, known_from: str
+) -> None:
+    url, images = f"http://127.0.0.1:{server.server_port}", 32 * 12
+    config = configured(shards, tmp_path / "run", images, log__wandb="online")
+    (stopped,) = run_world(tmp_path, 1, beside_a_server, config, url, tmp_path, 32 * 6, "stop")
+    assert stopped.value is False, stopped
+    state = json.loads((newest(tmp_path / "run") / "manifest.json").read_text())["state"]
+    assert server.runs == {state["wandb_id"]}
+    before = len(server.rows)
+    if known_from == "checkpoint":
+        (tmp_path / "run" / "wandb.json").unlink()
+    (ended,) = run_world(tmp_path, 1, beside_a_server, config, url, tmp_path)
+    assert ended.value is True, ended
+    assert server.runs == {state["wandb_id"]}
+    assert json.loads((tmp_path / "run" / "wandb.json").read_text())["id"] == state["wandb_id"]
+    assert 0 < before < len(server.rows)
+    for key in ("loss/D", "timing/images_per_s"):
+        assert [row["images_seen"] for row in server.rows if key in row] == list(range(64, images + 1, 64)), key
+    assert [row["_step"] for row in server.rows] == list(range(len(server.rows)))
+
+
+@pytest.mark.parametrize("when", ["start", "later"])
+def test_a_network_that_drops_everything_costs_a_real_training_some_seconds(
+    server: Server, shards: Path, tmp_path: Path, when: str
+) -> None:
+    """Other than one that refuses, it is waited for: where W&B is to connect, or to send what it has left at the end."""
+    images, changes = 32 * 12, {"log__samples": 64, "log__checkpoint": 64}
+    assert run_world(tmp_path, 1, training, configured(shards, tmp_path / "off", images, **changes))[0].value
+    config = configured(shards, tmp_path / "run", images, **changes, log__wandb="online")
+    with socket.create_server(("127.0.0.1", 0)) as deaf:  # connections are made, and nobody takes them
+        port = deaf.getsockname()[1] if when == "start" else server.server_port
+        began = time.monotonic()
+        (ended,) = run_world(
+            tmp_path,
+            1,
+            beside_a_server,
+            config,
+            f"http://127.0.0.1:{port}",
+            tmp_path,
+            32 * 6 if when == "later" else -1,
+            "mute",
+        )
+    assert ended.value is True, ended
+    assert time.monotonic() - began < 60
+    assert server.mute.is_set() == (when == "later")
+    told = {"start": "W&B: no connection", "later": "W&B has not got everything"}[when]
+    assert [line for line in (tmp_path / "run" / "log.txt").read_text().splitlines() if told in line]
+    ours, theirs = contents(tmp_path / "run"), contents(tmp_path / "off")
+    assert ours.keys() == theirs.keys()
+    assert [file for file in ours if ours[file] != theirs[file]] == []

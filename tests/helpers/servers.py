@@ -8,8 +8,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import count
 from pathlib import Path
 
 from helpers.worlds import free_port
@@ -24,6 +27,21 @@ cli.dispatch = lambda argv: not training(settings.parse(argv).config)
 sys.exit(cli.main(sys.argv[1:]))
 """
 """`scalegan train` without the evaluation after the end, which reads images of its own choice."""
+WATCHED = """
+import json, os, sys
+from pathlib import Path
+from helpers.numbered import watched
+from scalegan import cli, settings
+
+def dispatch(argv):
+    config = settings.parse(argv).config
+    Path(f"{config.run}.seen.{os.environ.get('RANK', '0')}").write_text(json.dumps(watched(config)))
+    return 0
+
+cli.dispatch = dispatch
+sys.exit(cli.main(sys.argv[1:]))
+"""
+"""The same of shards by `helpers.numbered`; RUN.seen.RANK gets the numbers of the images of each step."""
 
 
 def listening(port: int, process: subprocess.Popen[str]) -> None:
@@ -111,10 +129,38 @@ ssl_certificate {self.certificate}; ssl_certificate_key {self.folder}/key.pem;
         self.configure(rules)
         self.process.send_signal(signal.SIGHUP)
 
+    def answers(self) -> list[tuple[int, int, str]]:
+        """Status, bytes sent and file of each request so far."""
+        lines = self.log.read_text().splitlines() if self.log.exists() else []
+        return [(int(status), int(sent), name.lstrip("/")) for status, sent, name in (line.split(maxsplit=2) for line in lines)]
+
     def asked(self) -> list[tuple[int, str]]:
         """Status and file of each request so far."""
-        lines = self.log.read_text().splitlines() if self.log.exists() else []
-        return [(int(status), name.lstrip("/")) for status, _, name in (line.split(maxsplit=2) for line in lines)]
+        return [(status, name) for status, _, name in self.answers()]
+
+
+@contextlib.contextmanager
+def halving(shards: Path, times: int | None = None) -> Iterator[int]:
+    """The port of a server of a folder over HTTP that promises a whole file, and breaks the connection after half of it,
+    the first `times` times."""
+    left = count() if times is None else iter(range(times))
+
+    class Half(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            content = (shards / self.path.lstrip("/")).read_bytes()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content if next(left, None) is None else content[: len(content) // 2])
+            self.close_connection = True
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Half) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_port
+        server.shutdown()
 
 
 def nginx_is_here() -> bool:
@@ -124,7 +170,9 @@ def nginx_is_here() -> bool:
 class Machines:
     """A training with one process on each of several machines, each with a home, and so a cache of shards, of its own."""
 
-    def __init__(self, folder: Path, count: int, arguments: list[str], environment: dict[str, str]) -> None:
+    def __init__(
+        self, folder: Path, count: int, arguments: list[str], environment: dict[str, str], program: str = TRAINING
+    ) -> None:
         port = free_port()
         self.homes = [folder / f"home{rank}" for rank in range(count)]
         self.processes = []
@@ -136,7 +184,7 @@ class Machines:
             own |= {"PYTHONPATH": os.pathsep.join(filter(None, (str(TESTS), os.environ.get("PYTHONPATH"))))}
             self.processes.append(
                 subprocess.Popen(
-                    [sys.executable, "-c", TRAINING, *arguments],
+                    [sys.executable, "-c", program, *arguments],
                     env=os.environ | environment | own,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,

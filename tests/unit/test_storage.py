@@ -25,9 +25,10 @@ import numpy as np
 import pytest
 from small_shards import damage, make_shards, open_shards
 
+from helpers.servers import halving
 from scalegan.config import DataConfig
 from scalegan.data import cache, storage
-from scalegan.data.cache import Unreadable
+from scalegan.data.cache import NotGiven, Unreadable
 from scalegan.data.index import Index, read_index
 from scalegan.data.storage import Prefetcher, Storage
 from scalegan.data.stream import StreamReader
@@ -486,6 +487,17 @@ def test_a_server_that_falls_silent_is_given_up(tmp_path: Path, drip: str, monke
     with pytest.raises(Unreadable, match=r"silent cannot be fetched, 2 times tried: .*[Tt]imeout"):
         cache.download(f"{drip}/silent", tmp_path / "part", len(BODY), "")
     assert time.monotonic() - began < 2.5
+
+
+def test_a_connection_that_breaks_half_way_is_tried_again_and_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "PAUSE", 0.0)
+    (tmp_path / "shard.tar").write_bytes(BODY)
+    digest = hashlib.sha256(BODY).hexdigest()
+    with halving(tmp_path, 3) as port:
+        cache.download(f"http://127.0.0.1:{port}/shard.tar", tmp_path / "part", len(BODY), digest)
+    assert (tmp_path / "part").read_bytes() == BODY
+    with halving(tmp_path) as port, pytest.raises(NotGiven, match=r"shard.tar cannot be fetched, 4 times tried: .*Payload"):
+        cache.download(f"http://127.0.0.1:{port}/shard.tar", tmp_path / "part", len(BODY), digest)
 
 
 def test_no_more_than_the_index_says_is_written(tmp_path: Path, drip: str) -> None:
