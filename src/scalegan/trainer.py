@@ -276,7 +276,8 @@ class Trainer:
         """The averages by power functions as they are now, on process 0."""
         start = time.perf_counter()
         if self.accelerator.is_main_process:
-            copies = {part: {name: t.clone() for name, t in tensors.items()} for part, tensors in state.averages(self.game).items()}
+            averages = state.averages(self.game)
+            copies = {part: {name: t.clone() for name, t in tensors.items()} for part, tensors in averages.items()}
             try:  # of copies, as a file of tensors has no place for one that layers share
                 checkpoint.save(self.run_dir, self.clock.images_seen, copies, self.manifest(), checkpoint.SNAPSHOTS)
             except OSError as error:

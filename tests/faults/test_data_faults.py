@@ -25,9 +25,9 @@ READERS = {"resident": {"data__reader": "resident"}, "workers": {"data__reader":
 SKIP = {"data__on_error": "skip", "data__skip_budget": 0.3}
 
 
-def make(folder, bad=()):
+def make(folder, bad=(), first=0):
     """Ten shards; the images `bad` are no images."""
-    return numbered.make(folder, SAMPLES, 16, bad)
+    return numbered.make(folder, SAMPLES, 16, bad, first)
 
 
 def damage(folder, kind):
@@ -85,7 +85,7 @@ def test_a_damaged_shard_stops_the_run_with_its_name(tmp_path, kind, processes):
 def test_a_held_out_image_that_one_process_alone_reads_is_told_once_by_its_name(tmp_path):
     index = make(tmp_path / "shards")
     bad = int(fixed(np.arange(16, 32), index, MOST, DataConfig())[0])  # of the first pass, which has 32, process 1's first
-    make(tmp_path / "held_out", (bad,))
+    make(tmp_path / "held_out", (bad,), first=1000)  # others than those that are trained on
     argv = arguments(tmp_path / "shards", tmp_path / "run", 320, data__held_out=tmp_path / "held_out")
     ended = run_world(tmp_path, 2, command, argv)
     assert [e.value for e in ended] == [2, 2], ended

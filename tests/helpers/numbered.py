@@ -28,9 +28,10 @@ def encode(sample: int) -> bytes:
     return buffer.getvalue()
 
 
-def make(folder: Path, count: int, shard_samples: int, bad: Collection[int] = ()) -> Index:
-    """Pictures in the order of their numbers; those of `bad` are no pictures."""
-    samples = (Sample(b"no image" if n in bad else encode(n), "png", label(n)) for n in range(count))
+def make(folder: Path, count: int, shard_samples: int, bad: Collection[int] = (), first: int = 0) -> Index:
+    """Pictures in the order of their numbers, from `first` on; those at the places `bad` are no pictures."""
+    numbers = enumerate(range(first, first + count))
+    samples = (Sample(b"no image" if place in bad else encode(n), "png", label(n)) for place, n in numbers)
     return write_shards(samples, folder, height=SIDE, width=SIDE, channels=3, classes=CLASSES, shard_samples=shard_samples)
 
 
