@@ -24,9 +24,24 @@ def figure(name: str, recipe: str, distance: float, seed: int = 0, minutes: floa
 
 def test_the_best_recipe_is_the_one_with_the_least_mean_over_its_seeds(quality: Any) -> None:
     figures = [figure("kiwi64", "small", v, seed) for seed, v in enumerate((20, 60))]  # one lucky seed
-    figures += [figure("kiwi64", "projected", v, seed) for seed, v in enumerate((28, 30))]
-    assert quality.goals(figures) == ["kiwi64: 29.0 by projected; at most 30.0 (the goal): reached"]
+    figures += [figure("kiwi64", "resnet", v, seed) for seed, v in enumerate((28, 30))]
+    assert quality.goals(figures) == ["kiwi64: 29.0 by resnet; at most 30.0 (the goal): reached"]
     assert quality.goals(figures[:2]) == ["kiwi64: 40.0 by small; at most 30.0 (the goal): MISSED"]
+
+
+@pytest.mark.parametrize(("recipe", "options"), [("refined", []), ("projected", []), ("refined", ["--optim.lr_g=6e-4"])])
+def test_a_winner_that_was_taught_by_its_judge_is_shown_by_mean_colours_too(
+    quality: Any, recipe: str, options: list[str]
+) -> None:
+    title = " ".join([recipe, *options])
+    best = [figure("kiwi64", recipe, 20, seed, fd_pixels=v) | {"options": options} for seed, v in enumerate((2.0, 3.0))]
+    small = [figure("kiwi64", "small", 40, fd_pixels=1.5)]
+    told = f"the critic of {title} is taught by the features that fd_lite0 is of"
+    assert quality.goals(best + small) == [
+        f"kiwi64: 20.0 by {title}; at most 30.0 (the goal): reached",
+        f"kiwi64: by mean colours (fd_pixels) 2.50 by {title}, 1.50 by small: {told}",
+    ]
+    assert quality.goals(best)[1] == f"kiwi64: by mean colours (fd_pixels) 2.50 by {title}: {told}"
 
 
 def test_a_seed_counts_once_by_its_newest_run(quality: Any) -> None:
