@@ -10,13 +10,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from rich.console import Console
 
 from helpers.shards import make_shards
 from scalegan import settings
+from scalegan.data.loader import Batch
 from scalegan.debug import try_all
+from scalegan.draws import DataFacts
 from scalegan.models import build_generator
+from scalegan.steps import Game
 from scalegan.trial import Trial
 
 PRESETS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
@@ -59,6 +63,32 @@ def test_processes_of_a_job_hold_whole_groups_of_batch_norm(name):
     nodes, gpus = (int(re.search(rf"#SBATCH --{flag}=(\d+)", script)[1]) for flag in ("nodes", "gpus-per-node"))
     config = settings.parse([f"--config={name}"]).config
     assert config.train.batch // (nodes * gpus) % config.model.norm_group == 0
+
+
+NARROW = [f"--model.{name}={value}" for name, value in {
+    "width": 8, "max_width": 16, "critic_width": 8, "critic_max_width": 16,
+}.items()]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "shape", "more"), [
+    ("brain", (1, 208, 176), ["--model.norm_group=2"]),
+    ("ffhq256", (3, 256, 256), []),
+])  # fmt: skip
+def test_a_preset_for_large_images_takes_a_step_at_their_native_size(name, shape, more):
+    """Cut in width and batch alone."""
+    torch.set_num_threads(1)
+    AcceleratorState._reset_state(True)
+    cut = ["--config", name, *NARROW, *more, "--train.batch=2", "--train.precision=fp32"]
+    game = Game(settings.parse(cut).config, Accelerator(cpu=True), DataFacts(shape, ()))
+    images = torch.randint(0, 256, (2, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    reals = [Batch(images, torch.full((2,), -1))]
+    values = game.discriminator_step(reals, 0).means() | game.generator_step(reals, 0).means()
+    game.average(2)
+    assert {"loss/D", "loss/G", "r1"} <= values.keys()
+    assert all(value.isfinite() for value in values.values())
+    assert values["skipped/D"] == values["skipped/G"] == 0
+    made = game.ema(game.draws.latents("g", 0), reals[0].labels)
+    assert made.shape == images.shape
 
 
 @pytest.mark.parametrize("name", [path.stem for path in PRESETS])
