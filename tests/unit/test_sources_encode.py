@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from opening import encoded, photo, scan
-from PIL import Image
+from PIL import Image, ImageOps
 
 from scalegan.data.sources import encode
 from scalegan.data.sources.base import Picture
@@ -26,12 +26,13 @@ def transform(content: Any, label: int = 0, **options: Any) -> encode.Encoded:
     return Transform(**settings)(Picture("x.png", content, label))
 
 
+def chunk(kind: bytes, data: bytes) -> bytes:
+    """A part of a PNG."""
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
 def raw_png(width: int, height: int, bits: int, data: bytes) -> bytes:
     """A colour PNG of any claims."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
     header = struct.pack(">IIBBBBB", width, height, bits, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
 
@@ -95,10 +96,73 @@ def test_a_photograph_is_turned_upright() -> None:
     assert (made.height, made.width, made.suffix) == (12, 10, "png")
 
 
+@pytest.mark.parametrize("orientation", range(10))
+def test_every_orientation_is_turned_as_pillow_turns_it(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[encode.EXIF_ORIENTATION] = orientation
+    data = encoded(photo(), "JPEG", exif=exif, quality=95)
+    made = transform(data)
+    np.testing.assert_array_equal(decode(made.data), np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data)))))
+    assert (made.data is data) == (orientation not in range(2, 9))
+
+
+def with_exif(payload: bytes) -> bytes:
+    """A JPEG that states its resolution, so that the payload is not looked at on opening, with `payload` after that."""
+    data = encoded(photo(), "JPEG", dpi=(72, 72))
+    end = 4 + struct.unpack(">H", data[4:6])[0]
+    return data[:end] + b"\xff\xe1" + struct.pack(">H", len(payload) + 2) + payload + data[end:]
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [bytes(16), b"II*\0", b"II*\0\xff\xff\xff\x7f", b"II+\0\x08\0\0\0", b"http://ns.adobe.com"],
+    ids=["zeros", "short", "offset", "big", "text"],
+)
+def test_a_good_picture_with_damaged_exif_is_stored_as_it_is(payload: bytes) -> None:
+    data = with_exif(b"Exif\0\0" + payload)
+    assert transform(data).data is data
+
+
+@pytest.mark.parametrize(
+    "tag",
+    [
+        struct.pack("<HHI4s", 0x011A, 1, 1, b"\1\0\0\0"),
+        struct.pack("<HHIi", 0x0100, 9, 1, -5),
+        struct.pack("<HHIhH", 0x0101, 8, 1, -5, 0),
+        struct.pack("<HHI4s", 0xA005, 2, 4, b"abc\0"),
+        struct.pack("<HHI4s", 0x0128, 2, 2, b"2\0\0\0"),
+    ],
+    ids=["resolution", "width", "height", "interoperability", "unit"],
+)
+def test_a_photograph_is_turned_upright_whatever_its_other_tags_say(tag: bytes) -> None:
+    tags = sorted(
+        [tag, struct.pack("<HHIHH", encode.EXIF_ORIENTATION, 3, 1, 6, 0)], key=lambda tag: struct.unpack("<H", tag[:2])
+    )
+    made = transform(with_exif(b"Exif\0\0II*\0\x08\0\0\0\2\0" + b"".join(tags) + bytes(4)))
+    assert (made.height, made.width) == (12, 10)
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "TIFF"])
+def test_a_colour_profile_is_not_stored(form: str) -> None:
+    plain, profiled = (
+        transform(encoded(photo(), form, **options), size=(5, 6)) for options in ({}, {"icc_profile": bytes(400)})
+    )
+    assert profiled.data == plain.data
+
+
 def test_sixteen_bits_need_a_window() -> None:
     data = deep(scan().astype(np.uint16) * 200)
     with pytest.raises(UserError, match=r"x.png has more than 8 bits.*--window"):
         transform(data)
+
+
+def test_sixteen_bits_stay_so_where_one_shade_is_transparent() -> None:
+    values = np.array([[0, 1000, 1500, 2000]])
+    data = deep(values)
+    data = data[:33] + chunk(b"tRNS", b"\0\0") + data[33:]  # behind the header
+    with pytest.raises(UserError, match=r"x.png has more than 8 bits.*--window"):
+        transform(data)
+    assert decode(transform(data, window=Window("range", 1000, 2000)).data).tolist() == [[0, 0, 128, 255]]
 
 
 def test_a_window_maps_in_full_depth_and_rounds() -> None:
@@ -125,6 +189,34 @@ def test_sixteen_bits_in_colour_are_refused() -> None:
     data = raw_png(12, 4, 16, zlib.compress(rows))
     with pytest.raises(UserError, match="in colour with 16 bits"):
         transform(data)
+
+
+def test_sixteen_bits_in_colour_are_refused_in_tiff() -> None:
+    """Pillow writes none, so its one row and its tags are put together here."""
+    values = np.arange(36, dtype="<u2")
+    tags = [
+        (256, 3, 1, 12), (257, 3, 1, 1), (258, 3, 3, 122), (259, 3, 1, 1), (262, 3, 1, 2),
+        (273, 4, 1, 128), (277, 3, 1, 3), (278, 3, 1, 1), (279, 4, 1, 72),
+    ]  # fmt: skip
+    head = b"II*\0\x08\0\0\0" + struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", *tag) for tag in tags) + bytes(4)
+    data = head + struct.pack("<3H", 16, 16, 16) + values.tobytes()
+    with pytest.raises(UserError, match="in colour with 16 bits"):
+        transform(data)
+
+
+def test_a_size_or_place_with_the_digits_16_in_it_is_no_depth() -> None:
+    """A row of a BMP 720 pixels wide has 2160 bytes; where the directory of a packed TIFF lies is a number too."""
+    for width in (5, 53, 72, 105, 205, 539, 720, 1720):
+        assert transform(encoded(photo(0, 1, width), "BMP")).width == width
+    for height in range(20, 100):
+        assert transform(encoded(photo(0, height, 50), "TIFF", compression="tiff_lzw")).height == height
+
+
+def test_a_bmp_of_16_bits_a_pixel_is_read() -> None:
+    masks = struct.pack("<3I", 0xF800, 0x7E0, 0x1F)
+    info = struct.pack("<IiiHHIIiiII", 40, 2, 1, 1, 16, 3, 4, 0, 0, 0, 0) + masks
+    data = b"BM" + struct.pack("<IHHI", 14 + len(info) + 4, 0, 0, 14 + len(info)) + info + struct.pack("<2H", 0xF800, 0x1F)
+    assert decode(transform(data).data).tolist() == [[[255, 0, 0], [0, 0, 255]]]
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,11 @@ import io
 import warnings
 import zlib
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from scalegan.data.sources.base import Fit, Picture, one_line
 from scalegan.data.sources.window import Window, apply_window
@@ -27,6 +27,16 @@ JPEG = ("JPEG", "MPO")  # MPO: a telephone's JPEG with further pictures behind i
 MOST_PIXELS = 100_000_000
 """A file of some kilobytes can claim more pixels than memory holds."""
 EXIF_ORIENTATION = 0x0112
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What turns an image of that orientation upright."""
 
 
 @dataclass(frozen=True)
@@ -66,12 +76,13 @@ class Transform:
 
     def _file(self, picture: Picture, data: bytes) -> Encoded:
         image, unchanged = _decode(picture.name, data)
-        transparent = image.mode in ("LA", "La", "RGBA", "RGBa", "PA") or "transparency" in image.info
+        deep = image.mode in ("F", "I") or image.mode.startswith("I;16")
+        transparent = image.mode in ("LA", "La", "RGBA", "RGBa", "PA") or ("transparency" in image.info and not deep)
         if transparent:
             image, unchanged = _over_white(image), False
         if self.window:
             image, unchanged = self._windowed(picture.name, image), False
-        elif image.mode in ("F", "I") or image.mode.startswith("I;16"):
+        elif deep:
             raise UserError(
                 f"{picture.name} has more than 8 bits: say which intensities become black and white, "
                 "such as --window 0,65535 or --window p1,p99"
@@ -125,11 +136,11 @@ def _decode(name: str, data: bytes) -> tuple[Image.Image, bool]:
                 raise UserError(f"{name} has {image.width}x{image.height} pixels, over {MOST_PIXELS:,}: make it smaller first")
             if image.format not in JPEG and getattr(image, "n_frames", 1) > 1:
                 raise UserError(f"{name} holds several images: save them as one file each")
-            if image.mode in ("RGB", "RGBA", "LA", "CMYK") and any("16" in str(tile[3]) for tile in image.tile):  # type: ignore[attr-defined]
+            if image.mode in ("RGB", "RGBA", "LA", "CMYK") and any(map(_is_deep, image.tile)):  # type: ignore[attr-defined]
                 raise UserError(f"{name} is in colour with 16 bits, which would be cut to 8: convert it to 8 bits first")
             image.load()
-            if image.getexif().get(EXIF_ORIENTATION, 1) != 1:
-                return ImageOps.exif_transpose(image), False
+            if (turn := UPRIGHT.get(_orientation(image))) is not None:
+                return image.transpose(turn), False
     except UserError:
         raise
     except Image.DecompressionBombError:
@@ -138,6 +149,20 @@ def _decode(name: str, data: bytes) -> tuple[Image.Image, bool]:
         said = "" if isinstance(error, UnidentifiedImageError) else f" ({one_line(error)})"
         raise UserError(f"{name} is no readable image{said}: repair it or take it away") from None
     return image, image.format in (*JPEG, "PNG")
+
+
+def _is_deep(tile: Any) -> bool:
+    """Whether the file has 16 bits a channel in this part, by how its bytes are unpacked; BGR;16 is all three in 16 bits."""
+    raw: str = tile[3] if isinstance(tile[3], str) else tile[3][0]
+    return "16" in raw and raw != "BGR;16"
+
+
+def _orientation(image: Image.Image) -> Any:
+    """1 to 8, or whatever the file says; 1 where what it says about itself is damaged, as it is no part of the picture."""
+    try:
+        return image.getexif().get(EXIF_ORIENTATION, 1)
+    except Exception:  # Pillow hands on whatever a damaged tag breaks inside it
+        return 1
 
 
 def _over_white(image: Image.Image) -> Image.Image:
@@ -150,7 +175,8 @@ def _over_white(image: Image.Image) -> Image.Image:
 
 def _png(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, "PNG", compress_type=zlib.Z_RLE)  # as small as the default for filtered images, in half the time
+    # Z_RLE: as small as the default for filtered images, in half the time. No profile: the trainer would never look at it.
+    image.save(buffer, "PNG", compress_type=zlib.Z_RLE, icc_profile=None)
     return buffer.getvalue()
 
 
