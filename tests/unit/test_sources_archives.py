@@ -393,6 +393,42 @@ def test_a_webdataset_without_labels(tmp_path: Path) -> None:
     assert (source.classes, [image.label for image in images]) == ((), [-1])
 
 
+@pytest.mark.parametrize("labels", [("000", "001", "010"), ("01", "1", "001")])
+def test_zeros_in_front_of_a_number_are_no_part_of_the_label(tmp_path: Path, labels: tuple[str, ...]) -> None:
+    files = {}
+    for i, label in enumerate(labels):
+        files |= {f"{i}.png": encoded(photo(i)), f"{i}.cls": label.encode()}
+    images, _, source = opened(write_tar(tmp_path / "x.tar", files))
+    numbers = [int(label) for label in labels]
+    assert (source.count, [image.label for image in images]) == (3, numbers)
+    assert source.classes == tuple(str(n) for n in range(max(numbers) + 1))
+
+
+def test_zeros_in_front_are_part_of_a_label_that_is_a_word(tmp_path: Path) -> None:
+    files = {"0.png": encoded(photo()), "0.cls": b"007", "1.png": encoded(photo()), "1.cls": b"bond"}
+    assert opened(write_tar(tmp_path / "x.tar", files))[2].classes == ("007", "bond")
+
+
+@pytest.mark.parametrize("empty", ["", "  "])
+def test_an_empty_label_is_none(tmp_path: Path, empty: str) -> None:
+    files = {"0.png": encoded(photo()), "0.json": json.dumps({"label": empty}).encode()}
+    assert opened(write_tar(tmp_path / "x.tar", files))[2].classes == ()
+    files |= {"1.png": encoded(photo()), "1.json": b'{"label": "cat"}'}
+    with pytest.raises(UserError, match="0.png has no label and others have"):
+        opened(write_tar(tmp_path / "x.tar", files))
+
+
+def test_images_with_a_second_dot_in_their_name_are_told(tmp_path: Path) -> None:
+    """A WebDataset's key ends at the first dot: these are further parts of the sample `1`, such as masks."""
+    files = {"1.png": encoded(photo()), "1.5x.png": encoded(photo()), "1.mask.JPG": encoded(photo()), "._1.0.png": b"Mac"}
+    source = opened(write_tar(tmp_path / "x.tar", files))[2]
+    assert source.count == 1
+    assert source.notes == ("images left alone, as a key ends at the first dot of a name: 2, such as 1.5x.png",)
+    del files["1.png"]
+    with pytest.raises(UserError, match=r"no images \(.*\); 1.5x.png is none, as a key ends at the first dot"):
+        opened(write_tar(tmp_path / "x.tar", files))
+
+
 def test_our_own_shards_can_be_written_anew(tmp_path: Path) -> None:
     for name in ("a", "b", "c"):
         for i in range(3):

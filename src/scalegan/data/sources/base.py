@@ -105,6 +105,16 @@ def expand(pattern: str) -> list[Path]:
     return [Path(found) for found in sorted(glob.glob(pattern, recursive=True))]
 
 
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of that name is the system's: `.DS_Store`, or `._1.png` and `__MACOSX`, which Macs pack along."""
+    return name.startswith((".", "__MACOSX"))
+
+
+def top_files(folder: Path) -> list[Path]:
+    """The files that lie in `folder` itself, sorted. Hidden ones are left out."""
+    return sorted(path for path in folder.iterdir() if path.is_file() and not is_hidden(path.name))
+
+
 def walk(folder: Path) -> list[str]:
     """Paths of all files below `folder`, relative, with '/', sorted. Hidden ones are left out; links are followed, once."""
     found: list[str] = []
@@ -117,7 +127,7 @@ def walk(folder: Path) -> list[str]:
         seen.add((status.st_dev, status.st_ino))
         with os.scandir(place) as entries:
             for entry in entries:
-                if entry.name.startswith((".", "__MACOSX")):
+                if is_hidden(entry.name):
                     continue
                 if entry.is_dir():
                     visit(entry.path, f"{prefix}{entry.name}/")

@@ -12,7 +12,17 @@ from typing import Any
 
 from scalegan.data.held_out import held_out_of
 from scalegan.data.index import INDEX_NAME, TAR_BLOCK, read_index, read_offsets, safe_name
-from scalegan.data.sources.base import Picture, Request, Source, choose_classes, chunks, number_order, one_line
+from scalegan.data.sources.base import (
+    Picture,
+    Request,
+    Source,
+    choose_classes,
+    chunks,
+    is_hidden,
+    number_order,
+    one_line,
+    top_files,
+)
 from scalegan.errors import UserError
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
@@ -50,18 +60,21 @@ def webdataset(request: Request) -> Source:
     request.refuse("a WebDataset", "axis", "slices", "labels", "split")
     if request.folder and (request.folder / INDEX_NAME).is_file():
         return _indexed(request, request.folder)
-    paths = sorted(request.folder.glob("*.tar")) if request.folder else [p for p in request.files if p.suffix == ".tar"]
+    paths = [path for path in (top_files(request.folder) if request.folder else request.files) if path.suffix == ".tar"]
     if not paths:
         raise UserError(f"{request.path} holds no .tar files: give the folder of the shards, or a pattern in quotes")
-    found = {path: list(scan(path)) for path in paths}
+    dotted: list[str] = []
+    found = {path: list(scan(path, dotted)) for path in paths}
     if not any(found.values()):
-        raise UserError(f"{request.path}: the tars hold no images (.{' .'.join(IMAGES)})")
+        hint = f"; {dotted[0]} is none, as a key ends at the first dot of a name" if dotted else ""
+        raise UserError(f"{request.path}: the tars hold no images (.{' .'.join(IMAGES)}){hint}")
     given = {label for entries in found.values() for *_, label in entries if label is not None}
     for path, entries in found.items():
         for name, *_, label in entries:
             if given and label is None:
                 raise UserError(f"{path}: {name} has no label and others have: add its .cls, or take the others away")
-    known = _numbered(given) if given else ()
+    class_of = _class_names(given)
+    known = _numbered(set(class_of.values())) if given else ()
     if request.classes and not known:
         raise UserError(f"--classes: {request.path} has no labels")
     classes = choose_classes(known, request.classes, request.path)
@@ -69,13 +82,20 @@ def webdataset(request: Request) -> Source:
     tasks, count = [], 0
     for path, entries in found.items():
         places = [
-            Place(name, start, length, number[label] if label else -1)
+            Place(name, start, length, -1 if label is None else number[class_of[label]])
             for name, start, length, label in entries
-            if label is None or label in number
+            if label is None or class_of[label] in number
         ]
         tasks += [Members(str(path), tuple(places[part])) for part in chunks(len(places))]
         count += len(places)
-    return Source("webdataset", tasks, count, classes=classes, details={"from_shards": len(paths)})
+    notes = (f"images left alone, as a key ends at the first dot of a name: {len(dotted)}, such as {dotted[0]}",) if dotted else ()
+    return Source("webdataset", tasks, count, classes=classes, details={"from_shards": len(paths)}, notes=notes)
+
+
+def _class_names(given: set[str]) -> dict[str, str]:
+    """Label as the tars have it -> name of its class: where all are numbers, `007` is 7."""
+    numbers = all(name.isdecimal() for name in given)
+    return {name: str(int(name)) if numbers else name for name in given}
 
 
 def _numbered(given: set[str]) -> tuple[str, ...]:
@@ -103,8 +123,11 @@ def _indexed(request: Request, folder: Path) -> Source:
     return Source("webdataset", tasks, count, classes=classes, details=details, held_out=held_out_of("", index))
 
 
-def scan(path: Path) -> Iterator[tuple[str, int, int, str | None]]:
-    """Name, offset, length and label text of each image in a tar, by its headers alone."""
+def scan(path: Path, dotted: list[str]) -> Iterator[tuple[str, int, int, str | None]]:
+    """Name, offset, length and label text of each image in a tar, by its headers alone.
+
+    `dotted` gets the names of images that none of these are, as they have a dot before their suffix: `1.5x.png`.
+    """
     size = path.stat().st_size
     images: dict[str, tuple[str, int, int]] = {}
     labels: dict[str, dict[str, str]] = {"cls": {}, "json": {}}
@@ -131,6 +154,8 @@ def scan(path: Path) -> Iterator[tuple[str, int, int, str | None]]:
                     label = _label(archive, member, suffix, path)
                     if label is not None:
                         labels[suffix][key] = label
+                elif suffix.endswith(tuple(f".{image}" for image in IMAGES)) and not is_hidden(base):
+                    dotted.append(member.name)
     except (tarfile.TarError, EOFError, OSError) as error:
         raise UserError(f"{path} cannot be read ({one_line(error)}): fetch it again") from None
     with open(path, "rb") as file:
@@ -158,4 +183,4 @@ def _label(archive: tarfile.TarFile, member: tarfile.TarInfo, suffix: str, path:
     if not isinstance(content, dict):
         return None
     label = next((content[name] for name in ("label", "cls", "class") if name in content), None)
-    return None if label is None else str(label)
+    return None if label is None else str(label).strip() or None
