@@ -58,6 +58,18 @@ def test_the_unpacked_folder_is_the_same(tmp_path: Path) -> None:
     assert (source.kind, source.classes, [image.label for image in images]) == ("stylegan", ("0", "1"), [0, 1, 0, 1])
 
 
+def test_what_a_mac_packs_along_is_no_image(tmp_path: Path) -> None:
+    path = make_zip(tmp_path / "x.zip", **{"__MACOSX/00000/._img00000000.png": b"\0\5\x16\7", "00000/._img.png": b"\0\5"})
+    assert opened(path)[2].count == 4
+
+
+def test_a_pattern_of_several_zips_is_refused(tmp_path: Path) -> None:
+    for name in "ab":
+        make_zip(tmp_path / f"{name}.zip")
+    with pytest.raises(UserError, match=r"\*.zip matches 2 files: give one archive"):
+        opened(tmp_path / "*.zip")
+
+
 def test_classes_choose_from_numbers(tmp_path: Path) -> None:
     images, _, source = opened(make_zip(tmp_path / "x.zip"), classes=("1",))
     assert (source.classes, [image.label for image in images]) == (("1",), [0, 0])
@@ -185,6 +197,12 @@ def test_a_file_that_is_there_packed_and_unpacked_is_one(tmp_path: Path) -> None
     assert opened(tmp_path)[2].count == 20, "the packed labels do"
 
 
+def test_what_a_mac_leaves_beside_the_files_is_no_data_set(tmp_path: Path) -> None:
+    digits(tmp_path)
+    (tmp_path / "._train-images-idx3-ubyte.gz").write_bytes(b"\0\5\x16\7")
+    assert opened(tmp_path)[2].count == 20
+
+
 def test_missing_labels_are_named(tmp_path: Path) -> None:
     digits(tmp_path)
     (tmp_path / "train-labels-idx1-ubyte.gz").unlink()
@@ -289,6 +307,20 @@ def test_cifar_splits_classes_and_folders(tmp_path: Path) -> None:
     assert opened(tmp_path / "unpacked/cifar-10-batches-bin")[2].count == 20
 
 
+def test_a_pattern_names_one_archive_or_batches(tmp_path: Path) -> None:
+    for name in ("cifar-a.tar.gz", "cifar-b.tar.gz"):
+        cifar_archive(tmp_path / name)
+    with pytest.raises(UserError, match=r"\*.gz matches 2 files: give one archive"):
+        opened(tmp_path / "*.gz")
+    for folder in "ab":
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "data_batch_1.bin").write_bytes(batch(0))
+    (tmp_path / "b/data_batch_2.bin").write_bytes(batch(0))
+    assert opened(tmp_path / "b/*.bin")[2].count == 20
+    with pytest.raises(UserError, match=r"\*.bin matches data_batch_1.bin twice: give one folder"):
+        opened(tmp_path / "*/*.bin")
+
+
 @pytest.mark.parametrize("name", ["/data_batch_3.bin", "../data_batch_3.bin"])
 def test_cifar_archives_may_not_name_files_elsewhere(tmp_path: Path, name: str) -> None:
     with pytest.raises(UserError, match="unsafe file name"):
@@ -373,6 +405,12 @@ def test_a_foreign_webdataset_is_read(tmp_path: Path) -> None:
     assert [image.label for image in images] == [0, 2, 4] * 2
     assert images[0].data == encoded(photo(0), "JPEG")
     assert opened(tmp_path / "*.tar")[2].count == opened(tmp_path / "0.tar")[2].count * 2 == 6
+
+
+def test_what_a_mac_leaves_beside_a_tar_is_none(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", {"0.png": encoded(photo())})
+    (tmp_path / "._a.tar").write_bytes(b"\0\5\x16\7" + bytes(200))
+    assert opened(tmp_path)[2].count == 1
 
 
 def test_labels_may_be_words_and_stand_in_json(tmp_path: Path) -> None:

@@ -67,6 +67,12 @@ class Request:
             return [path]
         return [found for found in expand(self.path) if found.is_file()]
 
+    def one_file(self) -> Path:
+        """Of kinds that are one archive. `UserError` for a pattern that matches several."""
+        if len(self.files) > 1:
+            raise UserError(f"{self.path} matches {len(self.files)} files: give one archive")
+        return self.files[0]
+
     @property
     def folder(self) -> Path | None:
         path = Path(self.path)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scalegan.data.index import safe_name
-from scalegan.data.sources.base import Request, Source, choose_classes, one_line, wanted_split
+from scalegan.data.sources.base import Request, Source, choose_classes, one_line, top_files, wanted_split
 from scalegan.data.sources.idx import Arrays, array_tasks
 from scalegan.errors import UserError
 
@@ -70,16 +70,21 @@ def _batches(request: Request) -> dict[str, bytes]:
     folder = request.folder
     if folder:
         inside = [folder, folder / "cifar-10-batches-bin"]
-        paths = [path for place in inside if place.is_dir() for path in sorted(place.iterdir())]
+        paths = [path for place in inside if place.is_dir() for path in top_files(place)]
         files = [path for path in paths if BATCH.match(path.name)]
         if files:
             return {path.name: path.read_bytes() for path in files}
         archives = [path for path in paths if is_cifar_archive(path.name)]
         return _from_tar(archives[0]) if archives else {}
     paths = request.files
-    if all(BATCH.match(path.name) for path in paths):
-        return {path.name: path.read_bytes() for path in paths}
-    return _from_tar(paths[0])
+    if not all(BATCH.match(path.name) for path in paths):
+        return _from_tar(request.one_file())
+    found: dict[str, bytes] = {}
+    for path in paths:
+        if path.name in found:
+            raise UserError(f"{request.path} matches {path.name} twice: give one folder")
+        found[path.name] = path.read_bytes()
+    return found
 
 
 def _from_tar(path: Path) -> dict[str, bytes]:

@@ -6,7 +6,7 @@ import importlib
 from pathlib import Path
 
 from scalegan.data.index import INDEX_NAME
-from scalegan.data.sources.base import Request, Source, walk
+from scalegan.data.sources.base import Request, Source, top_files, walk
 from scalegan.data.sources.cifar import BATCH, is_cifar_archive
 from scalegan.data.sources.dicom import is_dicom
 from scalegan.data.sources.folders import is_image
@@ -70,7 +70,7 @@ def _kind_of_file(path: Path) -> str | None:
 
 def _folder_kind(folder: Path, request: Request) -> str:
     """By what lies at its top, else by the files below it."""
-    top = [path for path in sorted(folder.iterdir()) if path.is_file()]
+    top = top_files(folder)
     if (folder / INDEX_NAME).is_file():
         return "webdataset"
     if (folder / LABELS).is_file():

@@ -15,7 +15,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scalegan.data.sources.base import Picture, Request, Source, choose_classes, chunks, listed, one_line, wanted_split
+from scalegan.data.sources.base import (
+    Picture,
+    Request,
+    Source,
+    choose_classes,
+    chunks,
+    listed,
+    one_line,
+    top_files,
+    wanted_split,
+)
 from scalegan.errors import UserError
 
 IMAGES = re.compile(r"^(?P<front>.*)images(?P<mark>[-.]idx)3(?P<end>-ubyte(\.gz)?)$")
@@ -61,7 +71,7 @@ def split_of(name: str) -> str:
 
 def idx(request: Request) -> Source:
     request.refuse("IDX files", "axis", "slices", "labels")
-    found = image_files(request.folder.iterdir() if request.folder else request.files)
+    found = image_files(top_files(request.folder) if request.folder else request.files)
     if not found:
         raise UserError(f"{request.path} is no file of images: give the folder, or a file such as train-images-idx3-ubyte.gz")
     by_split: dict[str, list[Path]] = {}

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from scalegan.data.index import safe_name
-from scalegan.data.sources.base import Picture, Request, Source, choose_classes, chunks, one_line, walk
+from scalegan.data.sources.base import Picture, Request, Source, choose_classes, chunks, is_hidden, one_line, walk
 from scalegan.data.sources.folders import file_tasks, is_image
 from scalegan.errors import UserError
 
@@ -61,7 +61,7 @@ def read_member(archive: zipfile.ZipFile, path: str, name: str) -> bytes:
 
 def stylegan(request: Request) -> Source:
     request.refuse("a StyleGAN data set", "axis", "slices", "labels", "split")
-    path = request.folder or request.files[0]
+    path = request.folder or request.one_file()
     names, text = _folder(path) if request.folder else _zip(str(path))
     images = sorted(name for name in names if is_image(name))
     if not images:
@@ -97,6 +97,7 @@ def _folder(path: Path) -> tuple[list[str], bytes]:
 def _zip(path: str) -> tuple[list[str], bytes]:
     archive = open_zip(path)
     names = [safe_name(name) for name in archive.namelist() if not name.endswith("/")]
+    names = [name for name in names if not any(map(is_hidden, name.split("/")))]
     if LABELS not in names:
         raise UserError(f"{path} has no {LABELS}, so it is no StyleGAN data set: unpack it and give the folder")
     if len(set(names)) < len(names):
