@@ -19,6 +19,8 @@ import pytest
 from opening import encoded, opened, photo, run, save, stored
 
 from scalegan.data.sources import cifar, idx, stylegan
+from scalegan.data.sources.base import Request
+from scalegan.data.sources.detect import detect
 from scalegan.data.sources.encode import decode
 from scalegan.errors import UserError
 
@@ -119,6 +121,13 @@ def test_a_damaged_member_is_named(tmp_path: Path) -> None:
     stylegan.open_zip.cache_clear()
     with pytest.raises(UserError, match=r"img00000000.png cannot be unpacked \(Bad CRC"):
         opened(path)
+
+
+def test_a_dataset_json_without_images_decides_nothing(tmp_path: Path) -> None:
+    """Collections of scans have a file of that name too."""
+    (tmp_path / "dataset.json").write_text('{"labels": {"0": "background"}}')
+    (tmp_path / "brain.nii").write_bytes(bytes(400))
+    assert detect(Request(str(tmp_path))) == "nifti"
 
 
 # --- IDX
@@ -452,7 +461,7 @@ def test_an_empty_label_is_none(tmp_path: Path, empty: str) -> None:
     files = {"0.png": encoded(photo()), "0.json": json.dumps({"label": empty}).encode()}
     assert opened(write_tar(tmp_path / "x.tar", files))[2].classes == ()
     files |= {"1.png": encoded(photo()), "1.json": b'{"label": "cat"}'}
-    with pytest.raises(UserError, match="0.png has no label and others have"):
+    with pytest.raises(UserError, match=r"0.png has no label and others have"):
         opened(write_tar(tmp_path / "x.tar", files))
 
 

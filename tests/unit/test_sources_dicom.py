@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from opening import opened, run
+from opening import opened, photo, run, save
 
 from scalegan.data.sources.encode import decode
 from scalegan.data.sources.window import parse_slices, parse_window
@@ -158,6 +158,16 @@ def test_files_without_suffix_and_reports_among_them(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("nothing")
     np.testing.assert_array_equal(all_of(tmp_path), pixels)
     assert opened(tmp_path)[2].notes == ("files without an image left alone: 1",)
+
+
+def test_a_picture_among_them_does_not_decide(tmp_path: Path) -> None:
+    pixels = series(tmp_path)
+    for path in list(tmp_path.glob("*.dcm")):
+        path.rename(path.with_suffix(""))
+    save(tmp_path / "preview.jpg", photo())
+    with pytest.raises(UserError, match=r"several kinds \(flat: preview.jpg, dicom: 000\): choose one with --kind"):
+        opened(tmp_path)
+    assert len(pixels) == len(opened(tmp_path, kind="dicom", slices=parse_slices(":"))[0])
 
 
 def test_a_scout_in_another_direction_is_a_stack_of_its_own(tmp_path: Path) -> None:

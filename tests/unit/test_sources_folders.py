@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from opening import opened, photo, save, scan
+from opening import opened, photo, run, save, scan
 
 from scalegan.data.sources.folders import Files
 from scalegan.errors import UserError
@@ -154,6 +154,55 @@ def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
     (tmp_path / "set/b/loop").symlink_to(tmp_path / "set")
     _, _, source = opened(tmp_path / "set")
     assert (source.classes, source.count) == (("a", "b"), 2)
+
+
+def test_a_class_may_be_a_link_to_another(tmp_path: Path) -> None:
+    save(tmp_path / "b/1.png", photo())
+    for name in ("a", "c"):
+        (tmp_path / name).symlink_to(tmp_path / "b")
+    source = opened(tmp_path)[2]
+    assert (source.classes, source.count) == (("a", "b", "c"), 3)
+
+
+def test_shards_below_the_images_are_no_class(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        save(tmp_path / "set" / name / "1.png", photo())
+    first = run(tmp_path / "set", tmp_path / "set/shards")
+    again = run(tmp_path / "set", tmp_path / "set/shards", "--force")
+    assert again.classes == run(tmp_path / "set", tmp_path / "set/small", "--size", "8").classes == ("a", "b")
+    assert again.sha256 == first.sha256
+    for name in ("a", "b"):
+        (tmp_path / "set" / name / "1.png").rename(tmp_path / "set" / f"{name}.png")
+    assert opened(tmp_path / "set")[2].kind == "flat"
+
+
+@pytest.mark.parametrize(
+    ("stray", "kinds"),
+    [
+        ("photos.tar", "webdataset: photos.tar, folders: a/1.png"),
+        ("train-images-idx3-ubyte.gz", "idx: train-images-idx3-ubyte.gz, folders: a/1.png"),
+        ("a/brain.nii.gz", "folders: a/1.png, nifti: a/brain.nii.gz"),
+        ("a/1.dcm", "folders: a/1.png, dicom: a/1.dcm"),
+        ("data_batch_1.bin", "cifar10: data_batch_1.bin, folders: a/1.png"),
+    ],
+)
+def test_one_file_of_another_kind_does_not_decide(tmp_path: Path, stray: str, kinds: str) -> None:
+    for name in ("a", "b"):
+        save(tmp_path / name / "1.png", photo())
+    (tmp_path / stray).write_bytes(b"anything")
+    with pytest.raises(UserError) as raised:
+        opened(tmp_path)
+    assert f"holds files of several kinds ({kinds}): choose one with --kind" in str(raised.value)
+    assert opened(tmp_path, kind="folders")[2].classes == ("a", "b")
+
+
+@pytest.mark.parametrize("text", ['{"a": 1}', "[]", "no JSON"])
+def test_an_index_of_another_program_is_no_index_of_shards(tmp_path: Path, text: str) -> None:
+    for name in ("a", "b"):
+        save(tmp_path / name / "1.png", photo())
+        (tmp_path / name / "index.json").write_text(text)
+    (tmp_path / "index.json").write_text(text)
+    assert opened(tmp_path)[2].classes == ("a", "b")
 
 
 def test_images_beside_class_folders_are_an_error(tmp_path: Path) -> None:

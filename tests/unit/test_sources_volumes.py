@@ -207,7 +207,7 @@ def test_many_volumes_and_their_labels(tmp_path: Path) -> None:
 def test_images_and_volumes_together_are_ambiguous(tmp_path: Path) -> None:
     write(tmp_path / "x.nii", head())
     save(tmp_path / "x.png", scan())
-    with pytest.raises(UserError, match="both images and NIfTI volumes: choose with --kind"):
+    with pytest.raises(UserError, match=r"several kinds \(flat: x.png, nifti: x.nii\): choose one with --kind"):
         opened(tmp_path)
 
 

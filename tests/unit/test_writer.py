@@ -139,6 +139,9 @@ def test_force_replaces_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "s/thesis.tex").write_text("years of work")
     with pytest.raises(UserError, match="something else than shards"):
         write_shards(samples(), tmp_path / "s", classes=("a", "b", "c"), force=True, **SHAPE)
+    (tmp_path / "s/index.json").write_text('{"chapters": 7}')
+    with pytest.raises(UserError, match="something else than shards"):
+        write_shards(samples(), tmp_path / "s", classes=("a", "b", "c"), force=True, **SHAPE)
     assert (tmp_path / "s/thesis.tex").exists()
 
 

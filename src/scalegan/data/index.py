@@ -152,6 +152,14 @@ def read_bytes(root: str, name: str, start: int = 0, length: int | None = None) 
         return file.read() if length is None else file.read(length)
 
 
+def holds_shards(folder: Path) -> bool:
+    """Whether `folder` has an index of ours, whole or damaged: other programs write an index.json too."""
+    try:
+        return b'"scalegan_shards"' in (folder / INDEX_NAME).read_bytes()
+    except OSError:
+        return False
+
+
 def read_index(root: str | os.PathLike[str], *, compare: bool = True) -> Index:
     """The index of the folder or URL prefix `root`; `UserError` if it is missing, damaged or not that of the files there.
 

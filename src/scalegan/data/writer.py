@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from scalegan.data.index import INDEX_NAME, TAR_BLOCK, Index, Shard, index_text, make_index
+from scalegan.data.index import INDEX_NAME, TAR_BLOCK, Index, Shard, holds_shards, index_text, make_index
 from scalegan.errors import UserError
 from scalegan.files import no_room
 
@@ -161,7 +161,7 @@ def check_free(out: Path, *, force: bool) -> None:
         return
     if not force:
         raise UserError(f"{out} exists already: give another folder, or --force to replace it")
-    if not (out / INDEX_NAME).is_file():
+    if not holds_shards(out):
         raise UserError(f"{out} holds something else than shards: --force replaces only shards; give another folder")
 
 

@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from scalegan.data.index import holds_shards
 from scalegan.data.sources.window import Slices, Window
 from scalegan.errors import UserError
 
@@ -112,7 +113,7 @@ def expand(pattern: str) -> list[Path]:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder of that name is the system's: `.DS_Store`, or `._1.png` and `__MACOSX`, which Macs pack along."""
+    """Whether a file or folder of that name is the system's, such as `.DS_Store`, or `._1.png` and `__MACOSX` of a Mac."""
     return name.startswith((".", "__MACOSX"))
 
 
@@ -122,25 +123,27 @@ def top_files(folder: Path) -> list[Path]:
 
 
 def walk(folder: Path) -> list[str]:
-    """Paths of all files below `folder`, relative, with '/', sorted. Hidden ones are left out; links are followed, once."""
-    found: list[str] = []
-    seen: set[tuple[int, int]] = set()
+    """Paths of all files below `folder`, relative, with '/', sorted. Links are followed, but not in circles.
 
-    def visit(place: str, prefix: str) -> None:
+    Hidden ones are left out, and those in folders of shards, which an earlier call may have written beside the images.
+    """
+    found: list[str] = []
+
+    def visit(place: str, prefix: str, above: tuple[tuple[int, int], ...]) -> None:
         status = os.stat(place)
-        if (status.st_dev, status.st_ino) in seen:
+        here = status.st_dev, status.st_ino
+        if here in above or (above and holds_shards(Path(place))):
             return
-        seen.add((status.st_dev, status.st_ino))
         with os.scandir(place) as entries:
             for entry in entries:
                 if is_hidden(entry.name):
                     continue
                 if entry.is_dir():
-                    visit(entry.path, f"{prefix}{entry.name}/")
+                    visit(entry.path, f"{prefix}{entry.name}/", (*above, here))
                 else:
                     found.append(f"{prefix}{entry.name}")
 
-    visit(os.fspath(folder), "")
+    visit(os.fspath(folder), "", ())
     return sorted(found)
 
 

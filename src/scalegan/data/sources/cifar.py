@@ -19,6 +19,8 @@ NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse"
 BATCH = re.compile(r"^(?P<split>data|test)_batch(_\d+)?\.bin$")
 MEMBERS = frozenset({"test_batch.bin", *(f"data_batch_{number}.bin" for number in range(1, 6))})
 """Of the archive: each once, and no other batch."""
+CIFAR_FOLDER = "cifar-10-batches-bin"
+"""That the archive unpacks to."""
 RECORD = 1 + 3 * 32 * 32
 BATCH_BYTES = 10_000 * RECORD
 MOST_MEMBERS = 100
@@ -69,7 +71,7 @@ def _batches(request: Request) -> dict[str, bytes]:
     """Contents of the batch files by their own names."""
     folder = request.folder
     if folder:
-        inside = [folder, folder / "cifar-10-batches-bin"]
+        inside = [folder, folder / CIFAR_FOLDER]
         paths = [path for place in inside if place.is_dir() for path in top_files(place)]
         files = [path for path in paths if BATCH.match(path.name)]
         if files:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import importlib
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from scalegan.data.index import INDEX_NAME
-from scalegan.data.sources.base import Request, Source, top_files, walk
-from scalegan.data.sources.cifar import BATCH, is_cifar_archive
+from scalegan.data.index import holds_shards
+from scalegan.data.sources.base import SPLITS, Request, Source, top_files, walk
+from scalegan.data.sources.cifar import BATCH, CIFAR_FOLDER, is_cifar_archive
 from scalegan.data.sources.dicom import is_dicom
 from scalegan.data.sources.folders import is_image
 from scalegan.data.sources.idx import is_idx
@@ -69,26 +69,31 @@ def _kind_of_file(path: Path) -> str | None:
 
 
 def _folder_kind(folder: Path, request: Request) -> str:
-    """By what lies at its top, else by the files below it."""
-    top = top_files(folder)
-    if (folder / INDEX_NAME).is_file():
+    """The one kind of which it holds files. Of several none is chosen: one may be but the tar that class folders came from."""
+    if holds_shards(folder):
         return "webdataset"
+    top = top_files(folder)
+    found = {kind: path.name for path in reversed(top) if (kind := _kind_of_file(path)) in ("idx", "cifar10", "webdataset")}
+    if (folder / CIFAR_FOLDER).is_dir():
+        found["cifar10"] = CIFAR_FOLDER
+    names = walk(folder)
+    images, volumes = [name for name in names if is_image(name)], [name for name in names if is_volume(name)]
+    if images:
+        found[_kind_of_images(folder, images, request)] = images[0]
+    if volumes:
+        found["nifti"] = volumes[0]
+    if found and (scan := _some_dicom(folder, names)):
+        found["dicom"] = scan
+    if len(found) > 1:
+        shown = ", ".join(f"{kind}: {name}" for kind, name in found.items())
+        raise UserError(f"{folder} holds files of several kinds ({shown}): choose one with --kind")
+    return next(iter(found), None) or _rare_kind(folder, top, names)
+
+
+def _rare_kind(folder: Path, top: list[Path], names: list[str]) -> str:
+    """Of a folder without images and without files that are known by their names."""
     if (folder / LABELS).is_file():
         return "stylegan"
-    for kind in ("idx", "cifar10", "webdataset"):
-        if any(_kind_of_file(path) == kind for path in top):
-            return kind
-    if (folder / "cifar-10-batches-bin").is_dir():
-        return "cifar10"
-    names = walk(folder)
-    images = [name for name in names if is_image(name)]
-    volumes = any(is_volume(name) for name in names)
-    if images and volumes:
-        raise UserError(f"{folder} holds both images and NIfTI volumes: choose with --kind folders, flat or nifti")
-    if volumes:
-        return "nifti"
-    if images:
-        return "flat" if request.labels or not any("/" in name for name in images) or _only_splits(images) else "folders"
     zips = [path for path in top if path.suffix.lower() == ".zip"]
     if zips:
         raise UserError(f"{folder} holds archives: give one of them, such as {zips[0]}")
@@ -97,8 +102,18 @@ def _folder_kind(folder: Path, request: Request) -> str:
     raise UserError(f"{folder} holds no images, volumes or shards: check the path")
 
 
+def _some_dicom(folder: Path, names: list[str]) -> str | None:
+    """A DICOM file among others. One file of each suffix is looked into, as a million captions would take minutes."""
+    one_of_each = {PurePosixPath(name).suffix: name for name in reversed(names) if not is_image(name)}
+    return next((name for name in one_of_each.values() if is_dicom(folder / name)), None)
+
+
+def _kind_of_images(folder: Path, images: list[str], request: Request) -> str:
+    if (folder / LABELS).is_file():
+        return "stylegan"
+    return "flat" if request.labels or not any("/" in name for name in images) or _only_splits(images) else "folders"
+
+
 def _only_splits(images: list[str]) -> bool:
     """Whether the only folders are those of splits, such as `train/1.png`: then there are no classes."""
-    from scalegan.data.sources.base import SPLITS
-
     return all(name.count("/") == 1 and name.split("/", 1)[0].lower() in SPLITS for name in images)

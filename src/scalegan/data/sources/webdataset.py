@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from scalegan.data.held_out import held_out_of
-from scalegan.data.index import INDEX_NAME, TAR_BLOCK, read_index, read_offsets, safe_name
+from scalegan.data.index import TAR_BLOCK, holds_shards, read_index, read_offsets, safe_name
 from scalegan.data.sources.base import (
     Picture,
     Request,
@@ -58,7 +58,7 @@ class Members:
 
 def webdataset(request: Request) -> Source:
     request.refuse("a WebDataset", "axis", "slices", "labels", "split")
-    if request.folder and (request.folder / INDEX_NAME).is_file():
+    if request.folder and holds_shards(request.folder):
         return _indexed(request, request.folder)
     paths = [path for path in (top_files(request.folder) if request.folder else request.files) if path.suffix == ".tar"]
     if not paths:
@@ -88,7 +88,9 @@ def webdataset(request: Request) -> Source:
         ]
         tasks += [Members(str(path), tuple(places[part])) for part in chunks(len(places))]
         count += len(places)
-    notes = (f"images left alone, as a key ends at the first dot of a name: {len(dotted)}, such as {dotted[0]}",) if dotted else ()
+    notes = (
+        (f"images left alone, as a key ends at the first dot of a name: {len(dotted)}, such as {dotted[0]}",) if dotted else ()
+    )
     return Source("webdataset", tasks, count, classes=classes, details={"from_shards": len(paths)}, notes=notes)
 
 
