@@ -150,6 +150,22 @@ def test_volumes_are_held_out_whole(tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists()
 
 
+def test_shards_of_volumes_are_not_split_between_slices(tmp_path: Path) -> None:
+    nibabel = pytest.importorskip("nibabel")
+    for folder, depth in (("scans", 3), ("plates", 1)):
+        (tmp_path / folder).mkdir()
+        for number in range(4):
+            slices = np.stack([scan(10 * number + i) for i in range(depth)], axis=2).astype(np.int16)
+            nibabel.save(nibabel.Nifti1Image(slices, np.eye(4)), tmp_path / folder / f"{number}.nii")
+        run(tmp_path / folder, tmp_path / f"{folder}-shards", "--slices", "0:")
+    run(tmp_path / "scans-shards", tmp_path / "again", "--size", "8")
+    for source in ("scans-shards", "again"):
+        with pytest.raises(UserError, match=r"--hold-out 0.5: .* volumes would be split: give the volumes themselves"):
+            run(tmp_path / source, tmp_path / "s", "--hold-out", "0.5")
+        assert not (tmp_path / "s").exists()
+    assert kept(run(tmp_path / "plates-shards", tmp_path / "s", "--hold-out", "0.5")).samples == 2  # of one slice each
+
+
 @pytest.mark.parametrize(
     ("share", "error"),
     [("1", "--hold-out 1: give a share"), ("-0.1", "--hold-out -0.1: give a share"), ("0.9", "leaves a class of 3 nothing")],

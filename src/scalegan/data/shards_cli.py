@@ -138,7 +138,7 @@ def write(args: argparse.Namespace) -> tuple[Index, list[str]]:
     source = open_source(request)
     if not source.count:
         raise UserError(f"{args.source} holds no images of the classes and split that were asked for")
-    split, hint = (None, "") if args.hold_out is not None else other_split(request, source)
+    split, hint = other_split(request, source, args.hold_out)
     of_files = source.unit == "images"
     transform = Transform(size, args.fit or source.fit, args.channels, request.window if of_files else None)
     with new_folder(out, force=args.force) as folder, Spool(folder / "spool") as spool:

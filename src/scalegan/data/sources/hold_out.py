@@ -20,9 +20,17 @@ SPLITS = ("test", "val")
 HINT = "--hold-out 0.05 keeps 5 % out of the training, which tells whether the critic knows the others by heart"
 
 
-def other_split(request: Request, source: Source) -> tuple[Source | None, str]:
-    """The images to hold out beside training images that were taken by default, in the same classes; or why there are none."""
-    if request.split is not None:
+def other_split(request: Request, source: Source, share: float | None) -> tuple[Source | None, str]:
+    """The images to hold out beside training images that were taken by default, in the same classes; or why there are none.
+
+    None, too, where a share is asked for. Raises `UserError` where that would take some slices of a volume and leave others.
+    """
+    if share and "slices_of_volumes" in source.details:
+        raise UserError(
+            f"--hold-out {share:g}: {request.path} holds slices and does not say which are of one volume, so volumes would be "
+            "split: give the volumes themselves as SOURCE, or leave it out"
+        )
+    if share is not None or request.split is not None:
         return None, ""
     if source.held_out:
         beside = replace(request, path=source.held_out, kind="webdataset", classes=source.classes)

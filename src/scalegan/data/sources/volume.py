@@ -110,7 +110,8 @@ def held_out_note(taken: list[int]) -> str | None:
         return "all images are slices of one volume: there is no held-out part, so scores say how well this volume is imitated"
     return (
         f"slices of one volume look alike: no part of these {len(taken)} volumes is held out; "
-        "--hold-out 0.1 keeps whole ones out of the training; where a subject has several, write shards of other subjects"
+        "--hold-out 0.1, with the volumes as SOURCE, keeps whole ones out of the training; "
+        "where a subject has several, write shards of other subjects"
     )
 
 

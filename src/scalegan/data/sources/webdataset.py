@@ -120,6 +120,9 @@ def _indexed(request: Request, folder: Path) -> Source:
         tasks += [Members(str(folder / shard.name), tuple(places[part])) for part in chunks(len(places))]
         count += len(places)
     details = {"from": {"index": index.sha256, "source": index.source, "licence": index.licence, "details": index.details}}
+    volumes = index.details.get("slices_of_volumes") or index.details.get("volume_count", index.samples)
+    if volumes < index.samples:
+        details["slices_of_volumes"] = volumes
     if note := index.details.get("held_out_note"):
         details["held_out_note"] = note
     return Source("webdataset", tasks, count, classes=classes, details=details, held_out=held_out_of("", index))
