@@ -20,7 +20,7 @@ from opening import encoded, photo, run, save
 from scalegan.data import writer
 from scalegan.data.index import read_index, read_offsets
 from scalegan.data.sources.encode import decode
-from scalegan.data.writer import Sample, new_folder, write_shards
+from scalegan.data.writer import Sample, check_free, new_folder, write_shards
 from scalegan.errors import UserError
 
 SHAPE = {"height": 10, "width": 12, "channels": 3}
@@ -159,6 +159,60 @@ def test_two_writers_of_one_folder_do_not_meet(tmp_path: Path) -> None:
         new_folder(tmp_path / "s"),
     ):
         pass
+
+
+def test_a_second_writer_cannot_come_in_while_the_first_one_publishes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, asked = writer.sync_folder, []
+
+    def meanwhile(folder: Path) -> None:
+        whole(folder)
+        if not asked:
+            asked.append(folder)
+            with pytest.raises(UserError, match="being written by another process"), new_folder(tmp_path / "s"):
+                pass
+
+    monkeypatch.setattr(writer, "sync_folder", meanwhile)
+    with new_folder(tmp_path / "s") as folder:
+        (folder / "shard").write_text("whole")
+    assert [path.name for path in asked] == [".s.partial"]
+    assert {path.name: path.read_text() for path in (tmp_path / "s").iterdir()} == {"shard": "whole"}
+    assert [path.name for path in tmp_path.iterdir()] == ["s"]
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_link_stays_and_its_folder_is_written(tmp_path: Path, there: bool) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "large/s")
+    if there:
+        (tmp_path / "large/s").mkdir(parents=True)
+    write_shards(samples(), tmp_path / "link", classes=("a", "b", "c"), **SHAPE)
+    assert (tmp_path / "link").is_symlink()
+    assert read_index(tmp_path / "link").samples == read_index(tmp_path / "large/s").samples == 5
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["large", "link"]
+
+
+@pytest.fixture
+def mounted(tmp_path: Path) -> Iterator[Path]:
+    """A folder that is a mount point, of the file system that it lies in."""
+    folder = tmp_path / "a mount"
+    folder.mkdir()
+    (tmp_path / "device").mkdir()
+    done = subprocess.run(["mount", "--bind", tmp_path / "device", folder], capture_output=True)
+    if done.returncode:
+        pytest.skip("nothing may be mounted here")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_a_mount_point_is_refused_before_the_work(mounted: Path) -> None:
+    with pytest.raises(UserError, match=r"is a mount point, .*: give a folder in it"):
+        check_free(mounted, force=False)
+    write_shards(samples(), mounted / "s", classes=("a", "b", "c"), **SHAPE)
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_mount(), reason="no /dev/shm here")
+def test_another_file_system_is_refused_too() -> None:
+    with pytest.raises(UserError, match="/dev/shm is a mount point"):
+        check_free(Path("/dev/shm"), force=True)
 
 
 def test_what_a_killed_writer_left_is_in_nobodys_way(tmp_path: Path) -> None:

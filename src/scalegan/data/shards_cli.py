@@ -125,7 +125,7 @@ def write(args: argparse.Namespace) -> tuple[Index, list[str]]:
     from scalegan.data.writer import check_free, new_folder
 
     size = parse_size(args.size) if args.size else None
-    request, out = make_request(args), Path(os.path.abspath(args.out))
+    request, out = make_request(args), args.out.resolve()
     workers = _at_least_one("--workers", _cores() if args.workers is None else args.workers)
     shard_samples = _at_least_one("--shard-samples", args.shard_samples)
     if args.seed < 0:

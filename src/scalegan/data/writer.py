@@ -155,6 +155,10 @@ def write_file(path: Path, data: bytes | bytearray) -> None:
 
 def check_free(out: Path, *, force: bool) -> None:
     """`UserError` if `out` may not be written: it exists, and is no shards that `--force` replaces."""
+    if _is_mount(out):
+        raise UserError(
+            f"{out} is a mount point, which nothing can take the place of: give a folder in it, as {out / 'shards'}"
+        )
     if not out.exists() and not out.is_symlink():
         return
     if out.is_dir() and not any(out.iterdir()):
@@ -165,9 +169,22 @@ def check_free(out: Path, *, force: bool) -> None:
         raise UserError(f"{out} holds something else than shards: --force replaces only shards; give another folder")
 
 
+def _is_mount(folder: Path) -> bool:
+    """Also of a part of the same file system, which only the system's table tells."""
+    try:
+        table = Path("/proc/self/mountinfo").read_text()
+    except FileNotFoundError:  # macOS
+        return folder.is_mount()
+    return any(line.split()[4] == os.fspath(folder).replace(" ", "\\040") for line in table.splitlines())
+
+
 @contextmanager
 def new_folder(out: Path, *, force: bool = False) -> Iterator[Path]:
-    """A hidden folder beside `out` that takes its place when the block ends well, and vanishes otherwise."""
+    """A hidden folder beside `out` that takes its place when the block ends well, and vanishes otherwise.
+
+    A link stays, and it is the folder it points at that is written.
+    """
+    out = out.resolve()
     check_free(out, force=force)
     partial = out.parent / f".{out.name}.partial"
     try:
@@ -206,7 +223,6 @@ def _empty(partial: Path) -> None:
 
 
 def _publish(partial: Path, out: Path, *, force: bool) -> None:
-    (partial / "lock").unlink()
     sync_folder(partial)
     check_free(out, force=force)
     old = out.parent / f".{out.name}.old"
@@ -219,6 +235,7 @@ def _publish(partial: Path, out: Path, *, force: bool) -> None:
         with contextlib.suppress(OSError):
             os.rename(old, out)
         raise
+    (out / "lock").unlink()  # not before: whoever came in between would have made a new one, and emptied the folder
     sync_folder(out.parent)
     shutil.rmtree(old, ignore_errors=True)
 
