@@ -8,10 +8,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from scalegan.errors import MachineError
+
 
 def no_room(error: OSError) -> bool:
     """Whether it is for want of room that something could not be written."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def check_handles(error: Exception) -> None:
+    """`MachineError` if it is for want of file handles that something could not be opened: that is no fault of its own."""
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        raise MachineError(f"{error.strerror} at once: allow more with `ulimit -n 4096` before the command") from None
 
 
 @contextmanager

@@ -5,6 +5,10 @@ from __future__ import annotations
 import gc
 import io
 import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count, islice
 from pathlib import Path
 
 import numpy as np
@@ -60,8 +64,8 @@ def damage(path: Path, position: int, length: int = 1) -> None:
     path.write_bytes(data)
 
 
-def open_shards() -> int:
-    """How many handles of shards this process holds."""
+def open_shards(end: str = "") -> int:
+    """How many handles of shards this process holds; with " (deleted)", of those that have no name any more."""
     gc.collect()
     folder = "/proc/self/fd"
     targets = []
@@ -70,4 +74,17 @@ def open_shards() -> int:
             targets.append(os.readlink(f"{folder}/{name}"))
         except FileNotFoundError:  # the handle of the listing itself
             continue
-    return sum(target.removesuffix(" (deleted)").endswith(".tar") for target in targets)
+    return sum(target.endswith(end) and target.removesuffix(" (deleted)").endswith(".tar") for target in targets)
+
+
+@contextmanager
+def few_handles(more: int) -> Iterator[None]:
+    """This process may open that many files more."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken = {int(name) for name in os.listdir("/proc/self/fd")}
+    free = (number for number in count() if number not in taken)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (next(islice(free, more, None)), before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_shards import HEIGHT, WIDTH, encode, label, make_shards, picture
+from small_shards import HEIGHT, WIDTH, encode, few_handles, label, make_shards, picture
 from test_stream import config, with_bad_images
 
 from scalegan.data import resident as module
@@ -48,6 +48,13 @@ def test_its_memory_is_known_beforehand(tmp_path: Path) -> None:
     index = make_shards(tmp_path / "shards")
     resident = Resident(index, config(tmp_path), CPU)
     assert bytes_needed(index) == resident.images.nbytes + resident.labels.nbytes
+
+
+def test_shards_of_any_number_are_read_with_few_handles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PIECE", 10)  # of as many shards, in 15 pieces
+    index = make_shards(tmp_path / "shards", samples=150, shard_samples=1)
+    with few_handles(90):
+        assert not Resident(index, config(tmp_path), CPU).unreadable
 
 
 def test_a_bad_image_stops_the_decoding_and_leaves_no_thread(tmp_path: Path) -> None:

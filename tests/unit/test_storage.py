@@ -202,6 +202,25 @@ def test_a_server_that_stays_away_ends_the_run_and_makes_nothing_unreadable(
     assert not reader.broken
 
 
+def test_copies_that_made_room_do_not_stay_on_the_disk_as_open_files(tmp_path: Path, remote: Remote) -> None:
+    size = max(shard.bytes for shard in remote.index.shards)
+    reader = StreamReader(remote.index, config(tmp_path, cache_gb=2.2 * size / 1e9))
+    reader.load(np.arange(100))
+    assert open_shards(" (deleted)") == 0
+    assert open_shards() == 2
+    assert sorted(remote.fetched) == [shard.name for shard in remote.index.shards]
+
+
+def test_a_copy_that_made_room_is_kept_open_for_the_load_that_needs_it(tmp_path: Path, remote: Remote) -> None:
+    size = max(shard.bytes for shard in remote.index.shards)
+    reader = StreamReader(remote.index, config(tmp_path, cache_gb=2.2 * size / 1e9))
+    reader.load(np.arange(80, 100))  # the last two shards
+    assert reader.load(np.array([0, 20, 90, 99])).labels.tolist() == [0, 2, 0, 0]
+    assert len(remote.fetched) == 4
+    reader.load(np.array([40]))
+    assert open_shards(" (deleted)") == 0
+
+
 def test_keys_that_expired_are_no_fault_of_the_shards(tmp_path: Path, remote: Remote, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Storage, "_serves", lambda self: not remote.faults)
     remote.faults = [PermissionError("403")] * 5

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from small_shards import HEIGHT, WIDTH, damage, encode, label, make_shards, numbers, open_shards, picture
+from small_shards import HEIGHT, WIDTH, damage, encode, few_handles, label, make_shards, numbers, open_shards, picture
 
 from scalegan.config import DataConfig
 from scalegan.data import stream as module
@@ -19,7 +19,7 @@ from scalegan.data.decode import decode, jpeg_frame
 from scalegan.data.index import Index, read_index
 from scalegan.data.stream import StreamReader
 from scalegan.data.writer import Sample, write_shards
-from scalegan.errors import UserError
+from scalegan.errors import MachineError, UserError
 
 
 def config(tmp_path: Path, **fields: object) -> DataConfig:
@@ -59,15 +59,24 @@ def test_grey_and_unlabelled(tmp_path: Path) -> None:
 
 
 def test_few_shards_are_kept_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MOST_OPEN", 3)
     monkeypatch.setattr(module, "MOST_TABLES", 2)
-    reader = StreamReader(make_shards(tmp_path / "shards", shard_samples=5), config(tmp_path))
+    reader = StreamReader(make_shards(tmp_path / "shards", shard_samples=5), config(tmp_path), most_open=3)
     samples = np.random.default_rng(1).integers(0, 100, 400)
     assert numbers(reader.load(samples).images).tolist() == samples.tolist()
     assert len(reader.tables) == 2
     assert open_shards() == 3
     reader.close()
     assert open_shards() == 0
+
+
+def test_too_many_open_files_are_no_fault_of_the_shards(tmp_path: Path) -> None:
+    index = make_shards(tmp_path / "shards", shard_samples=1)
+    reader = StreamReader(index, config(tmp_path, on_error="skip"))
+    with few_handles(60), pytest.raises(MachineError, match=r"Too many open files at once: allow more with `ulimit -n 4096`"):
+        reader.load(np.arange(100))
+    assert not reader.broken
+    reader.close()
+    assert not reader.load(np.arange(100)).unreadable
 
 
 # --- decoding

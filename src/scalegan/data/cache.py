@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from scalegan.errors import UserError
-from scalegan.files import no_room
+from scalegan.files import check_handles, no_room
 
 TRIES = 4
 PAUSE = 0.5  # seconds before the second try of a download, doubled before each further one
@@ -66,6 +66,7 @@ class Cache:
             except FileNotFoundError:  # it has just made room for another
                 continue
             except OSError as error:
+                check_handles(error)
                 raise UserError(f"{path} cannot be opened ({error.strerror}): set data.cache to a folder of your own") from None
             if os.fstat(handle).st_size != size:  # cut by a crash of the machine
                 os.close(handle)
@@ -99,6 +100,7 @@ class Cache:
                 finally:
                     part.unlink(missing_ok=True)
         except OSError as error:
+            check_handles(error)
             if no_room(error):
                 raise UserError(f"no space left for {url} in {self.folder}: set data.cache, or less data.cache_gb") from None
             raise UserError(f"{self.folder} cannot be written ({error.strerror}): set another data.cache") from None
@@ -201,6 +203,7 @@ def download(url: str, part: Path, size: int, sha256: str) -> None:
         except PermissionError:  # of all that is there, where a key has expired
             raise NotGiven(f"{url} may not be read: put it back, or mend the access rights") from None
         except Exception as error:  # fsspec hands on whatever its protocol's library raises
+            check_handles(error)
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
                 raise
             problem = NotGiven(f"{failed}: {one_line(error)}")

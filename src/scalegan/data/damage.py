@@ -14,6 +14,7 @@ from scalegan.data.cache import Unreadable
 from scalegan.data.decode import decode
 from scalegan.data.index import TAR_BLOCK, Index, read_offsets
 from scalegan.errors import UserError
+from scalegan.files import check_handles
 
 LOOKED_AT = 256 * 2**20
 """Bytes of a shard that are looked at before the search is given up: some seconds."""
@@ -26,6 +27,7 @@ def open_local(index: Index, number: int) -> int:
     try:
         handle = os.open(path, os.O_RDONLY)
     except OSError as error:
+        check_handles(error)
         raise Unreadable(f"shard {path} cannot be opened ({error.strerror}): copy or write the shards again") from None
     size = os.fstat(handle).st_size
     if size == shard.bytes:

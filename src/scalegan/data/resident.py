@@ -18,6 +18,8 @@ from scalegan.data.stream import StreamReader
 PIECE = 256  # images that one thread decodes before it takes the next piece
 MOST_THREADS = 16  # the part of decoding that needs Python's lock leaves more of them idle
 
+MOST_OPEN = 2  # shards that each thread keeps open: it reads them from one end to the other
+
 
 def bytes_needed(index: Index) -> int:
     """Memory of the decoded images and their labels."""
@@ -54,7 +56,7 @@ def decode_all(
 
     def work(first: int) -> None:
         if not hasattr(own, "reader"):
-            own.reader = StreamReader(index, data)
+            own.reader = StreamReader(index, data, MOST_OPEN)
             readers.append(own.reader)
         samples = np.arange(first, min(first + PIECE, index.samples))
         pixels = own.reader.load(samples, out=images[first : first + PIECE])

@@ -26,6 +26,7 @@ from scalegan.data.cache import Cache, NotGiven, Unreadable, digest, locked, one
 from scalegan.data.damage import open_local, where_damaged
 from scalegan.data.index import INDEX_NAME, Index, is_remote, read_bytes, read_offsets
 from scalegan.errors import UserError
+from scalegan.files import check_handles
 
 OUTAGE = 600.0  # seconds that a server is waited for which gives nothing: less than train.hang_minutes lets a step take
 LONGEST_PAUSE = 30.0  # seconds between two looks whether it is back
@@ -84,6 +85,7 @@ class Storage:
             except UserError as error:
                 raise Unreadable(str(error)) from None
             except Exception as error:  # fsspec hands on whatever its protocol's library raises
+                check_handles(error)
                 problem = one_line(error)
         raise NotGiven(f"{self.where(self.index.shards[number].offsets)} cannot be read ({problem}): copy the shards again")
 

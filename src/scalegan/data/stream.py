@@ -41,12 +41,15 @@ def replace_rows(pixels: Pixels, rows: NDArray[np.int64], others: Pixels) -> Non
 class StreamReader:
     """For one thread of one process; it holds files open, so it is made where it is used."""
 
-    def __init__(self, index: Index, data: DataConfig) -> None:
+    def __init__(self, index: Index, data: DataConfig, most_open: int = MOST_OPEN) -> None:
         self.handles: OrderedDict[int, int] = OrderedDict()
+        self.most_open = most_open
         self.index = index
         self.skip = data.on_error == "skip"
         self.storage = Storage(index, data)
         self.tables: OrderedDict[int, NDArray[np.int64]] = OrderedDict()
+        self.wanted: frozenset[int] = frozenset()
+        """Shards that the load in progress reads; it goes through them by number."""
         self.broken: dict[int, str] = {}
         """Shard -> what is wrong with it, of those that are lost as a whole: none of its images is read any more."""
 
@@ -61,6 +64,7 @@ class StreamReader:
         labels = np.full(len(samples), -1, np.int64)
         unreadable: dict[int, str] = {}
         shards, rows = locate(index, samples)
+        self.wanted = frozenset(shards.tolist())
         by_place = np.lexsort((rows, shards)).tolist()  # front to back, as disks like it
         for at, shard, row in zip(by_place, shards[by_place].tolist(), rows[by_place].tolist(), strict=True):
             try:
@@ -103,10 +107,21 @@ class StreamReader:
             handle = self.storage.open(shard)
         except Unreadable as problem:
             raise self._lost(shard, str(problem)) from None
+        if self.storage.remote:
+            self._close_evicted(shard)
         self.handles[shard] = handle
-        if len(self.handles) > MOST_OPEN:
+        if len(self.handles) > self.most_open:
             os.close(self.handles.popitem(last=False)[1])
         return handle
+
+    def _close_evicted(self, shard: int) -> None:
+        """Close copies that the cache has dropped, which stay on the disk as long as they are open.
+
+        Those that the load has yet to come to after `shard` are kept: they would be fetched anew.
+        """
+        for other, handle in list(self.handles.items()):
+            if (other < shard or other not in self.wanted) and os.fstat(handle).st_nlink == 0:
+                os.close(self.handles.pop(other))
 
     def _table(self, shard: int) -> NDArray[np.int64]:
         table = self.tables.get(shard)
