@@ -160,6 +160,21 @@ def test_files_without_suffix_and_reports_among_them(tmp_path: Path) -> None:
     assert opened(tmp_path)[2].notes == ("files without an image left alone: 1",)
 
 
+@pytest.mark.parametrize("modality", ["SEG", "RTDOSE"])
+def test_masks_and_doses_are_left_out(tmp_path: Path, modality: str) -> None:
+    pixels = series(tmp_path, Modality="MR")
+    write(tmp_path / "mask.dcm", dataset(np.ones((HEIGHT, WIDTH), np.int16), SeriesInstanceUID="1.2.4", Modality=modality))
+    np.testing.assert_array_equal(all_of(tmp_path), pixels)
+    assert opened(tmp_path)[2].notes == ("files without an image left alone: 1",)
+
+
+@pytest.mark.parametrize("spacing", [["0", "0"], ["0", "0.5"], ["-1", "1"], ["1e999", "1"]])
+def test_pixels_of_impossible_sizes_are_square(tmp_path: Path, spacing: list[str]) -> None:
+    write(tmp_path / "1.dcm", dataset(np.arange(HEIGHT * WIDTH).reshape(HEIGHT, WIDTH).astype(np.int16), PixelSpacing=spacing))
+    [image], *_ = opened(tmp_path)
+    assert (image.height, image.width) == (HEIGHT, WIDTH)
+
+
 def test_a_picture_among_them_does_not_decide(tmp_path: Path) -> None:
     pixels = series(tmp_path)
     for path in list(tmp_path.glob("*.dcm")):

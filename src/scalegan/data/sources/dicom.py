@@ -19,9 +19,11 @@ from scalegan.errors import UserError
 
 GREY = ("MONOCHROME1", "MONOCHROME2")
 HEADER = (
-    "SeriesInstanceUID", "SOPInstanceUID", "Rows", "Columns",
+    "SeriesInstanceUID", "SOPInstanceUID", "Modality", "Rows", "Columns",
     "ImagePositionPatient", "ImageOrientationPatient", "InstanceNumber",
 )  # fmt: skip
+ABOUT_IMAGES = ("SEG", "RTDOSE")
+"""Modalities of files that have pixels, but of a mask or a dose: nothing that a scanner saw."""
 EVEN = 0.02
 """Largest relative difference between the gaps of slices that are taken for evenly spaced."""
 
@@ -175,11 +177,17 @@ def _frame(data: Any, number: int, apply_modality_lut: Any, image: NDArray[Any])
     return Frame(
         values,
         data.PhotometricInterpretation == "MONOCHROME1",
-        (float(spacing[0]), float(spacing[1])),
+        _positive(spacing),
         np.array(orientation, np.float64) if orientation else None,
         np.array(position, np.float64) if position else None,
         _own_window(data, number),
     )
+
+
+def _positive(spacing: Sequence[Any]) -> tuple[float, float]:
+    """Height and width of a pixel; square where the file says what no pixel can be."""
+    down, across = float(spacing[0]), float(spacing[1])
+    return (down, across) if 0 < down < np.inf and 0 < across < np.inf else (1.0, 1.0)
 
 
 def _lookup(data: Any, number: int, sequence: str, name: str) -> Any:
@@ -220,7 +228,7 @@ def dicom(request: Request) -> Source:
     for path in paths:
         try:
             header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(HEADER))
-            if not header.get("Rows"):
+            if not header.get("Rows") or header.get("Modality") in ABOUT_IMAGES:
                 others += 1  # reports, directories and the like hold no image
                 continue
             key, place = _place(header)
