@@ -6,6 +6,8 @@ from typing import get_args, get_type_hints
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from scalegan.config import Config, TrainConfig
 from scalegan.errors import UserError
@@ -310,6 +312,32 @@ def test_batch_norm_in_groups_is_that_of_each_group(running):
     torch.testing.assert_close(ours(x), torch.cat(expected))
     if running:
         torch.testing.assert_close(ours.running_var, 0.9 + 0.1 * torch.stack(variances).mean(0))
+
+
+class NormBackwards(TorchDispatchMode):
+    """Notes what the kernel behind the backward pass of a batch norm is given as saved mean and deviation."""
+
+    def __init__(self):
+        super().__init__()
+        self.saved = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten.native_batch_norm_backward.default:
+            self.saved.append(args[5:7])
+        return function(*args, **(kwargs or {}))
+
+
+def test_over_processes_the_backward_kernel_is_given_all_that_cuda_asks_for(monkeypatch):
+    """A CPU reckons from running statistics alone; CUDA's kernel for channels that are last in memory stops without the others."""
+    for name, value in {"is_initialized": True, "get_world_size": 2, "get_rank": 0, "all_reduce": None}.items():
+        monkeypatch.setattr(dist, name, lambda *_, value=value: value)
+    x = torch.randn(4, 5, 3, 3).contiguous(memory_format=torch.channels_last).requires_grad_()
+    with NormBackwards() as seen:
+        BatchNorm(5)(x).square().sum().backward()
+    assert len(seen.saved) == 1
+    for given in seen.saved[0]:
+        assert isinstance(given, torch.Tensor)
+        assert given.shape == (5,)
 
 
 @pytest.mark.parametrize(("group", "processes", "accumulate", "fits"), [

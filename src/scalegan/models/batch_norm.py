@@ -92,11 +92,12 @@ class _SharedBatchNorm(torch.autograd.Function):
         x, weight, mean, var = ctx.saved_tensors
         # First as if mean and variance were constants. What flows through them is linear in the normalised x, with the
         # gradients of weight and bias over the whole group as its coefficients: the kernel that normalises makes it too.
+        inverse = torch.rsqrt(var + ctx.eps)  # CUDA's kernel for channels-last maps asks for it and the mean as saved
         direct, to_weight, to_bias = torch.ops.aten.native_batch_norm_backward(
-            gradient, x, weight, mean, var, None, None, False, ctx.eps, [True, True, True]
+            gradient, x, weight, mean, var, mean, inverse, False, ctx.eps, [True, True, True]
         )
         total = ctx.share.total(torch.stack([to_weight, to_bias]))
-        scale = weight * torch.rsqrt(var + ctx.eps) / (x.numel() / x.shape[1] * ctx.share.processes)
+        scale = weight * inverse / (x.numel() / x.shape[1] * ctx.share.processes)
         through = F.batch_norm(x, mean, var, total[0] * scale, total[1] * scale, training=False, eps=ctx.eps)
         return direct - through, to_weight, to_bias, None, None
 
