@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from contextlib import closing
 from dataclasses import replace
@@ -31,7 +32,9 @@ from scalegan.status import Status
 from scalegan.tracking import Tracker
 
 REQUEUE = "requeue"
-"""File in the run folder that asks the batch script to queue the job again."""
+"""File in the run folder that asks the batch script to queue the job again: images seen, and `ATTEMPT` where there is one."""
+ATTEMPT = "SCALEGAN_ATTEMPT"
+"""Variable by which the batch script knows its own run of its own job: others may have been, or be, at the same folder."""
 
 MOST_COMPARED = 50_000
 """Training images that samples are compared with at most."""
@@ -254,7 +257,7 @@ class Outputs:
             )
             return
         if self.main:
-            (self.run_dir / REQUEUE).write_text(f"{images_seen}\n")
+            (self.run_dir / REQUEUE).write_text(f"{images_seen} {os.environ.get(ATTEMPT, '')}".rstrip() + "\n")
         self.say(f"stopped at {images_seen} images on request, checkpoint saved: run the same command to go on")
 
     def finished(self, images_seen: int) -> None:

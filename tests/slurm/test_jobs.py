@@ -161,7 +161,8 @@ def test_a_job_that_was_queued_again_often_enough_ends_and_goes_on_when_submitte
     job = submit("kiwi", MAX_RESTARTS="0")
     at_work(tmp_path / "run")
     cluster.run("scancel", "--batch", "--signal=USR1", job)
-    assert cluster.wait_for_state(job, "COMPLETED", "FAILED") == "COMPLETED", log(tmp_path, job)
+    assert cluster.wait_for_state(job, "COMPLETED", "FAILED") == "FAILED", log(tmp_path, job)
+    assert cluster.field(job, "ExitCode") == "75:0", "it has work left"
     assert "not requeued: MAX_RESTARTS=0 reached" in log(tmp_path, job)
     assert cluster.field(job, "Restarts") == "0"
     again = submit("kiwi", MAX_RESTARTS="0")

@@ -68,6 +68,13 @@ def recorded(trainer: Trainer) -> list[tuple[int, float]]:
     return [(record["images_seen"], record["fd_lite0"]) for record in map(json.loads, lines)]
 
 
+def test_the_wish_to_be_requeued_names_the_attempt_of_the_job(make_trainer, monkeypatch):
+    monkeypatch.setenv("SCALEGAN_ATTEMPT", "7.1")
+    first = make_trainer(GivenUp("told"))
+    assert not first.train()
+    assert (first.run_dir / "requeue").read_text() == "16 7.1\n"
+
+
 def test_an_evaluation_that_was_given_up_is_recorded_once_though_the_run_dies_after_it_was_made_again(make_trainer):
     first = make_trainer(3.0, GivenUp("told"))
     assert not first.train()
