@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 import scalegan
-from scalegan import launcher
+from scalegan import early, launcher
 from scalegan.errors import MachineError, UserError
 
 
@@ -132,6 +132,8 @@ def reader_has_gone() -> bool:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command line. Returns the exit code: 0, 2 for what the user can mend, 130 after Ctrl-C."""
+    if argv is None and sys.argv[1:2] == ["train"]:
+        early.remember()
     try:
         return dispatch(sys.argv[1:] if argv is None else argv)
     except UserError as error:

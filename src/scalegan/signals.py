@@ -10,6 +10,8 @@ from types import FrameType
 import torch
 import torch.distributed as dist
 
+from scalegan import early
+
 NOTICES = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
 SAME = 3.0
 """Seconds in which another SIGINT is the same Ctrl-C: a launcher may hand it on to workers that the terminal has told."""
@@ -28,6 +30,8 @@ class StopNotice:
         self._flag = torch.zeros(())
         self._work: dist.Work | None = None
         self._before = {number: signal.signal(number, self._latch) for number in NOTICES}
+        if early.take():
+            self.latched = True
 
     def _latch(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from scalegan import early
+
+if __name__ == "__main__":
+    early.remember()  # even before the other imports, which take seconds on a cold file system
+
 import sys
 from collections.abc import Sequence
 from contextlib import closing
@@ -32,6 +37,8 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str]) -> int:
     """Train as the arguments say; returns the exit code. Raises `UserError`."""
     request = settings.parse(argv)
+    if request.debug or request.dry_run:
+        early.forget()
     if request.debug:
         from scalegan.debug import debug
 

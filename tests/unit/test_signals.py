@@ -2,9 +2,12 @@
 
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 
+from helpers.runs import arguments
 from scalegan import signals
 from scalegan.signals import NOTICES, StopNotice
 
@@ -51,6 +54,56 @@ def test_a_second_ctrl_c_stops_at_once(notice, monkeypatch):
     monkeypatch.setattr(signals, "SAME", -1.0)
     with pytest.raises(KeyboardInterrupt):
         tell(signal.SIGINT)
+
+
+START = """
+import os, runpy, signal, sys
+
+class Importing:
+    def find_spec(self, name, path=None, target=None):
+        if name == during:
+            sys.meta_path.remove(self)
+            os.kill(os.getpid(), getattr(signal, number))
+
+during, number, how = sys.argv[1:4]
+sys.argv = sys.argv[3:]
+sys.meta_path.insert(0, Importing())
+runpy.run_module(how, run_name="__main__", alter_sys=True)
+"""
+
+
+def started(shards, run, during, number, *how):
+    """A training that gets the signal `number` while it imports `during`, or the one that goes on with it without."""
+    command = [sys.executable, "-c", START, during, number, *how, *arguments(shards, run, 64, train__device="cpu")]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=os.environ | {"SCALEGAN_ATTEMPT": "7.0"})
+
+
+@pytest.mark.parametrize(
+    ("how", "during", "number"),
+    [
+        (["scalegan.train"], "scalegan.config", "SIGTERM"),
+        (["scalegan.train"], "torch", "SIGUSR1"),
+        (["scalegan.cli", "train"], "torch", "SIGTERM"),
+    ],
+)
+def test_a_notice_that_comes_while_a_training_starts_is_kept(shards, tmp_path, how, during, number):
+    """Schedulers send TERM once, and torch takes seconds to import."""
+    stopped = started(shards, tmp_path / "run", during, number, *how)
+    assert stopped.returncode == 0, stopped.stderr
+    assert "stopped at 0 images on request, checkpoint saved" in stopped.stdout
+    assert (tmp_path / "run" / "requeue").read_text() == "0 7.0\n"
+
+
+def test_ctrl_c_while_a_training_starts_ends_it(shards, tmp_path):
+    done = started(shards, tmp_path / "run", "torch", "SIGINT", "scalegan.train")
+    assert done.returncode == 130
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("what", ["--dry_run", "--debug"])
+def test_a_look_at_a_training_ends_by_term(shards, tmp_path, what):
+    done = started(shards, tmp_path / "run", "scalegan.config", "SIGTERM", "scalegan.train", what)
+    assert done.returncode == -signal.SIGTERM
 
 
 def test_afterwards_signals_do_what_they_did_before():
