@@ -209,8 +209,9 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
     for key, value in tensors.items():
         number, name = key.split(".", 1)
         parameter = parameters[int(number)]
-        laid_out = torch.empty_like(parameter, dtype=value.dtype).copy_(value) if value.shape == parameter.shape else value
-        state.setdefault(int(number), {})[name] = laid_out
+        # Copies in any case: a view would keep the file mapped, and an NFS server the file after its checkpoint is deleted.
+        copy = torch.empty_like(parameter, dtype=value.dtype) if value.shape == parameter.shape else torch.empty_like(value)
+        state.setdefault(int(number), {})[name] = copy.copy_(value)
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

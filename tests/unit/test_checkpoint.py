@@ -352,6 +352,18 @@ def test_the_optimizer_comes_back_to_the_bit_and_goes_on_alike(tmp_path):
     assert all(same(a, b) for a, b in zip(unbroken.state_dict().values(), resumed.state_dict().values(), strict=True))
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="Linux only")
+def test_a_restored_optimizer_holds_no_file_of_the_checkpoint(tmp_path):
+    """Its checkpoint will be deleted while it trains on, and an NFS server would keep what is still mapped."""
+    net = network()
+    one, other = (torch.optim.Adam(net.parameters(), fused=True) for _ in range(2))
+    step(net, one, 0)
+    found = read(save(tmp_path, 1, {"optimizer": optimizer_tensors(one)}, {}))
+    restore_optimizer(other, found.tensors("optimizer"))
+    assert str(tmp_path) not in Path("/proc/self/maps").read_text()
+    assert other.state_dict()["state"]
+
+
 def test_an_optimizer_that_has_not_stepped_has_nothing_to_keep(tmp_path):
     net = network()
     optimizer = torch.optim.Adam(net.parameters(), fused=True)
