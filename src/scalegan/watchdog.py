@@ -30,17 +30,18 @@ class Watchdog:
         self.limit, self.path, self.rank = limit, run_dir / FOLDER / f"process{rank}.txt", rank
         self.images_seen, self.allowed = 0, FIRST * limit
         self._since: float | None = None  # None while nothing is watched
+        self._suspended = 0.0  # seconds that the watching thread could not run
         self._closed = threading.Event()
         if limit:
             threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     def begin(self, images_seen: int) -> None:
         """From now on a first step is waited for."""
-        self.images_seen, self._since = images_seen, time.monotonic()
+        self.images_seen, self._since = images_seen, self._now()
 
     def step(self, images_seen: int) -> None:
         """A step was finished, and the next one is waited for."""
-        self.images_seen, self._since, self.allowed = images_seen, time.monotonic(), self.limit
+        self.images_seen, self._since, self.allowed = images_seen, self._now(), self.limit
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -49,16 +50,24 @@ class Watchdog:
         try:
             yield
         finally:
-            self._since = time.monotonic()
+            self._since = self._now()
 
     def close(self) -> None:
         self._since = None
         self._closed.set()
 
+    def _now(self) -> float:
+        return time.monotonic() - self._suspended
+
     def _watch(self) -> None:
-        while not self._closed.wait(min(1.0, self.limit / 10)):
+        """Every `period`. What it wakes late by does not count: a scheduler may suspend the process (SIGSTOP) for hours."""
+        period = min(1.0, self.limit / 10)
+        due = time.monotonic() + period
+        while not self._closed.wait(period):
+            self._suspended += time.monotonic() - due
+            due = time.monotonic() + period
             since = self._since
-            if since is not None and time.monotonic() - since > self.allowed:
+            if since is not None and self._now() - since > self.allowed:
                 self._end()
 
     def _end(self) -> None:

@@ -1,6 +1,7 @@
-"""A process whose steps have stopped ends, whatever its run folder is like."""
+"""A process is ended where its own steps stop, whatever its run folder is like, and not where it was stopped from outside."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -51,3 +52,35 @@ def test_it_ends_though_its_stacks_cannot_be_written(tmp_path, made):
     assert ended.returncode == 1
     assert "no step in 0.4 s after image 0" in ended.stderr
     assert 'File "<string>", line 7 in <module>' in ended.stderr
+
+
+SUSPENDED = """
+import os, signal, sys, time
+from pathlib import Path
+from scalegan.watchdog import Watchdog
+
+watchdog = Watchdog(1.0, Path(sys.argv[1]), 0)
+watchdog.begin(0)
+watchdog.step(32)
+os.kill(os.getpid(), signal.SIGSTOP)
+time.sleep(float(sys.argv[2]))
+watchdog.step(64)
+"""
+
+
+def state(pid: int) -> str:
+    with open(f"/proc/{pid}/stat") as file:
+        return file.read().rpartition(")")[2].split()[0]
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="Linux only")
+@pytest.mark.parametrize(("step", "hangs"), [(0.5, False), (2.0, True)])
+def test_time_in_suspension_is_no_part_of_a_step(tmp_path, step, hangs):
+    """Slurm suspends jobs by SIGSTOP where PreemptMode is SUSPEND."""
+    process = subprocess.Popen([sys.executable, "-c", SUSPENDED, tmp_path, str(step)], stderr=subprocess.PIPE, text=True)
+    while state(process.pid) != "T":
+        time.sleep(0.05)
+    time.sleep(2.0)
+    process.send_signal(signal.SIGCONT)
+    _, errors = process.communicate(timeout=60)
+    assert ("no step in 1 s after image 32" in errors) == hangs
