@@ -328,7 +328,7 @@ class NormBackwards(TorchDispatchMode):
 
 
 def test_over_processes_the_backward_kernel_is_given_all_that_cuda_asks_for(monkeypatch):
-    """A CPU reckons from running statistics alone; CUDA's kernel for channels that are last in memory stops without the others."""
+    """A CPU needs the running statistics alone; CUDA's kernel for channels-last memory stops without the others."""
     for name, value in {"is_initialized": True, "get_world_size": 2, "get_rank": 0, "all_reduce": None}.items():
         monkeypatch.setattr(dist, name, lambda *_, value=value: value)
     x = torch.randn(4, 5, 3, 3).contiguous(memory_format=torch.channels_last).requires_grad_()
