@@ -116,7 +116,8 @@ def in_company() -> Iterator[None]:
             raise
         reason = " ".join(str(error).split())
         raise UserError(
-            f"another process of this run has ended, and says why in its own output; or its network failed: {reason}"
+            "another process of this run has ended, and says why in its own output; or the network failed (GLOO_SOCKET_IFNAME "
+            f"names the interface to use): {reason}"
         ) from None
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import atexit
 import os
+import socket
 import sys
 from contextlib import suppress
+from ipaddress import ip_address
 from typing import NoReturn
 
-from scalegan.errors import UserError
+from scalegan.errors import MachineError, UserError
 
 NEEDED = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """Beside WORLD_SIZE, what torch wants to know."""
@@ -32,7 +34,40 @@ def world_size() -> int:
                     f"{name} is {os.environ[name]} but WORLD_SIZE is not set, so each process would train alone: start "
                     f"`accelerate launch` once a machine (slurm/common.sh does), or unset {name} for one process"
                 )
+    if several_machines() and (address := offered_loopback()):
+        raise MachineError(
+            f"the other machines would look for this one at {address}, its own loopback: set GLOO_SOCKET_IFNAME to the network "
+            "interface between the machines, such as eth0 or ib0"
+        )
     return launched
+
+
+def several_machines() -> bool:
+    world = number("WORLD_SIZE") or 1
+    return world > (number("LOCAL_WORLD_SIZE") or world)
+
+
+def offered_loopback() -> str | None:
+    """The address by which gloo would have others find this machine, where that leads each of them to itself alone.
+
+    Gloo takes what the own name resolves to, which Debian's installer has made 127.0.1.1. Where the first machine is on
+    loopback too, all are one.
+    """
+    if os.environ.get("GLOO_SOCKET_IFNAME"):
+        return None
+    own, first = (address_of(name) for name in (socket.gethostname(), os.environ.get("MASTER_ADDR", "")))
+    return own if is_loopback(own) and not is_loopback(first) else None
+
+
+def address_of(name: str) -> str:
+    try:
+        return str(socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)[0][4][0]) if name else ""
+    except OSError:
+        return "127.0.0.1" if name == socket.gethostname() else ""  # which is what gloo falls back to
+
+
+def is_loopback(address: str) -> bool:
+    return address != "" and ip_address(address).is_loopback
 
 
 def rank() -> int:

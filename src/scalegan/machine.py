@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scalegan.launcher import OF_MPI, number
+from scalegan.launcher import OF_MPI, address_of, number, offered_loopback, several_machines
 
 if TYPE_CHECKING:
     from multiprocessing.synchronize import Barrier
@@ -165,6 +165,12 @@ def rendezvous() -> Iterator[Finding]:
         yield fail("launch", f"WORLD_SIZE is {world} without MASTER_ADDR and MASTER_PORT: start through accelerate launch")
     else:
         yield ok("launch", f"WORLD_SIZE {world}, RANK {rank}")
+    if several_machines() or (number("SLURM_NNODES") or 1) > 1:
+        if loopback := offered_loopback():
+            remedy = "set GLOO_SOCKET_IFNAME to the network interface between the machines, such as eth0 or ib0"
+            yield warn("address", f"other machines would look for this one at {loopback}, its own loopback: {remedy}")
+        else:
+            yield ok("address", os.environ.get("GLOO_SOCKET_IFNAME") or address_of(socket.gethostname()))
     if not address:
         return
     try:

@@ -20,6 +20,8 @@ HOSTS = Path("/etc/hosts")
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch")
 NODES = ("scalegan1", "scalegan2")
 GPUS, CPUS = 2, 8
+TYPE = "a100"
+"""What the null devices call themselves."""
 PORT = 17400
 MARK = "  # scalegan's test cluster\n"
 
@@ -64,7 +66,7 @@ LaunchParameters=disable_send_gids
 PartitionName=gpu Nodes=ALL Default=YES MaxTime=INFINITE PriorityTier=1 PreemptMode=REQUEUE GraceTime=30 State=UP
 PartitionName=high Nodes=ALL Default=NO MaxTime=INFINITE PriorityTier=10 PreemptMode=OFF State=UP
 """
-NODE = "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={cpus} RealMemory=4000 Gres=gpu:{gpus}"
+NODE = "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={cpus} RealMemory=4000 Gres=gpu:{type}:{gpus}"
 
 
 def missing() -> str | None:
@@ -98,12 +100,17 @@ class Cluster:
         for folder in ("state", "dev", *(f"spool.{node}" for node in NODES)):
             (self.root / folder).mkdir(parents=True)
         self.root.chmod(0o755)
-        nodes = [NODE.format(name=name, host=host, port=PORT + 1 + i, cpus=CPUS, gpus=GPUS) for i, name in enumerate(NODES)]
+        nodes = [
+            NODE.format(name=name, host=host, port=PORT + 1 + i, cpus=CPUS, type=TYPE, gpus=GPUS)
+            for i, name in enumerate(NODES)
+        ]
         config = CONFIG.format(host=host, port=PORT, root=self.root, first=PORT + 100, last=PORT + 199, nodes="\n".join(nodes))
         (self.root / "slurm.conf").write_text(config)
         for i in range(GPUS):
             os.mknod(self.root / "dev" / f"nvidia{i}", 0o20666, os.makedev(1, 3))
-        (self.root / "gres.conf").write_text(f"Name=gpu File={self.root}/dev/nvidia[0-{GPUS - 1}] Flags=nvidia_gpu_env\n")
+        (self.root / "gres.conf").write_text(
+            f"Name=gpu Type={TYPE} File={self.root}/dev/nvidia[0-{GPUS - 1}] Flags=nvidia_gpu_env\n"
+        )
         with HOSTS.open("a") as file:
             file.writelines(f"127.0.0.1 {node}{MARK}" for node in NODES)
 

@@ -119,7 +119,7 @@ def differing(run, undisturbed):
         ("kiwi", (), 2),
         pytest.param("kiwi", ("--gpus-per-node=0", "--cpus-per-task=2", "--partition=high"), 1, marks=pytest.mark.slow),
         pytest.param("brain", (), 1, marks=pytest.mark.slow),
-        pytest.param("fruits360", ("--cpus-per-task=4", "--gpus-per-node=2"), 1, marks=pytest.mark.slow),
+        pytest.param("fruits360", ("--cpus-per-task=4", "--gpus-per-node=a100:1", "--exclusive"), 1, marks=pytest.mark.slow),
     ],
 )
 def test_each_script_trains_on_two_nodes(cluster, submit, tmp_path, name, flags, processes):
@@ -133,6 +133,8 @@ def test_each_script_trains_on_two_nodes(cluster, submit, tmp_path, name, flags,
         "SCALEGAN_EXEC": f"bash {container}",
         "SCALEGAN_SRUN": f"--output={step} --open-mode=append",
     }
+    if "--exclusive" in flags:
+        asked["SCALEGAN_PROCESSES"] = ""  # as many as there are GPUs
     job = submit(name, "--account=lab", *flags, processes=processes, images=3200, **asked)
     assert cluster.wait_for_state(job, "COMPLETED", "FAILED") == "COMPLETED", log(tmp_path, job) + step.read_text()
     assert cluster.field(job, "Account") == "lab"

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from scalegan import checkpoint, cli, doctor, machine, run
+from scalegan import checkpoint, cli, doctor, launcher, machine, run
 from scalegan.config import Config, DataConfig
 from scalegan.data.writer import Sample, write_shards
 from scalegan.errors import UserError
@@ -122,6 +122,24 @@ def test_master_has_to_resolve_and_its_port_to_be_free(monkeypatch):
     monkeypatch.setenv("MASTER_ADDR", "no.such.host.invalid")
     states = [(finding.subject, finding.state) for finding in machine.rendezvous()]
     assert states == [("launch", "ok"), ("master", "fail")]
+
+
+@pytest.mark.parametrize(
+    ("environment", "own", "state"),
+    [
+        ({"SLURM_NNODES": "2"}, "127.0.1.1", "warn"),
+        ({"SLURM_NNODES": "2", "GLOO_SOCKET_IFNAME": "ib0"}, "127.0.1.1", "ok"),
+        ({"SLURM_NNODES": "2"}, "10.0.0.7", "ok"),
+    ],
+)
+def test_of_several_machines_the_own_name_must_lead_others_here(monkeypatch, environment, own, state):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(launcher, "address_of", lambda name: own if name else "")
+    monkeypatch.setattr(machine, "address_of", launcher.address_of)
+    (found,) = [finding for finding in machine.rendezvous() if finding.subject == "address"]
+    assert found.state == state
+    assert state == "ok" or "at 127.0.1.1, its own loopback: set GLOO_SOCKET_IFNAME" in found.text
 
 
 def test_processes_that_cannot_talk_are_one_line(monkeypatch, capfd):
