@@ -84,11 +84,17 @@ class Lock:
                 raise
             if name == LOCK:
                 print(f"scalegan: {run_dir} is on a file system without locks: see that one training at a time writes there")
+        self._file.seek(0)
+        left = self._file.read().strip()  # by who was killed; or who still writes, on a file system without locks between hosts
+        if name == LOCK and left and f" on {os.uname().nodename} " not in left:
+            print(f"scalegan: {run_dir} was last written by {left}, which did not say that it ended: see that it did")
         self._file.truncate(0)
         self._file.write(f"process {os.getpid()} on {os.uname().nodename} since {time.strftime('%F %T')}\n")
         self._file.flush()
 
     def close(self) -> None:
+        if not self._file.closed:
+            self._file.truncate(0)
         self._file.close()
 
 

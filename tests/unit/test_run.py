@@ -155,6 +155,20 @@ def test_a_killed_writer_holds_nothing(tmp_path):
     Lock(tmp_path).close()
 
 
+def test_another_host_that_did_not_say_that_it_ended_is_told_of(tmp_path, capsys):
+    """Its training was killed, or still writes: some file systems have no locks between hosts."""
+    left = "process 7 on another since 2026-11-29 12:00:00"
+    (tmp_path / ".lock").write_text(f"{left}\n")
+    Lock(tmp_path).close()
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line == f"scalegan: {tmp_path} was last written by {left}, which did not say that it ended: see that it did"
+    Lock(tmp_path).close()
+    assert capsys.readouterr().out == "", "who closes says so"
+    (tmp_path / ".lock").write_text(left.replace("another", os.uname().nodename))
+    Lock(tmp_path).close()
+    assert capsys.readouterr().out == "", "on one host the lock is enough"
+
+
 def test_a_child_that_outlives_its_writer_holds_nothing(tmp_path):
     """As a loader worker that was forked does for some seconds when a training is killed."""
     lock, (reading, writing), (begun, beginning) = Lock(tmp_path), os.pipe(), os.pipe()
@@ -179,7 +193,7 @@ def test_looking_for_a_writer_writes_nothing_and_keeps_nobody_out(tmp_path):
     refuse_second_writer(tmp_path / "run")
     assert not (tmp_path / "run").exists()
     Lock(tmp_path / "run").close()
-    before = (tmp_path / "run" / ".lock").read_text()
+    (tmp_path / "run" / ".lock").write_text(before := "process 7 on another\n")
     refuse_second_writer(tmp_path / "run")
     assert (tmp_path / "run" / ".lock").read_text() == before
     Lock(tmp_path / "run").close()
