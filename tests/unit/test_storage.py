@@ -23,7 +23,7 @@ import aiohttp
 import fsspec
 import numpy as np
 import pytest
-from small_shards import damage, make_shards, open_shards
+from small_shards import damage, make_shards, numbers, open_shards
 
 from helpers.servers import halving
 from scalegan.config import DataConfig
@@ -613,3 +613,24 @@ def test_an_index_that_is_not_there_and_one_that_cannot_be_had_are_told_apart(tm
     assert "index.json is missing" in told
     (told,) = read_over_https(url, tmp_path, SSL_CERT_FILE=os.devnull)
     assert "index.json cannot be read: ClientConnectorCertificateError" in told
+
+
+def test_a_copy_that_another_machine_has_dropped_is_fetched_again(
+    tmp_path: Path, remote: Remote, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a cache on NFS, where what one machine deletes can no longer be read by those that have it open."""
+    reader = StreamReader(remote.index, config(tmp_path))
+    reader.load(np.array([0]))
+    stale, pread = list(reader.handles.values()), os.pread
+
+    def once_stale(handle: int, length: int, offset: int) -> bytes:
+        if handle in stale:
+            stale.remove(handle)
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return pread(handle, length, offset)
+
+    for copy in (tmp_path / "cache").rglob("*.tar"):
+        copy.unlink()
+    monkeypatch.setattr(os, "pread", once_stale)
+    assert numbers(reader.load(np.array([0])).images).tolist() == [0]
+    assert remote.fetched == ["shard-000000.tar"] * 2

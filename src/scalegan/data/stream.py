@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -36,6 +37,14 @@ def replace_rows(pixels: Pixels, rows: NDArray[np.int64], others: Pixels) -> Non
     """Put the images of `others` [k] into `rows` [k] of `pixels`, which are unreadable then if those are."""
     pixels.images[rows], pixels.labels[rows] = others.images, others.labels
     pixels.unreadable = {int(rows[row]): problem for row, problem in others.unreadable.items()}
+
+
+def is_evicted(handle: int) -> bool:
+    """Whether the cache has dropped this copy; another machine with the same cache on NFS may have, and nobody can read it."""
+    try:
+        return os.fstat(handle).st_nlink == 0
+    except OSError:
+        return True
 
 
 class StreamReader:
@@ -91,7 +100,13 @@ class StreamReader:
 
     def _read(self, shard: int, offset: int, length: int) -> bytes:
         try:
-            data = os.pread(self._handle(shard), length, offset)
+            try:
+                data = os.pread(self._handle(shard), length, offset)
+            except OSError as error:
+                if error.errno != errno.ESTALE or not self.storage.remote:
+                    raise
+                os.close(self.handles.pop(shard))  # another machine has made room in a cache on NFS that both use
+                data = os.pread(self._handle(shard), length, offset)
         except OSError as error:
             raise self._lost(shard, f"shard {self._name(shard)} cannot be read ({error.strerror})") from None
         if len(data) < length:
@@ -120,7 +135,7 @@ class StreamReader:
         Those that the load has yet to come to after `shard` are kept: they would be fetched anew.
         """
         for other, handle in list(self.handles.items()):
-            if (other < shard or other not in self.wanted) and os.fstat(handle).st_nlink == 0:
+            if (other < shard or other not in self.wanted) and is_evicted(handle):
                 os.close(self.handles.pop(other))
 
     def _table(self, shard: int) -> NDArray[np.int64]:
