@@ -65,7 +65,10 @@ class Game:
         self.ema = make_ema(generator)
         self.powers = {std: make_ema(generator) for std in config.ema.power}
         if config.train.compile:
-            # In place, and before DDP: it then sees ordinary modules, whose gradients it reduces as they come.
+            # In place, and before DDP, which sees ordinary modules. Dynamo would cut them where DDP's buckets end, so that
+            # reducing overlaps with the backward pass: in the middle of `torch.func.grad`, which cannot be cut. As it is,
+            # gradients are reduced when the compiled backward pass has given all of them.
+            torch._dynamo.config.optimize_ddp = False
             mode = "reduce-overhead" if config.train.cuda_graphs else None
             generator.compile(dynamic=False, mode=mode)
             critic.compile(dynamic=False, mode=mode)
@@ -73,6 +76,11 @@ class Game:
             not config.train.cuda_graphs or not spans_processes(generator, critic, images=self.draws.count),
             f"train.cuda_graphs records each network by itself, and a batch norm over {accelerator.num_processes} processes "
             f"waits for the others inside of it: set --model.norm_group {self.draws.count}, or --train.cuda_graphs false",
+        )
+        require(
+            not (config.train.compile and config.loss.penalised and spans_processes(critic, images=self.draws.count)),
+            f"train.compile would take wrong gradients of a penalty through the critic's batch norm over "
+            f"{accelerator.num_processes} processes: set --model.norm_group {self.draws.count}, or --train.compile false",
         )
         couples_samples: bool = critic.discriminator.couples_samples  # type: ignore[assignment]
         group = config.model.critic_group

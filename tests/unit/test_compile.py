@@ -4,9 +4,11 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from test_steps import BATCH, make_game, real_batch
 
 from helpers.runs import only_traced
+from scalegan.errors import UserError
 
 OTHER_FAMILY = {"model__critic_norm": "auto", "model__init": "dcgan", "optim__lr_g": 1e-6, "optim__lr_d": 1e-6}
 """Adam's first steps go by the signs of gradients, which rounding decides where they are next to nothing: small steps, then."""
@@ -83,3 +85,27 @@ def test_a_traced_step_is_the_eager_one(case: str) -> None:
 @pytest.mark.parametrize("case", [case for case in CASES if case != DEAR])
 def test_a_compiled_step_is_the_eager_one(case: str) -> None:
     assert_alike(case, steps(case), steps(case, train__compile="true"))
+
+
+@pytest.mark.parametrize(
+    ("options", "refused"),
+    [
+        ({"loss__r1_gamma": 1.0}, True),
+        ({"loss__r1_gamma": 1.0, "model__norm_group": BATCH}, False),
+        ({"loss__r1_gamma": 1.0, "model__critic_norm": "none"}, False),
+        ({}, False),
+    ],
+)
+def test_a_penalty_through_a_batch_norm_over_processes_is_refused(
+    options: dict[str, Any], refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dynamo differentiates the sum over processes, an `autograd.Function`, once; a second time it counts as a constant."""
+    for name, value in {"is_initialized": True, "get_world_size": 2, "get_rank": 0}.items():
+        monkeypatch.setattr(dist, name, lambda value=value: value)
+    asked = {"model__critic_norm": "batch", "train__compile": "true"} | options
+    if not refused:
+        make_game(**asked)
+        return
+    with pytest.raises(UserError, match=r"^train.compile would .* over 1 processes: set --model.norm_group 8, or"):
+        make_game(**asked)
+    make_game(**asked | {"train__compile": "false"})
