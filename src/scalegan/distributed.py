@@ -71,6 +71,9 @@ def make_accelerator(train: TrainConfig) -> Accelerator:
     launched = launcher.world_size()
     if cpu and launched > 1:
         os.environ["ACCELERATE_USE_CPU"] = "true"  # else Accelerate makes a world of one out of each process
+    if train.deterministic and not cpu:  # before NCCL's group is made, which looks at it only then
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
     # Accelerate has no name yet for what torch 2.13 would rather be told.
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
     accelerator = Accelerator(
@@ -88,9 +91,6 @@ def make_accelerator(train: TrainConfig) -> Accelerator:
         )
     if train.precision == "fp32":
         plain_float32()
-    if train.deterministic and not cpu:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
     return accelerator
 
 

@@ -1,5 +1,7 @@
 """Set-ups that would go wrong unnoticed are refused in one line."""
 
+import os
+
 import pytest
 import torch
 from accelerate.state import AcceleratorState
@@ -87,6 +89,28 @@ def test_float32_is_real_where_it_is_asked_for(float32_switches):
         assert torch.backends.cudnn.conv.fp32_precision == expected
     assert {switch.fp32_precision for switch in float32_switches} == {"ieee"}
     assert not torch.backends.cudnn.allow_tf32  # raises where its parts disagree, as torch.compile would find out
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_what_makes_a_gpu_deterministic_is_set_when_the_group_of_processes_is_made(monkeypatch, deterministic):
+    """NCCL's group looks at it once, when it is made."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")  # so that it is put back
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    found = []
+
+    class Accelerator:
+        num_processes = 1
+
+        def __init__(self, **_):
+            found.append((torch.are_deterministic_algorithms_enabled(), os.environ.get("CUBLAS_WORKSPACE_CONFIG")))
+
+    monkeypatch.setattr(distributed, "Accelerator", Accelerator)
+    try:
+        make_accelerator(TrainConfig(device="cuda", precision="bf16", deterministic=deterministic))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert found == [(True, ":4096:8") if deterministic else (False, None)]
 
 
 def test_auto_is_bf16_where_the_hardware_has_it(monkeypatch):
