@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scalegan.channelwise import strided
+from scalegan.channelwise import filtered
 from scalegan.evaluation.network import FeatureNetwork
 from scalegan.evaluation.weights import folded
 
@@ -86,9 +86,7 @@ class Convolution(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         groups, padding = x.shape[1] // self.weight.shape[1], self.weight.shape[-1] // 2
-        if self.stride == 2 and groups > 1:
-            return strided(F.conv2d, x, self.weight, self.bias, padding=padding)
-        return F.conv2d(x, self.weight, self.bias, self.stride, padding, groups=groups)
+        return filtered(x, self.weight, self.bias, stride=self.stride, padding=padding, groups=groups)
 
 
 class Block(nn.Module):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scalegan.channelwise import strided
+from scalegan.channelwise import filtered
 
 TAPS = (1.0, 3.0, 3.0, 1.0)
 """[1, 2, 1] * [1, 1]: a smooth filter that halves and doubles sizes."""
@@ -24,16 +24,17 @@ class LowPass(nn.Module):
 
     def halved(self, x: Tensor) -> Tensor:
         """x [N, C, H, W] -> [N, C, ceil(H/2), ceil(W/2)]."""
-        return strided(F.conv2d, evened(x), self._kernels(x), padding=1)
+        return filtered(evened(x), self._kernels(x), stride=2, padding=1, groups=x.shape[1])
 
     def doubled(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         """x [N, C, ceil(H/2), ceil(W/2)] -> [N, C, H, W], where `size` is (H, W)."""
-        height, width = size
-        return strided(F.conv_transpose2d, x, self._kernels(x, 4), padding=1)[..., :height, :width]
+        (height, width), twice = size, (2 * x.shape[2], 2 * x.shape[3])
+        doubled = filtered(x, self._kernels(x, 4), stride=2, padding=1, groups=x.shape[1], size=twice)
+        return doubled[..., :height, :width]
 
     def smoothed(self, x: Tensor, padding: int, gain: float = 1.0) -> Tensor:
         """x [N, C, H, W] -> [N, C, H + 2 padding - 3, W + 2 padding - 3]."""
-        return F.conv2d(x, self._kernels(x, gain), padding=padding, groups=x.shape[1])
+        return filtered(x, self._kernels(x, gain), padding=padding, groups=x.shape[1])
 
     def _kernels(self, x: Tensor, gain: float = 1.0) -> Tensor:
         return (gain * self.kernel).to(x.dtype).expand(x.shape[1], 1, 4, 4)
