@@ -6,12 +6,16 @@ import copy
 import shutil
 import threading
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from scalegan import checkpoint
+
+Parts = Mapping[str, Mapping[str, Tensor]]
 
 
 class Saver:
@@ -24,16 +28,15 @@ class Saver:
         self.whole = True
         """Whether the last one that was started or refused is on disk; to be asked after `wait`."""
 
-    def start(
-        self, images_seen: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], best: Iterable[int]
-    ) -> None:
+    def start(self, images_seen: int, tensors: Parts, state: Mapping[str, Any], best: Iterable[int]) -> None:
         """Copy everything and begin to write; call `wait` before, for what became of the one under way.
 
         The copies stay on their device: on a GPU they queue up behind the step, and the thread waits, not the training.
         """
         copies = {part: {name: value.detach().clone() for name, value in values.items()} for part, values in tensors.items()}
+        made = torch.cuda.current_stream().record_event() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
         self._thread = threading.Thread(
-            target=self._save, args=(images_seen, copies, copy.deepcopy(state), list(best)), name="checkpoint"
+            target=self._save, args=(images_seen, copies, copy.deepcopy(state), list(best), made), name="checkpoint"
         )
         self._thread.start()
 
@@ -53,10 +56,12 @@ class Saver:
         problem, self._problem = self._problem, None
         return problem
 
-    def _save(self, images_seen: int, tensors: dict[str, dict[str, Tensor]], state: Mapping[str, Any], best: list[int]) -> None:
+    def _save(
+        self, images_seen: int, copies: Parts, state: Mapping[str, Any], best: list[int], made: torch.cuda.Event | None = None
+    ) -> None:
         self.whole = False
         try:
-            self._write(images_seen, tensors, state)
+            self._write(images_seen, to_host(copies, made), state)
         except Exception as error:  # of a thread it would be lost
             self._problem = f"checkpoint at {images_seen} images was NOT saved: {error}"
             return
@@ -66,10 +71,20 @@ class Saver:
         except OSError as error:
             self._problem = f"an old checkpoint could not be deleted, and takes up room until the next is saved: {error}"
 
-    def _write(self, images_seen: int, tensors: dict[str, dict[str, Tensor]], state: Mapping[str, Any]) -> None:
+    def _write(self, images_seen: int, tensors: Parts, state: Mapping[str, Any]) -> None:
         """Write and read back. One that comes back damaged is deleted: it would take the place of one that is whole."""
-        on_host = {part: {name: value.cpu() for name, value in values.items()} for part, values in tensors.items()}
-        path = checkpoint.save(self.run_dir, images_seen, on_host, state)
+        path = checkpoint.save(self.run_dir, images_seen, tensors, state)
         if damaged := checkpoint.read(path).problem():
             shutil.rmtree(path, ignore_errors=True)
             raise OSError(damaged)
+
+
+def to_host(copies: Parts, made: torch.cuda.Event | None) -> dict[str, dict[str, Tensor]]:
+    """What was copied on a GPU until `made`, in host memory, through a stream of its own: steps queue behind no transfer.
+
+    Each `cpu` returns when its copy has arrived, so that the memory of `copies` is free to be used by any stream after us.
+    """
+    with torch.cuda.stream(torch.cuda.Stream(made.device)) if made else nullcontext():  # type: ignore[no-untyped-call]
+        if made:
+            made.wait()
+        return {part: {name: value.cpu() for name, value in values.items()} for part, values in copies.items()}

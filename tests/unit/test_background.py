@@ -2,10 +2,12 @@
 
 import errno
 import shutil
+from contextlib import contextmanager
 
 import pytest
 import torch
 from test_checkpoint import STATE, damage, holds, names, tensors
+from torch import Tensor
 
 from scalegan import checkpoint
 from scalegan.background import Saver
@@ -69,3 +71,46 @@ def test_one_is_saved_though_an_old_one_cannot_be_deleted(tmp_path, monkeypatch)
     assert holds(checkpoint.checkpoints(tmp_path) / "000000200", 200)
     assert save(saver, 300) is None
     assert names(tmp_path) == ["000000300"]
+
+
+def test_on_a_gpu_copies_leave_by_a_stream_of_their_own_when_they_are_made(tmp_path, monkeypatch):
+    """On the training's stream, each step that was queued meanwhile would wait until they are in host memory."""
+    done = []
+
+    def noted(name, plain):
+        def call(self):
+            done.append(name)
+            return plain(self)
+
+        return call
+
+    class Event:
+        device = "cuda:1"
+
+        def wait(self):
+            done.append("wait for them")
+
+    class Training:
+        def record_event(self):
+            done.append("all made")
+            return Event()
+
+    @contextmanager
+    def stream(other):
+        done.append(f"on {other}")
+        yield
+        done.append("back")
+
+    for name in ("clone", "cpu"):
+        monkeypatch.setattr(Tensor, name, noted(name, getattr(Tensor, name)))
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_stream", Training)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: f"a stream of {device}")
+    monkeypatch.setattr(torch.cuda, "stream", stream)
+    saver, given = Saver(tmp_path, 2), tensors(1)
+    saver.start(100, given, STATE, [])
+    assert saver.wait() is None
+    count = sum(map(len, given.values()))
+    expected = ["clone"] * count + ["all made", "on a stream of cuda:1", "wait for them"] + ["cpu"] * count + ["back"]
+    assert done[: len(expected)] == expected
+    assert holds(checkpoint.checkpoints(tmp_path) / "000000100", 1)
