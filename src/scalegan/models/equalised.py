@@ -62,7 +62,7 @@ def activate(x: Tensor) -> Tensor:
 
 
 def limited(x: Tensor) -> Tensor:
-    """Float16 within 256, so that sums of products stay finite (Karras et al. 2020b, appendix D); other types as they are."""
+    """Float16 within 256, so that sums of products stay finite (as in Karras et al. 2020b); other types as they are."""
     return x.clamp(-LIMIT, LIMIT) if x.dtype == torch.float16 else x
 
 
