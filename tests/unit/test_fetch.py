@@ -192,11 +192,38 @@ def test_a_class_that_is_there_from_another_commit_is_left_and_that_is_said(movi
     assert (out / "Training" / "Plum" / "r_0_100.jpg").read_text() == "another Plum"
 
 
-def test_a_half_moved_class_is_fetched_anew(repository, tmp_path):
+def test_a_half_moved_class_is_fetched_anew(repository, tmp_path, monkeypatch):
     out = tmp_path / "fruits"
-    (out / "Training" / "Plum").mkdir(parents=True)
-    (out / "Training" / "Plum" / "half.jpg").write_bytes(b"")
+
+    class Killed(BaseException):
+        pass
+
+    def killed(path, target):
+        target.mkdir()
+        (target / "half.jpg").write_bytes(b"")
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", killed)
+        with pytest.raises(Killed):
+            fruits360.fetch(out, ["Plum"], url=repository.as_uri())
+    assert files(out) == ["Training/Plum/half.jpg", "fruits360.json"]
     assert fruits360.fetch(out, ["Plum"], url=repository.as_uri()).counts == FILES
+    assert set(json.loads((out / fruits360.RECORD).read_text())) == {"classes"}
+
+
+@pytest.mark.parametrize("split", fruits360.SPLITS)
+@pytest.mark.parametrize("others", [[], ["Pear"]])
+def test_a_class_that_somebody_else_put_there_is_not_replaced(repository, tmp_path, split, others):
+    out = tmp_path / "fruits"
+    if others:
+        fruits360.fetch(out, others, url=repository.as_uri())
+    (out / split / "Plum").mkdir(parents=True)
+    (out / split / "Plum" / "own.jpg").write_bytes(b"own")
+    before = files(out)
+    with pytest.raises(UserError, match=rf"{split}/Plum is there and fruits360.json does not say that it was fetched"):
+        fruits360.fetch(out, ["Plum"], url=repository.as_uri())
+    assert files(out) == before
 
 
 def test_nothing_is_left_beside_the_folder(repository, tmp_path):

@@ -19,6 +19,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from scalegan.data.sources.base import named
 from scalegan.errors import UserError
@@ -98,10 +99,12 @@ def fetch(folder: Path, classes: Sequence[str], revision: str = REVISION, url: s
         record = read_record(folder)
         missing = [name for name in chosen if name not in record]
         if missing:
+            check_ours(folder, missing)
             clone.check_out(missing)
+            write_record(folder, record, moving=missing)
             move_in(Path(temporary), folder, missing)
             record |= {name: {"url": url, "revision": revision, "commit": commit} for name in missing}
-            write_atomically(folder / RECORD, json.dumps({"classes": record}, indent=1, sort_keys=True).encode())
+            write_record(folder, record)
         size = clone.size()
     counts = {split: sum(len(list((folder / split / name).glob("*.*"))) for name in chosen) for split in SPLITS}
     return Fetched(tuple(chosen), counts, size, commit, {name: record[name] for name in chosen})
@@ -129,14 +132,35 @@ def match(wanted: str, names: Sequence[str]) -> list[str]:
 
 
 def read_record(folder: Path) -> dict[str, dict[str, str]]:
+    classes: dict[str, dict[str, str]] = _record(folder)["classes"]
+    return {name: origin for name, origin in classes.items() if any((folder / split / name).is_dir() for split in SPLITS)}
+
+
+def write_record(folder: Path, classes: dict[str, dict[str, str]], moving: Sequence[str] = ()) -> None:
+    """`moving`: classes that are about to be moved in; what is there of them after a fetch that was cut off is ours."""
+    content = {"classes": classes, "moving": list(moving)} if moving else {"classes": classes}
+    write_atomically(folder / RECORD, json.dumps(content, indent=1, sort_keys=True).encode())
+
+
+def _record(folder: Path) -> dict[str, Any]:
     path = folder / RECORD
     if not path.exists():
-        return {}
+        return {"classes": {}}
     try:
-        classes: dict[str, dict[str, str]] = json.loads(path.read_bytes())["classes"]
-    except (ValueError, KeyError) as error:
+        content: dict[str, Any] = json.loads(path.read_bytes())
+        return {"classes": content["classes"], "moving": content.get("moving", [])}
+    except (ValueError, KeyError, AttributeError) as error:
         raise UserError(f"{path} is damaged: delete {folder} and fetch again") from error
-    return {name: origin for name, origin in classes.items() if any((folder / split / name).is_dir() for split in SPLITS)}
+
+
+def check_ours(folder: Path, classes: Sequence[str]) -> None:
+    """`UserError` where somebody else has put one of `classes` into `folder`: `move_in` would replace it."""
+    half = _record(folder).get("moving", [])
+    for target in (folder / split / name for split in SPLITS for name in classes if name not in half):
+        if target.exists():
+            raise UserError(
+                f"{target} is there and {RECORD} does not say that it was fetched: move it away, or fetch into another folder"
+            )
 
 
 def move_in(checkout: Path, folder: Path, classes: Sequence[str]) -> None:
