@@ -212,6 +212,14 @@ def test_images_beside_class_folders_are_an_error(tmp_path: Path) -> None:
         opened(tmp_path)
 
 
+def test_a_class_whose_name_is_not_in_utf8_is_refused_at_the_start(tmp_path: Path) -> None:
+    for name in (b"p\xeache", "grün".encode(), b"kiwi"):
+        save(Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)) / "1.png", photo())
+    with pytest.raises(UserError, match=r"has a folder 'p\\udceache', whose name is not in UTF-8: rename it"):
+        opened(tmp_path)
+    assert opened(tmp_path, classes=("kiwi", "grün"))[2].count == 2
+
+
 def test_no_images_are_an_error(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("nothing")
     with pytest.raises(UserError, match="holds no images"):
@@ -297,6 +305,22 @@ def test_a_table_may_name_files_in_folders(tmp_path: Path) -> None:
     save(tmp_path / "images/y/1.png", photo())
     labels = table(tmp_path / "labels.csv", "file,label\nx/1.png,a\ny\\1.png,b\n")
     assert [image.label for image in opened(tmp_path / "images", labels=labels)[0]] == [0, 1]
+
+
+def test_a_table_cannot_name_files_of_a_pattern_that_are_called_alike(tmp_path: Path) -> None:
+    for folder in ("x", "y"):
+        save(tmp_path / "images" / folder / "1.png", photo())
+        save(tmp_path / "images" / folder / f"{folder}.png", photo())
+    both = tmp_path / "images/*/1.png"
+    labels = table(tmp_path / "labels.csv", "file,label\n1.png,a\n")
+    with pytest.raises(
+        UserError, match=r"labels.csv cannot mean one of the 2 files called 1.png: add .* '.*images/x/1.png,LABEL'"
+    ):
+        opened(both, labels=labels)
+    labels = table(tmp_path / "labels.csv", f"file,label\n{tmp_path}/images/x/1.png,a\n{tmp_path}/images/y/1.png,b\n")
+    assert [image.label for image in opened(both, labels=labels)[0]] == [0, 1]
+    labels = table(tmp_path / "labels.csv", "file,label\nx.png,a\ny.png,b\n")
+    assert [image.label for image in opened(tmp_path / "images/*/[xy].png", labels=labels)[0]] == [0, 1]
 
 
 def test_a_missing_label_names_the_file(tmp_path: Path) -> None:

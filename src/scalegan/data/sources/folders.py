@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -134,6 +135,9 @@ def class_folders(request: Request) -> Source:
         )
     class_of = {name: below.split("/", 1)[0] for name, below in layout.images.items()}
     classes = choose_classes(sorted(set(class_of.values())), request.classes, str(folder))
+    for name in classes:
+        if name.encode(errors="ignore").decode() != name:
+            raise UserError(f"{folder} has a folder {name!r}, whose name is not in UTF-8: rename it")
     number = {name: label for label, name in enumerate(classes)}
     names = [name for name in layout.images if class_of[name] in number]
     labels = [number[class_of[name]] for name in names]
@@ -187,8 +191,14 @@ def csv_labels(request: Request, names: Sequence[str], short: Sequence[str]) -> 
             raise UserError("--classes needs labels: give --labels file.csv (columns file,label), or class folders")
         return (), [-1] * len(names)
     table = read_csv(Path(request.labels))
+    times = Counter(short) if request.folder is None else Counter[str]()
     given: list[str] = []
     for name, other in zip(names, short, strict=True):
+        if name not in table and times[other] > 1:
+            raise UserError(
+                f"{request.labels} cannot mean one of the {times[other]} files called {other}: add lines with their paths, "
+                f"such as '{name},LABEL'"
+            )
         label = table.get(name, table.get(other))
         if label is None:
             raise UserError(
