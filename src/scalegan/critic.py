@@ -80,7 +80,8 @@ class Critic(nn.Module):
             judgement = self._judge(both, torch.cat([labels, labels]), both_draws)
         here, there = Scores(judgement.logits, judgement.auxiliary, None).halves()
         step = offsets[:, 0, 0, 0].abs()
-        return here._replace(squared_slope=((an_image(there.logits) - an_image(here.logits)) / step).square())
+        squared_slope = ((an_image(there.logits) - an_image(here.logits)) / step).square()
+        return Scores(here.logits, here.auxiliary, squared_slope)  # `_replace` is not compiled by torch 2.11
 
 
 def an_image(logits: Tensor) -> Tensor:
