@@ -82,6 +82,7 @@ def accelerator(monkeypatch: pytest.MonkeyPatch) -> Iterator[Accelerator]:
     monkeypatch.setattr(Tensor, "pin_memory", pinned)
     AcceleratorState._reset_state(True)
     made = Accelerator(cpu=True)
+    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)  # by which Accelerate would take another device for a mistake
     made.state.device = PartialState().device = META
     yield made
     AcceleratorState._reset_state(True)
