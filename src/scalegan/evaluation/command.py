@@ -290,12 +290,15 @@ def overridden(config: EvaluationConfig, args: argparse.Namespace) -> Evaluation
 
 @contextmanager
 def progress_bar(shown: bool) -> Iterator[Progress]:
+    if not shown:  # rather than a bar that is disabled, of which older versions of rich print an empty line
+        yield lambda what, done, count: None
+        return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
 
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Bars(*columns, console=Console(stderr=True), transient=True, disable=not shown) as bars:
+    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
         rows: dict[str, Any] = {}
 
         def progress(what: str, done: int, count: int) -> None:
