@@ -306,7 +306,7 @@ def resume_points(samples: int) -> dict[str, int]:
         return min(range(turn, turn * (samples + 1), turn), key=lambda seen: abs(seen % samples - place))
 
     middle = nearest(samples // 2)
-    late = middle + 1000 * turn * samples
+    late = middle + 2000 * turn * samples
     return {"start of an epoch": nearest(0), "middle": middle, "end": nearest(samples - 1), f"epoch {late // samples:,}": late}
 
 
