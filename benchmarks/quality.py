@@ -68,6 +68,10 @@ RECIPES: dict[str, tuple[str, ...]] = {
     "dcgan": (),
     "diffaugment": ("--augment.pipe=diffaugment",),
     "resnet": (*OTHER_FAMILY, "--model.family=resnet", "--model.width=32", "--model.critic_width=32", *HINGE, *SLOW),
+    "biggan": (
+        *OTHER_FAMILY, "--model.family=biggan", "--model.width=32", "--model.critic_width=32", *HINGE,
+        "--optim.lr_g=1e-4", "--optim.lr_d=4e-4", "--optim.betas_g=[0.0,0.99]",
+    ),
     "fastgan": (*OTHER_FAMILY, "--model.family=fastgan", "--model.width=16", "--model.critic_width=16", *HINGE, *SLOW),
     "projected": PROJECTED,
     "stylegan2": (

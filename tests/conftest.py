@@ -1,5 +1,7 @@
 """Fixtures that several folders of tests share; this file also puts `tests` on the path, for `helpers`."""
 
+import sys
+
 import pytest
 
 from helpers import runs
@@ -12,6 +14,14 @@ def shards(tmp_path_factory):
     folder = tmp_path_factory.mktemp("shards") / "shapes"
     make_shards(folder)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def no_accelerator_stays():
+    """A process has one precision for Accelerate; the tests of one process have several."""
+    yield
+    if state := sys.modules.get("accelerate.state"):
+        state.AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture

@@ -75,6 +75,7 @@ def watched(config: Config, watchdog: Watchdog) -> bool:
     # All that needs no torch has been checked.
     from scalegan import own
     from scalegan.distributed import as_one, control_group, from_all, from_main, in_company, make_accelerator, settle_precision
+    from scalegan.models import projected
     from scalegan.trainer import Trainer
 
     config = settle_precision(config, recorded)
@@ -83,6 +84,8 @@ def watched(config: Config, watchdog: Watchdog) -> bool:
         group = control_group()
         with as_one(group):
             own.check(config)
+            if config.model.critic == "projected":
+                projected.pretrained()  # one machine may lack them: told here, where the others still listen
         if len(found := set(from_all(config.train.precision, group))) > 1:
             raise UserError(
                 f"train.precision auto is {' and '.join(sorted(found))} on these machines: say which, --train.precision fp32"

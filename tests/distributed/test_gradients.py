@@ -122,7 +122,10 @@ def on_one_and_on_two(shards, folder, cases, double):
     return found
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["float64", "float32"])
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(True, id="float64"), pytest.param(False, id="float32", marks=pytest.mark.slow)],
+)
 def worlds(request, shards, tmp_path_factory):
     return request.param, on_one_and_on_two(shards, tmp_path_factory.mktemp("gradients"), CASES, request.param)
 

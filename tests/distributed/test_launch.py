@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from helpers.launcher import ACCELERATE, LAUNCH, TWO
+from helpers.runs import error_lines
 from helpers.shards import make_shards
 from helpers.worlds import free_port
 
@@ -69,7 +70,9 @@ def test_each_file_is_tested():
     assert sorted(FILES) == ["cpu", "debug", "multi_gpu", "multi_node", "single_gpu"]
 
 
-@pytest.mark.parametrize("name", ["cpu", "debug", "single_gpu", "multi_gpu"])
+@pytest.mark.parametrize(
+    "name", ["cpu", "multi_gpu", *(pytest.param(n, marks=pytest.mark.slow) for n in ("debug", "single_gpu"))]
+)
 def test_a_file_starts_its_processes_in_one_world(launch, name):
     expected = FILES[name]["num_processes"]
     seen = launch(name)
@@ -80,6 +83,7 @@ def test_a_file_starts_its_processes_in_one_world(launch, name):
     assert expected == (2 if name in ("cpu", "multi_gpu") else 1)
 
 
+@pytest.mark.slow
 def test_the_number_of_processes_and_of_their_threads_can_be_given(launch):
     seen = launch("cpu", ["--num_processes", "3", "--num_cpu_threads_per_process", "2"])
     assert [(s["rank"], s["sum"], s["threads"]) for s in seen] == [(0, 3, 2), (1, 3, 2), (2, 3, 2)]
@@ -131,7 +135,7 @@ def test_a_launcher_that_accelerate_disagrees_with_is_refused_within_5_s_of_the_
     ended = subprocess.run(command, env=os.environ | told, capture_output=True, text=True, timeout=120)
     assert time.monotonic() - began < imports + 5
     assert ended.returncode == 2
-    (line,) = [line for line in ended.stderr.splitlines() if line.startswith("scalegan: error: ")]
+    (line,) = error_lines(ended.stderr)
     assert "the launcher started 2 processes but Accelerate sees 1: start with `accelerate launch" in line
     assert not Path(tmp_path / "run").exists()
 
@@ -157,7 +161,7 @@ def test_a_launcher_that_tells_half_is_refused_in_5_s(shards, tmp_path, told, sa
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert time.monotonic() - began < 5
     assert ended.returncode == 2
-    lines = [line for line in ended.stderr.splitlines() if line.startswith("scalegan: error: ")]
+    lines = error_lines(ended.stderr)
     assert len(lines) == 1
     assert said in lines[0]
     assert not Path(tmp_path / "run").exists()

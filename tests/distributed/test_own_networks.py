@@ -46,26 +46,41 @@ def test_stopped_and_continued_on_two_processes_they_end_with_the_same_bytes(sha
     assert contents(tmp_path / "run") == contents(tmp_path / "reference")
 
 
-def test_torchs_batch_norm_in_a_generator_is_refused_on_two_processes(shards, tmp_path):
-    (tmp_path / "normed.py").write_text(
-        "import mine\nfrom torch import nn\nclass Generator(mine.Generator):\n    def __init__(self, *facts):\n"
-        "        super().__init__(*facts)\n        self.norm = nn.BatchNorm1d(4)\n"
-    )
-    (tmp_path / "mine.py").write_text(code())
-    config = configured(shards, tmp_path / "run", 32, **OWN | {"model__generator": "normed.Generator"})
-    ended = run_world(tmp_path, 2, there, tmp_path, training, config)
-    said = "--model.generator normed.Generator: the running statistics of its BatchNorm1d norm would be others on each process"
-    assert all(said in str(e.value) for e in ended), ended
+NORMED = {
+    "generator": (
+        """
+import mine
+from torch import nn
+
+class Generator(mine.Generator):
+    def __init__(self, *facts):
+        super().__init__(*facts)
+        self.norm = nn.BatchNorm1d(4)
+""",
+        "normed.Generator: the running statistics of its BatchNorm1d norm would be others on each process",
+    ),
+    "discriminator": (
+        """
+import mine
+from torch import nn
+
+class Discriminator(mine.Discriminator):
+    couples_samples = True
+
+    def __init__(self, config, *facts):
+        super().__init__(config, *facts)
+        self.hidden = nn.Sequential(self.hidden, nn.BatchNorm1d(config.critic_width))
+""",
+        "normed.Discriminator: its BatchNorm1d hidden.1 would normalise by the images of one process",
+    ),
+}
 
 
-def test_torchs_batch_norm_in_a_discriminator_is_refused_on_two_processes(shards, tmp_path):
-    (tmp_path / "normed.py").write_text(
-        "import mine\nfrom torch import nn\nclass Discriminator(mine.Discriminator):\n    couples_samples = True\n"
-        "    def __init__(self, config, *facts):\n        super().__init__(config, *facts)\n"
-        "        self.hidden = nn.Sequential(self.hidden, nn.BatchNorm1d(config.critic_width))\n"
-    )
+@pytest.mark.parametrize("network", NORMED)
+def test_torchs_batch_norm_is_refused_on_two_processes(shards, tmp_path, network):
+    module, said = NORMED[network]
+    (tmp_path / "normed.py").write_text(module)
     (tmp_path / "mine.py").write_text(code())
-    config = configured(shards, tmp_path / "run", 32, **OWN | {"model__discriminator": "normed.Discriminator"})
+    config = configured(shards, tmp_path / "run", 32, **OWN | {f"model__{network}": f"normed.{network.capitalize()}"})
     ended = run_world(tmp_path, 2, there, tmp_path, training, config)
-    said = "--model.discriminator normed.Discriminator: its BatchNorm1d hidden.1 would normalise by the images of one process"
-    assert all(said in str(e.value) for e in ended), ended
+    assert all(f"--model.{network} {said}" in str(e.value) for e in ended), ended

@@ -49,8 +49,8 @@ def assert_same(run, reference):
     [
         (1, 0, signal.SIGTERM),
         (2, 1, signal.SIGUSR1),
-        (2, 0, signal.SIGTERM),
-        (1, 0, signal.SIGINT),
+        pytest.param(2, 0, signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param(1, 0, signal.SIGINT, marks=pytest.mark.slow),
         pytest.param(4, 1, signal.SIGTERM, marks=pytest.mark.slow),
     ],
 )

@@ -12,7 +12,7 @@ import pytest
 
 from helpers import numbered
 from helpers.numbered import watched
-from helpers.runs import arguments, configured, newest, stopped_training, training
+from helpers.runs import arguments, command, configured, error_lines, newest, stopped_training, training
 from helpers.worlds import run_world
 from scalegan.config import DataConfig
 from scalegan.data.index import read_index, read_offsets
@@ -51,17 +51,11 @@ def damage(folder, kind):
 KINDS = ("missing", "cut between members", "cut inside a member", "a byte flipped")
 
 
-def command(argv):
-    from scalegan import cli
-
-    return cli.main(["train", *argv])
-
-
 def global_batches(ended):
     return [list(chain(*parts)) for parts in zip(*(e.value for e in ended), strict=True)]
 
 
-@pytest.mark.parametrize("kind", [*KINDS[2:], *(pytest.param(k, marks=pytest.mark.slow) for k in KINDS[:2])])
+@pytest.mark.parametrize("kind", [KINDS[3], *(pytest.param(k, marks=pytest.mark.slow) for k in KINDS[:3])])
 @pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.distributed)])
 def test_a_damaged_shard_stops_the_run_with_its_name(tmp_path, kind, processes):
     make(tmp_path / "shards")
@@ -71,7 +65,7 @@ def test_a_damaged_shard_stops_the_run_with_its_name(tmp_path, kind, processes):
     ended = run_world(tmp_path, processes, command, argv)
     assert time.monotonic() - began < 60, "and does not wait for its loader for ever"
     assert all(e.exitcode or e.value for e in ended), "each process ends with an error"
-    said = [line for e in ended for line in e.stderr.splitlines() if line.startswith("scalegan: error: ")]
+    said = [line for e in ended for line in error_lines(e.stderr)]
     assert said
     assert all(name in line for line in said if "process" not in line)
     assert any(name in line for line in said)
@@ -89,12 +83,12 @@ def test_a_held_out_image_that_one_process_alone_reads_is_told_once_by_its_name(
     argv = arguments(tmp_path / "shards", tmp_path / "run", 320, data__held_out=tmp_path / "held_out")
     ended = run_world(tmp_path, 2, command, argv)
     assert [e.value for e in ended] == [2, 2], ended
-    (line,) = [line for e in ended for line in e.stderr.splitlines() if line.startswith("scalegan: error: ")]
+    (line,) = [line for e in ended for line in error_lines(e.stderr)]
     assert line.startswith("scalegan: error: process 1: ")
     assert f"{bad:09d}" in line
 
 
-@pytest.mark.parametrize("order", ["full", "blocks"])
+@pytest.mark.parametrize("order", [pytest.param("full", marks=pytest.mark.slow), "blocks"])
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize("kind", [KINDS[1], *(pytest.param(k, marks=pytest.mark.slow) for k in (KINDS[0], *KINDS[2:]))])
 @pytest.mark.distributed
@@ -125,7 +119,7 @@ def test_the_budget_is_one_for_all_processes(tmp_path):
     argv = arguments(tmp_path / "shards", tmp_path / "run", 32 * 40, **changes | {"log__every": 160, "train__batch": 32})
     ended = run_world(tmp_path, 2, command, argv)
     assert [e.value for e in ended] == [2, 2], ended
-    (line,) = [line for line in ended[0].stderr.splitlines() if line.startswith("scalegan: error: ")]
+    (line,) = error_lines(ended[0].stderr)
     assert re.search(
         r"16 of 160 images cannot be read, more than data.skip_budget 0.09375 allows; the last: image \d+.png", line
     )
@@ -134,7 +128,7 @@ def test_the_budget_is_one_for_all_processes(tmp_path):
     assert {int(number) for own in told for number in own} == set(bad)
 
 
-@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.distributed)])
+@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.distributed)])
 def test_the_budget_is_one_for_all_starts(tmp_path, processes):
     """Neither start comes across more bad images than it allows: they see three of the five batches of an epoch each."""
     make(tmp_path / "shards", range(0, 160, 10))

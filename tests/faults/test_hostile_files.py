@@ -12,15 +12,13 @@ import zlib
 
 import pytest
 
-from helpers.runs import configured, newest, training
+from helpers.runs import configured, error_lines, newest, training
 from helpers.shards import make_images, png
 from helpers.worlds import run_world
 from scalegan import checkpoint, cli
 from scalegan.data.index import content_hash
 
 pytestmark = pytest.mark.faults
-
-LINE = "scalegan: error: "
 
 
 class Harm:
@@ -58,7 +56,7 @@ def write_tar(path, files):
 def refused(capsys, *argv):
     """The one line that a command ends with."""
     assert cli.main([str(argument) for argument in argv]) == 2
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith(LINE)]
+    (line,) = error_lines(capsys.readouterr().err)
     return line
 
 

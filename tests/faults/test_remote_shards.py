@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from helpers import numbered
-from helpers.runs import arguments, contents
+from helpers.runs import arguments, contents, error_lines
 from helpers.servers import WATCHED, Machines, Nginx, halving, nginx_is_here, s3
 from helpers.shards import make_shards
 from scalegan.config import DataConfig
@@ -204,7 +204,7 @@ def test_a_shard_that_does_not_come_is_named_or_left_out_alike(tmp_path, fault):
         argv = arguments(nginx.url, tmp_path / "fail", IMAGES, **BLOCKS)
         ((code, _, errors),) = Machines(tmp_path / "fails", 1, argv, nginx.environment).end()
     assert code == 2
-    (line,) = [line for line in errors.splitlines() if line.startswith("scalegan: error: ")]
+    (line,) = error_lines(errors)
     assert f"{nginx.url}/{lost} cannot be fetched, 4 times tried: " in line
 
 

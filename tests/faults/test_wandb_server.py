@@ -200,7 +200,7 @@ def test_a_real_training_ends_with_the_same_bytes_without_wandb_with_it_and_when
         server.rows.clear()
 
 
-@pytest.mark.parametrize("known_from", ["wandb.json", "checkpoint"])
+@pytest.mark.parametrize("known_from", ["wandb.json", pytest.param("checkpoint", marks=pytest.mark.slow)])
 def test_a_real_training_that_is_stopped_and_resumed_is_one_run_in_which_nothing_comes_twice(
     server: Server, shards: Path, tmp_path: Path, known_from: str
 ) -> None:
@@ -223,7 +223,7 @@ def test_a_real_training_that_is_stopped_and_resumed_is_one_run_in_which_nothing
     assert [row["_step"] for row in server.rows] == list(range(len(server.rows)))
 
 
-@pytest.mark.parametrize("when", ["start", "later"])
+@pytest.mark.parametrize("when", [pytest.param("start", marks=pytest.mark.slow), "later"])
 def test_a_network_that_drops_everything_costs_a_real_training_some_seconds(
     server: Server, shards: Path, tmp_path: Path, when: str
 ) -> None:

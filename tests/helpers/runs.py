@@ -12,6 +12,7 @@ from safetensors.numpy import load_file
 from scalegan import settings
 from scalegan.config import Config
 
+ERROR = "scalegan: error: "
 SMALL = {
     "train.batch": 32,
     "train.precision": "fp32",
@@ -125,6 +126,18 @@ def only_traced() -> None:
 
     plain = torch.nn.Module.compile
     torch.nn.Module.compile = lambda self, **options: plain(self, backend="aot_eager", **options)
+
+
+def command(argv: list[str]) -> int:
+    """`scalegan train`, as one process of a launcher; returns the exit code."""
+    from scalegan import cli
+
+    return cli.main(["train", *argv])
+
+
+def error_lines(text: str) -> list[str]:
+    """Our own lines for users among all that was written."""
+    return [line for line in text.splitlines() if line.startswith(ERROR)]
 
 
 def newest(run: Path) -> Path:

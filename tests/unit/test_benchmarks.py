@@ -171,7 +171,7 @@ def quality(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.mark.parametrize(
-    "recipe", ["small", "half", "dcgan", "diffaugment", "resnet", "fastgan", "projected", "stylegan2", "r3gan"]
+    "recipe", ["small", "half", "dcgan", "diffaugment", "resnet", "biggan", "fastgan", "projected", "stylegan2", "r3gan"]
 )
 def test_every_recipe_fits_every_data_set(quality: Any, recipe: str) -> None:
     assert recipe in quality.RECIPES

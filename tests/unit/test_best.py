@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from rich.console import Console
 from test_evaluation_command import records, refused, small_extractor  # noqa: F401 (an automatic fixture)
 from tiny import make_config, make_shards
@@ -156,7 +155,6 @@ def make_trainer(config: Config, index: Index, monkeypatch, values: list[tuple[f
     monkeypatch.setattr(outputs.Outputs, "evaluate", evaluate)
     monkeypatch.setattr("scalegan.plots.plot_run", lambda run_dir: [])
     torch.set_num_threads(1)
-    AcceleratorState._reset_state(True)
     return Trainer(config, make_accelerator(config.train), index, None, Watchdog(0, Path(), 0))
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, PartialState
+from accelerate.state import PartialState
 from test_steps import SMALL, STYLEGAN2
 from tiny import make_shards
 from torch import Tensor, nn
@@ -73,19 +73,17 @@ def pinned(tensor: Tensor) -> Tensor:
 
 
 @pytest.fixture
-def accelerator(monkeypatch: pytest.MonkeyPatch) -> Iterator[Accelerator]:
+def accelerator(monkeypatch: pytest.MonkeyPatch) -> Accelerator:
     """For the device `meta`, which has no autocast and no fused optimizers, where nothing has pinned memory."""
     monkeypatch.setattr(torch, "autocast", lambda *arguments, **options: nullcontext())
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda *arguments: False)
     adam = importlib.import_module("torch.optim.adam")  # which is no attribute of torch.optim
     monkeypatch.setattr(adam, "_device_dtype_check_for_fused", lambda *arguments, **options: None)
     monkeypatch.setattr(Tensor, "pin_memory", pinned)
-    AcceleratorState._reset_state(True)
     made = Accelerator(cpu=True)
     monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)  # by which Accelerate would take another device for a mistake
     made.state.device = PartialState().device = META
-    yield made
-    AcceleratorState._reset_state(True)
+    return made
 
 
 @pytest.fixture(scope="module")

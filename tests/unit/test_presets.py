@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from rich.console import Console
 
 from helpers.shards import make_shards
@@ -77,7 +76,6 @@ NARROW = [f"--model.{name}={value}" for name, value in {
 def test_a_preset_for_large_images_takes_a_step_at_their_native_size(name, shape, more):
     """Cut in width and batch alone."""
     torch.set_num_threads(1)
-    AcceleratorState._reset_state(True)
     cut = ["--config", name, *NARROW, *more, "--train.batch=2", "--train.precision=fp32"]
     game = Game(settings.parse(cut).config, Accelerator(cpu=True), DataFacts(shape, ()))
     images = torch.randint(0, 256, (2, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -94,7 +92,6 @@ def test_a_preset_for_large_images_takes_a_step_at_their_native_size(name, shape
 @pytest.mark.parametrize("name", [path.stem for path in PRESETS])
 def test_a_preset_runs(name, data, tmp_path, monkeypatch):
     torch.set_num_threads(1)
-    AcceleratorState._reset_state(True)  # one process has one precision, but for tests
     monkeypatch.setattr("scalegan.plots.plot_run", lambda run_dir: [])
     path = data(*SIZES.get(name, (3, 32, 32)))
     config = settings.parse(

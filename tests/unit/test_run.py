@@ -28,7 +28,9 @@ def config(**sections) -> Config:
 
 def test_the_same_configuration_may_go_on(tmp_path):
     claim(tmp_path, config(), "sha")
+    before = (tmp_path / "run.json").read_text()
     claim(tmp_path, config(), "sha")
+    assert (tmp_path / "run.json").read_text() == before
 
 
 def test_another_configuration_is_refused_with_the_difference(tmp_path):

@@ -65,7 +65,7 @@ class Discriminator(nn.Module):
         _, height, width = shape
         enlarged = (max(config.backbone_size, height), max(config.backbone_size, width))
         self.enlarge = Resize((height, width), enlarged, linear)
-        self.backbone = Backbone(read_checked(lite0_path(""), LITE0_SHA256)).to(torch.get_default_dtype())
+        self.backbone = Backbone(pretrained()).to(torch.get_default_dtype())
         widths = [min(config.critic_max_width, config.critic_width * 2**i) for i in range(len(STAGES))]
         sizes = [(-(-enlarged[0] // 2**n), -(-enlarged[1] // 2**n)) for n in range(2, 2 + len(STAGES))]
         self.mixing = Mixing(list(STAGES.values()), widths, sizes)
@@ -89,6 +89,11 @@ class Discriminator(nn.Module):
         logits = torch.cat(patches, dim=1)
         seen = torch.cat([x.mean((2, 3)) for x in features], dim=1)
         return Judgement(logits, {}) if self.head is None else self.head(seen, labels, logits)
+
+
+def pretrained() -> dict[str, Tensor]:
+    """The weights of the backbone. Raises `UserError` where they are missing or are others."""
+    return read_checked(lite0_path(""), LITE0_SHA256)
 
 
 def descent(widths: list[int], norm: Norm, *, bias: bool) -> nn.Module:
