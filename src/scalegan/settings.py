@@ -10,6 +10,7 @@ import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -62,6 +63,7 @@ class Parser(ArgumentParser):
         raise UserError(_reworded(message))
 
 
+@cache
 def parser() -> ArgumentParser:
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     made = Parser(

@@ -175,7 +175,8 @@ def data(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("worlds", [(1, 4), pytest.param((1, 2, 3), marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("worlds", [(1, 4), (1, 2, 3)])
 def test_the_value_is_the_same_on_1_to_4_processes(data, tmp_path, worlds):
     records = []
     for processes in worlds:

@@ -97,6 +97,7 @@ def test_one_process_takes_all_cores_with_the_file_for_the_cpu(launch):
     assert [(s["processes"], s["threads"]) for s in seen] == [(1, psutil.cpu_count(logical=False))]
 
 
+@pytest.mark.slow
 def test_two_machines_form_one_world_in_the_order_of_their_numbers(launch):
     port = ["--main_process_port", str(free_port())]
     seen = launch("multi_node", ["--machine_rank", "1", *port], ["--machine_rank", "0", *port])

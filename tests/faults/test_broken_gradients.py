@@ -10,6 +10,7 @@ import torch
 
 from helpers.runs import arguments, command, configured, error_lines, metrics, newest, tensors, training
 from helpers.worlds import run_world
+from scalegan import settings
 
 pytestmark = pytest.mark.faults
 
@@ -111,5 +112,6 @@ def test_after_too_many_in_a_row_nothing_is_saved_that_could_not_go_on(shards, t
     assert "gradients were not finite in 5 steps in a row up to image 288 " in error_lines(ended[0].stderr)[0]
     assert not (tmp_path / "run" / "requeue").exists()
     assert int(newest(tmp_path / "run").name) == 192
-    again = run_world(tmp_path, processes, command, [*argv, "--optim.lr_g=0.0001", "--override_resume"])
-    assert [e.value for e in again] == [0] * processes, again
+    other = settings.parse([*argv, "--optim.lr_g=0.0001", "--override_resume"]).config
+    again = run_world(tmp_path, processes, training, other)
+    assert [e.value for e in again] == [True] * processes, again

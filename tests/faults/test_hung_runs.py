@@ -34,7 +34,8 @@ def test_a_process_that_hangs_ends_the_run_with_the_stacks_of_all(shards, tmp_pa
     assert int(newest(tmp_path / "run").name) == 128
 
 
-@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=[pytest.mark.distributed, pytest.mark.slow])])
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.distributed)])
 def test_a_first_step_that_hangs_ends_the_run_too(shards, tmp_path, processes):
     config = configured(shards, tmp_path / "run", LONG, train__hang_minutes=0.05)
     began = time.monotonic()

@@ -89,6 +89,7 @@ def test_from_s3_each_machine_fetches_its_own_shards_and_trains_as_from_a_disk(s
     assert np.array(told) * 1e6 == pytest.approx([sum(sizes.values()) for sizes in fetched])
 
 
+@pytest.mark.slow
 def test_over_https_a_small_cache_is_kept_to(shards, tmp_path, from_disk, nginx):
     sizes = [shard.bytes for shard in read_index(shards).shards]
     limit = 9 * max(sizes)  # what two windows of four streams need

@@ -223,7 +223,8 @@ def test_a_real_training_that_is_stopped_and_resumed_is_one_run_in_which_nothing
     assert [row["_step"] for row in server.rows] == list(range(len(server.rows)))
 
 
-@pytest.mark.parametrize("when", [pytest.param("start", marks=pytest.mark.slow), "later"])
+@pytest.mark.slow
+@pytest.mark.parametrize("when", ["start", "later"])
 def test_a_network_that_drops_everything_costs_a_real_training_some_seconds(
     server: Server, shards: Path, tmp_path: Path, when: str
 ) -> None:

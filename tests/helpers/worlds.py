@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-PRELOADED = ["torch._dynamo", "torch.distributed.tensor", "accelerate", "scalegan.train", "scalegan.trainer"]
+PRELOADED = ["torch._dynamo", "torch.distributed.tensor", "accelerate", "scalegan.cli", "scalegan.train", "scalegan.trainer"]
+# What a run needs only at its end, for its evaluation and its plots.
+PRELOADED += ["torchmetrics.image.fid", "scalegan.evaluation.evaluator", "matplotlib.pyplot", "scalegan.plots"]
 LIMIT = 240
 """Seconds after which a world counts as hung; a little earlier its processes write down where they are."""
 
