@@ -368,5 +368,7 @@ def test_an_optimizer_that_has_not_stepped_has_nothing_to_keep(tmp_path):
     net = network()
     optimizer = torch.optim.Adam(net.parameters(), fused=True)
     found = read(save(tmp_path, 0, {"optimizer": optimizer_tensors(optimizer)}, {}))
+    assert found.tensors("optimizer") == {}
     restore_optimizer(optimizer, found.tensors("optimizer"))
     step(net, optimizer, 0)
+    assert len(optimizer.state) == len(list(net.parameters()))

@@ -145,7 +145,10 @@ def test_a_second_process_is_refused(tmp_path):
 
 def test_the_folder_is_free_again_after_close(tmp_path):
     Lock(tmp_path).close()
-    Lock(tmp_path).close()
+    assert (tmp_path / ".lock").read_text() == ""
+    again = Lock(tmp_path)
+    assert (tmp_path / ".lock").read_text().startswith(f"process {os.getpid()} on ")
+    again.close()
 
 
 def test_a_killed_writer_holds_nothing(tmp_path):
@@ -154,7 +157,10 @@ def test_a_killed_writer_holds_nothing(tmp_path):
         "lock = Lock(Path(sys.argv[1]))\nos.kill(os.getpid(), 9)"
     )
     assert subprocess.run([sys.executable, "-c", code, str(tmp_path)]).returncode == -9
-    Lock(tmp_path).close()
+    assert (tmp_path / ".lock").read_text(), "it had no time to empty it"
+    again = Lock(tmp_path)
+    assert (tmp_path / ".lock").read_text().startswith(f"process {os.getpid()} on ")
+    again.close()
 
 
 def test_another_host_that_did_not_say_that_it_ended_is_told_of(tmp_path, capsys):
@@ -207,7 +213,9 @@ def test_who_looks_for_a_writer_does_not_make_a_starter_give_up(tmp_path):
         fcntl.flock(file, fcntl.LOCK_SH)
         looked = threading.Timer(0.2, file.close)
         looked.start()
-        Lock(tmp_path).close()
+        lock = Lock(tmp_path)
+        assert file.closed
+        lock.close()
         looked.join()
 
 
