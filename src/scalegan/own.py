@@ -7,20 +7,22 @@ what they have to look like.
 
 from __future__ import annotations
 
+import copy
 import difflib
 import importlib
 import sys
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from scalegan.config import Config
-from scalegan.errors import UserError
+from scalegan.errors import UserError, require
 from scalegan.loss_config import LossConfig
-from scalegan.losses import LOSSES, Loss
-from scalegan.model_config import ModelConfig
+from scalegan.losses import AUXILIARY, LOSSES, Loss
+from scalegan.models.conditions import Judgement
 
 STYLED_METHODS = ("styles", "synthesise")
 """What `paths.Maker` asks of a generator whose path lengths it measures."""
@@ -49,13 +51,68 @@ def network(option: str, name: str) -> type[nn.Module] | None:
     return found
 
 
-def check_norms(model: ModelConfig, generator: nn.Module, discriminator: nn.Module) -> None:
-    """Refuse own networks that several processes would make others of than one does. Raises `UserError`."""
+def check_networks(
+    config: Config, shape: tuple[int, int, int], generator: nn.Module, discriminator: nn.Module, processes: int
+) -> None:
+    """Refuse own networks that cannot be trained, or that `processes` would make others of than one. Raises `UserError`."""
+    model = config.model
+    labels = torch.full((2,), 0 if model.conditional else -1)
     if model.generator:
-        check_statistics(f"--model.generator {model.generator}", generator)
+        option = f"--model.generator {model.generator}"
+        if processes > 1:
+            check_statistics(option, generator)
+        check_output(f"{option}: its images", passed(generator, torch.zeros(2, model.z_dim), labels), [(2, *shape)])
     if model.discriminator:
-        check_moments(f"--model.discriminator {model.discriminator}", discriminator)
-        check_statistics(f"--model.discriminator {model.discriminator}", discriminator)
+        option = f"--model.discriminator {model.discriminator}"
+        if processes > 1:
+            check_moments(option, discriminator)
+            check_statistics(option, discriminator)
+        check_batch_norm(option, discriminator, exact=config.loss.penalised and config.loss.penalty_form == "exact")
+        check_judgement(option, passed(discriminator, torch.zeros(2, *shape), labels))
+
+
+@torch.no_grad()
+def passed(network: nn.Module, *inputs: Tensor) -> Any:
+    """What it returns, without a trace left in it."""
+    return copy.deepcopy(network).eval()(*inputs)
+
+
+def check_output(what: str, found: Any, shapes: list[tuple[int, ...]]) -> None:
+    """Raises `UserError` unless it is a tensor of one of the shapes, in float32."""
+    is_tensor = isinstance(found, Tensor)
+    require(
+        is_tensor and found.shape in shapes and found.dtype == torch.get_default_dtype(),
+        f"{what} of 2 inputs are {f'{list(found.shape)} in {found.dtype}' if is_tensor else type(found).__name__}: return "
+        f"a tensor {' or '.join(str(list(shape)) for shape in shapes)} in float32",
+    )
+
+
+def check_judgement(option: str, found: Any) -> None:
+    require(
+        isinstance(found, Judgement),
+        f"{option} returns {type(found).__name__}: return scalegan.models.conditions.Judgement(logits, {{}})",
+    )
+    patches = found.logits.shape[1] if found.logits.ndim == 2 else 1
+    check_output(f"{option}: its logits", found.logits, [(2,), (2, patches)])
+    for name, loss in found.auxiliary.items():
+        require(name in AUXILIARY, f"{option} returns a loss {name}: name it one of {', '.join(AUXILIARY)}")
+        check_output(f"{option}: its losses {name}", loss, [(2,)])
+
+
+def check_batch_norm(option: str, network: nn.Module, *, exact: bool) -> None:
+    """Refuse torch's own where images meet that do not say so, and in the way of `exact` penalties. Raises `UserError`."""
+    for name, layer in network.named_modules():
+        if isinstance(layer, _BatchNorm) and layer.training:
+            require(
+                bool(network.couples_samples),
+                f"{option}: its {type(layer).__name__} {name} compares the images of a batch: set couples_samples to True in "
+                "the class",
+            )
+            require(
+                not (exact and layer.track_running_stats),
+                f"{option}: no exact penalty goes through the running statistics of its {type(layer).__name__} {name}: take "
+                "scalegan.models.batch_norm.BatchNorm(channels, running=False) in its place",
+            )
 
 
 def check_moments(option: str, network: nn.Module) -> None:
@@ -86,6 +143,10 @@ def loss_of(config: LossConfig) -> Loss:
     found = named("--loss.own", config.own)
     if not isinstance(found, Loss):
         raise UserError(f"--loss.own {config.own} is no scalegan.losses.Loss: give an object of this class")
+    logits = torch.zeros(2)
+    means = {"critic": found.critic(logits, logits), "generator": found.generator(*[logits] * (1 + found.paired))}
+    for name, mean in means.items():
+        require(mean.ndim == 0, f"--loss.own {config.own}: its {name} returns {list(mean.shape)}: return the mean, one number")
     return found
 
 

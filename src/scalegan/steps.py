@@ -58,8 +58,7 @@ class Game:
         self.draws = Draws(config, facts, accelerator.device, share // self.rounds, accelerator.process_index * share)
 
         generator, critic = build_networks(config, facts)
-        if accelerator.num_processes > 1:
-            own.check_norms(config.model, generator, critic.discriminator)
+        own.check_networks(config, facts.shape, generator, critic.discriminator, accelerator.num_processes)
         for network in (generator, critic):
             place(network, accelerator.device)
         self.ema = make_ema(generator)

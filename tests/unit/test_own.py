@@ -239,16 +239,68 @@ def test_running_statistics_of_one_process_alone_are_refused_on_several(layer, r
     ("nn.InstanceNorm2d(1)", False),
     ("BatchNorm(1, running=False)", False),
 ])  # fmt: skip
-def test_a_discriminator_that_normalises_by_the_images_of_one_process_is_refused_on_several(config, layer, refused):
+def test_a_discriminator_that_normalises_by_the_images_of_one_process_is_refused_on_several(layer, refused):
     Path("normed.py").write_text(
         "from torch import nn\nfrom scalegan.models.batch_norm import BatchNorm\nclass Normed(nn.Module):\n"
         f"    def __init__(self):\n        super().__init__()\n        self.norm = {layer}\n"
     )
     network = own.network("--model.discriminator", "normed.Normed")()
-    model = replace(config.model, generator="", discriminator="normed.Normed")
     told = r"--model.discriminator normed.Normed: its BatchNorm2d norm .* take scalegan\S+BatchNorm\(channels, running=False\)"
     with pytest.raises(UserError, match=told) if refused else nullcontext():
-        own.check_norms(model, torch.nn.Identity(), network)
+        own.check_moments("--model.discriminator normed.Normed", network)
+
+
+SLIPS = {
+    "no judgement": ("Discriminator", "made.logits", "returns Tensor: return scalegan.models.conditions.Judgement"),
+    "one logit": ("Discriminator", "Judgement(made.logits.sum(), {})", r"its logits of 2 inputs are \[\] in torch.float32"),
+    "half": ("Discriminator", "Judgement(made.logits.half(), {})", r"its logits .* \[2\] in torch.float16: .* in float32"),
+    "no such loss": ("Discriminator", "Judgement(made.logits, {'foo': made.logits})", "returns a loss foo: name it one of"),
+    "a sum": ("Discriminator", "Judgement(made.logits, {'class': made.logits.sum()})", r"its losses class .* are \[\]"),
+    "a size": ("Generator", "made[..., 1:]", r"its images .* are \[2, 1, 16, 11\] .* a tensor \[2, 1, 16, 12\]"),
+    "bfloat16": ("Generator", "made.bfloat16()", "its images .* in torch.bfloat16: return a tensor"),
+    "a pair": ("Generator", "(made, y)", "its images of 2 inputs are tuple: return a tensor"),
+}
+
+
+@pytest.mark.parametrize("slip", SLIPS)
+def test_what_a_network_returns_is_looked_at_before_the_first_step(config, index, slip):
+    network, returned, told = SLIPS[slip]
+    Path("broken.py").write_text(
+        "import mine\nfrom scalegan.models.conditions import Judgement\n"
+        f"class {network}(mine.{network}):\n    def forward(self, x, y):\n"
+        f"        made = super().forward(x, y)\n        return {returned}\n"
+    )
+    bad = replace(config, model=replace(config.model, **{network.lower(): f"broken.{network}"}))
+    with pytest.raises(UserError, match=f"--model.{network.lower()} broken.{network}:? {told}"):
+        Game(bad, Accelerator(cpu=True), start.facts_of(index))
+
+
+def test_a_loss_that_is_no_mean_is_refused():
+    Path("broken.py").write_text(
+        "from scalegan.losses import Loss\nEACH = Loss(critic=lambda real, fake: fake - real, generator=lambda fake: -fake)\n"
+    )
+    with pytest.raises(UserError, match=r"--loss.own broken.EACH: its critic returns \[2\]: return the mean, one number"):
+        own.loss_of(LossConfig(own="broken.EACH"))
+
+
+@pytest.mark.parametrize(("layer", "couples", "told"), [
+    ("nn.BatchNorm1d(8)", False, r"its BatchNorm1d hidden\.1 compares the images of a batch: set couples_samples to True"),
+    ("nn.BatchNorm1d(8)", True, r"no exact penalty goes through the running statistics of its BatchNorm1d hidden\.1: take"),
+    ("nn.BatchNorm1d(8, track_running_stats=False)", True, ""),
+    ("BatchNorm(8, running=False)", True, ""),
+    ("nn.BatchNorm1d(8).eval()", False, ""),
+])  # fmt: skip
+def test_torchs_batch_norm_in_a_discriminator(config, index, layer, couples, told):
+    Path("normed.py").write_text(
+        "import mine\nfrom torch import nn\nfrom scalegan.models.batch_norm import BatchNorm\n"
+        f"class Discriminator(mine.Discriminator):\n    couples_samples = {couples}\n    def __init__(self, *facts):\n"
+        f"        super().__init__(*facts)\n        self.hidden = nn.Sequential(self.hidden, {layer})\n"
+    )
+    config = replace(config, model=replace(config.model, discriminator="normed.Discriminator"))
+    with pytest.raises(UserError, match=told) if told else nullcontext():
+        game = Game(config, Accelerator(cpu=True), start.facts_of(index))
+        images = torch.zeros(8, 1, 16, 12, dtype=torch.uint8)
+        assert game.discriminator_step([Batch(images, torch.full((8,), -1))], 0).means()["r1"].isfinite()
 
 
 def test_parsing_imports_nothing():
