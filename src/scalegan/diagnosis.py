@@ -239,7 +239,7 @@ def collapse(record: Record) -> Verdict | None:
         COLLAPSE,
         f"Yes, mode collapse: other latents give (nearly) the same pictures{' of each class' * only_in_class(last)}.",
         tuple(evidence),
-        f"{cause}; and go on from a checkpoint before it",
+        f"{cause}; from a checkpoint before it where one is kept, --init_from RUN/checkpoints/IMAGES",
     )
 
 

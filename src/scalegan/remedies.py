@@ -8,6 +8,8 @@ from scalegan.config import Config
 from scalegan.loss_config import DIFFERENCES
 from scalegan.no_effect import set_by_hand
 
+OTHER_NORM = {"dcgan": "none", "resnet": "spectral", "biggan": "spectral", "fastgan": "spectral", "projected": "spectral"}
+"""In place of batch norm in a critic."""
 OFTEN = 0.8
 """Probability from about which on the generator learns augmentations too."""
 
@@ -36,9 +38,12 @@ def keep_up(config: Config) -> str:
 
 
 def more_penalty(config: Config) -> str:
+    """Of a critic with batch norm only in a new run without it: a penalty and batch norm disagree (Gulrajani et al. 2017)."""
     if config.loss.gp_weight:
         return f"--loss.gp_weight {config.loss.gp_weight * 3:.2g}"
-    return f"--loss.r1_gamma {config.loss.r1_gamma * 3 or 0.1:.2g}"
+    penalty = f"--loss.r1_gamma {config.loss.r1_gamma * 3 or 0.1:.2g}"
+    batch_norm = config.model.norm_of_critic == "batch" and not config.model.discriminator
+    return f"{penalty} --model.critic_norm {OTHER_NORM[config.model.critic]} (a new run)" if batch_norm else penalty
 
 
 def more_augmentation(config: Config) -> str:
@@ -50,7 +55,8 @@ def more_augmentation(config: Config) -> str:
         return f"as much augmentation as it takes, {pipe}--augment.target 0.6{found}"
     # Where p cannot follow the critic, it is set by hand; above 0.8 augmentations leak into what is generated.
     if config.augment.active and config.augment.p >= OFTEN:
-        return "stronger or further augmentations, such as --augment.cutout 0.5"
+        further = "--augment.scale 0.2" if config.augment.cutout else "--augment.cutout 0.5"
+        return f"stronger or further augmentations, such as {further}"
     often = min(OFTEN, 2 * config.augment.p) if config.augment.active else 0.2
     return f"more augmentation, {pipe}--augment.p {often:.2g}"
 

@@ -61,10 +61,14 @@ def find(config: Config, index: Index) -> dict[str, Any] | None:
 def fit(found: checkpoint.Checkpoint, config: Config, index: Index) -> dict[str, Any]:
     """sha256 of the files that are taken, and the tensors by network that begin anew. Raises `UserError`."""
     networks = dict(zip(SOURCES, build_networks(config, facts_of(index)), strict=True))
+    where = f"init_from {found.path}"
+    for name in taken(config):
+        if f"{SOURCES[name]}.safetensors" not in found.files:
+            (other,) = SOURCES.keys() - {name}
+            raise UserError(f"{where} has no {name}: take the {other} alone, --init_networks {other}")
     matches = {name: match(networks[name], found.tensors(SOURCES[name])) for name in taken(config)}
     theirs = settings.to_config(found.state["config"]).model
     unlike = differences(theirs, found.state["data"], config, index)
-    where = f"init_from {found.path}"
     for name, (their, our) in {
         "generator": (theirs.generator or theirs.family, config.model.generator or config.model.family),
         "critic": (theirs.discriminator or theirs.critic, config.model.discriminator or config.model.critic),

@@ -12,6 +12,7 @@ from scalegan import diagnosis, settings
 from scalegan.config import AugmentConfig, Config, OptimConfig, TrainConfig
 from scalegan.diagnosis import RECENT, Record, diagnose, read_record
 from scalegan.loss_config import LossConfig
+from scalegan.model_config import ModelConfig
 from scalegan.run import config_text
 from scalegan.tracking import json_line
 
@@ -342,6 +343,10 @@ def test_of_a_grid_of_one_image_nothing_is_said(tmp_path):
         (Config(loss=LossConfig(r1_gamma=1.0)), "--loss.r1_gamma 3"),
         (Config(loss=LossConfig(gp_weight=10.0)), "--loss.gp_weight 30"),
         (Config(optim=OptimConfig(lr_d=4e-4)), "--optim.lr_d 0.0001"),
+        (Config(), "--loss.r1_gamma 0.1 --model.critic_norm none (a new run)"),
+        (Config(model=ModelConfig(critic_norm="none")), "--loss.r1_gamma 0.1; "),
+        (Config(model=ModelConfig(family="fastgan")), "--loss.r1_gamma 0.1 --model.critic_norm spectral (a new run)"),
+        (Config(model=ModelConfig(discriminator="mine.Own")), "--loss.r1_gamma 0.1; "),
     ],
 )
 def test_the_remedy_starts_from_the_settings_of_the_run(config, wanted):
@@ -404,7 +409,9 @@ def test_an_adaptive_probability_takes_the_place_of_one_that_was_set():
 def test_more_augmentation_is_never_a_lower_probability():
     config = settings.parse(["--data.path=x", "--loss.name=relativistic", "--augment.brightness=0.5"]).config
     rows = [row | held_out(2.0, -0.8, -1.0) for row in lines(loss_D=0.6)]
-    assert "stronger or further augmentations" in only(replace(record(rows), config=config)).remedy
+    assert "further augmentations, such as --augment.cutout 0.5" in only(replace(record(rows), config=config)).remedy
+    config = replace(config, augment=replace(config.augment, cutout=0.5))
+    assert "further augmentations, such as --augment.scale 0.2" in only(replace(record(rows), config=config)).remedy
 
 
 def test_a_run_whose_recent_losses_were_all_lost_to_single_skips_is_told_without_a_figure():

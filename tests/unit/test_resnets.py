@@ -194,6 +194,18 @@ def test_more_resolutions_than_latents_are_refused():
         build_generator(replace(BIGGAN, z_dim=2), (3, 32, 32), 0)
 
 
+@pytest.mark.parametrize("family", ["resnet", "biggan"])
+def test_images_too_small_for_class_norms_are_refused_with_the_way_out(family):
+    told = r"images of 7x31 have one resolution in \w+, .* cannot tell the class: set --model.class_via concat"
+    config = ModelConfig(family=family, conditional=True, width=8, max_width=8)
+    with pytest.raises(UserError, match=told):
+        build_generator(config, (3, 7, 31), 2)
+    generator = build_generator(replace(config, class_via="concat"), (3, 7, 31), 2)
+    latents = torch.randn(2, config.z_dim, generator=torch.Generator().manual_seed(0))
+    first, second = (generator(latents, torch.full((2,), label)) for label in range(2))
+    assert not torch.equal(first, second)
+
+
 # --- conditional batch norm
 
 

@@ -96,6 +96,16 @@ def test_a_checkpoint_can_be_named(config, index, other):
     assert record["images_seen"] == 320
 
 
+def test_a_folder_of_one_network_alone_says_how_to_take_it(config, index, other, tmp_path):
+    """As `scalegan ema` leaves it."""
+    found = checkpoint.read(other / "checkpoints" / "000000640")
+    alone = checkpoint.save(tmp_path / "made", 640, {"ema": found.tensors("ema")}, dict(found.state))
+    config = replace(config, init_from=str(alone))
+    with pytest.raises(UserError, match=r"has no critic: take the generator alone, --init_networks generator"):
+        start.find(config, index)
+    assert start.find(replace(config, init_networks="generator"), index) is not None
+
+
 def test_the_record_names_the_files_by_their_sha256(config, index, other):
     record = start.find(config, index)
     path = other / "checkpoints" / "000000640"

@@ -19,7 +19,7 @@ from scalegan.errors import require
 from scalegan.model_config import ModelConfig
 from scalegan.models import resnet
 from scalegan.models.batch_norm import BatchNorm, ConditionalBatchNorm
-from scalegan.models.conditions import class_embedding
+from scalegan.models.conditions import check_class_norms, class_embedding
 from scalegan.models.layers import at_least_float32, halvings, normalise_weights, stage_widths
 
 
@@ -54,6 +54,7 @@ class Generator(nn.Module):
         super().__init__()
         channels, height, width = shape
         sizes = halvings(height, width)
+        check_class_norms(config, sizes)
         widths = stage_widths(config.width, config.max_width, len(sizes))[::-1]
         require(
             config.z_dim >= len(sizes),

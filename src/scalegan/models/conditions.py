@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from scalegan.errors import require
 from scalegan.model_config import ModelConfig
 from scalegan.models.batch_norm import BatchNorm, ConditionalBatchNorm
 from scalegan.models.layers import at_least_float32, in_float32
@@ -24,6 +25,16 @@ class Judgement(NamedTuple):
     """[N], or [N, K] where each image is judged K times, such as in patches, and every time counts alike; in float32."""
     auxiliary: dict[str, Tensor]
     """Further losses [N] that the discriminator takes at its images, by their names in `losses.AUXILIARY`."""
+
+
+def check_class_norms(config: ModelConfig, sizes: list[tuple[int, int]]) -> None:
+    """Raises `UserError` where none of these resolutions has a batch norm that is told the class."""
+    height, width = sizes[-1]
+    require(
+        not config.class_norms or len(sizes) > 1,
+        f"images of {height}x{width} have one resolution in {config.family}, whose batch norms cannot tell the class: set "
+        "--model.class_via concat",
+    )
 
 
 class ClassEmbedding(nn.Embedding):

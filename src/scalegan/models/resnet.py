@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from scalegan.model_config import ModelConfig
 from scalegan.models.batch_norm import BatchNorm
-from scalegan.models.conditions import ClassHead, Judgement, batch_norm, class_input
+from scalegan.models.conditions import ClassHead, Judgement, batch_norm, check_class_norms, class_input
 from scalegan.models.layers import at_least_float32, halvings, in_float32, normalise_weights, stage_widths
 
 
@@ -79,6 +79,7 @@ class Generator(nn.Module):
         super().__init__()
         channels, height, width = shape
         sizes = halvings(height, width)
+        check_class_norms(config, sizes)
         widths = stage_widths(config.width, config.max_width, len(sizes))[::-1]
         self.embed = class_input(config, classes) if config.class_inputs else None
         self.base = (widths[0], *sizes[0])
