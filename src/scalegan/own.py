@@ -153,7 +153,7 @@ def loss_of(config: LossConfig) -> Loss:
 def named(option: str, name: str) -> Any:
     """What a dotted name stands for, in a module that Python finds from here. Raises `UserError`."""
     path, _, attribute = name.rpartition(".")
-    if not all(part.isidentifier() for part in name.split(".")) or not path:
+    if not all(part.isidentifier() for part in name.split(".")) or not path or attribute == "py":
         raise UserError(f"{option} {name}: give a module and a name in it, such as my.module.Generator")
     here = str(Path.cwd())
     if here not in sys.path:  # as it is for `python -m`, but last: nothing of ours or of the library is to be hidden

@@ -165,6 +165,7 @@ def test_another_class_than_that_of_the_run_is_told(config, index):
         ("Generator", "give a module and a name in it"),
         ("mine..Generator", "give a module and a name in it"),
         ("mine/Generator.x", "give a module and a name in it"),
+        ("mine.py", "give a module and a name in it"),
         ("mien.Generator", "mien cannot be imported (No module named 'mien')"),
         ("mine.Generatr", "mine has no Generatr; did you mean Generator?"),
         ("mine.LOSS", "is no class of torch.nn.Module"),
