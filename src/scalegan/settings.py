@@ -155,10 +155,18 @@ def _options_in(path: Path, known: set[str]) -> list[str]:
         if name not in known:
             raise UserError(f"{path}: unknown key {name}{_near(name, known | set(SECTIONS))}")
         if name in FLAGS:
-            options += [f"--{name}"] if value == "true" else []
+            options += [f"--{name}"] if _is_on(path, name, _as_option(value)) else []
         else:
             options.append(f"--{name}={_as_option(value)}")
     return options
+
+
+def _is_on(path: Path, name: str, word: str) -> bool:
+    """A flag in a file, in any of YAML's words for a boolean."""
+    on = yaml.SafeLoader.bool_values.get(word.lower())
+    if on is None:
+        raise UserError(f"{path}: {name} is {word or 'empty'}: give true or false")
+    return on
 
 
 def _as_option(value: Any) -> str:

@@ -41,9 +41,20 @@ def test_words_of_a_file_are_what_is_written_there(tmp_path):
     assert (config.init_partial, config.override_resume) == (True, False)
 
 
+@pytest.mark.parametrize(("word", "expected"), [("True", True), ("yes", True), ("on", True), ("False", False), ("off", False)])
+def test_a_flag_in_a_file_is_spelt_as_any_other_boolean(tmp_path, word, expected):
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"data: {{path: x, mirror: {word}}}\ndry_run: {word}\ninit_partial: {word}\n")
+    request = settings.parse(["--config", str(path)])
+    assert (request.config.data.mirror, request.dry_run, request.config.init_partial) == (expected, expected, expected)
+
+
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
+        (b"data: {path: x}\ndry_run: 1\n", "dry_run is 1: give true or false"),
+        (b"data: {path: x}\ndebug: [true]\n", "debug is [true]: give true or false"),
+        (b"data: {path: x}\ndebug:\n", "debug is empty: give true or false"),
         (b"data: {path: x}\ntrain:\n", "section train holds no settings: give it one, or take its line out"),
         (b"data: {path: x}\ntrain:\n  batch:\n", "train.batch: expected a int"),
         (b"data: {path: x}\ntrain: 5\n", "section train holds no settings"),
