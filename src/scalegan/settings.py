@@ -63,6 +63,14 @@ class Parser(ArgumentParser):
         raise UserError(_reworded(message))
 
 
+class Words(yaml.BaseLoader):
+    """Scalars as they are written, but for null and ~, which are nothing, like an empty place."""
+
+
+Words.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"(~|null|Null|NULL)\Z"), ["~", "n", "N"])
+Words.add_constructor("tag:yaml.org,2002:null", lambda loader, node: "")
+
+
 @cache
 def parser() -> ArgumentParser:
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -143,7 +151,7 @@ def _apart(arguments: list[str]) -> tuple[list[Path], list[str]]:
 def _options_in(path: Path, known: set[str]) -> list[str]:
     """The settings in a file as options. Scalars are taken as they are written: `wandb: off` is no boolean."""
     try:
-        fields = yaml.load(path.read_text(), yaml.BaseLoader)
+        fields = yaml.load(path.read_text(), Words)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is no valid YAML: {_one_line(error)}") from None
     if not isinstance(fields, dict):

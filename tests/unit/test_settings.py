@@ -49,6 +49,18 @@ def test_a_flag_in_a_file_is_spelt_as_any_other_boolean(tmp_path, word, expected
     assert (request.config.data.mirror, request.dry_run, request.config.init_partial) == (expected, expected, expected)
 
 
+@pytest.mark.parametrize("nothing", ["null", "~", "Null", ""])
+def test_null_in_a_file_is_nothing_and_no_word(tmp_path, nothing):
+    """As YAML has it, `run: null`, `run: ~` and `run:` are one and the same."""
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"data: {{path: x}}\nrun: {nothing}\ninit_from: {nothing}\nmodel:\n  generator: {nothing}\n")
+    config = settings.parse(["--config", str(path)]).config
+    assert (config.run, config.init_from, config.model.generator) == ("runs/x", "", "")
+    path.write_text("data: {path: 'null'}\nrun: '~'\n")
+    config = settings.parse(["--config", str(path)]).config
+    assert (config.data.path, config.run) == ("null", "~")
+
+
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
@@ -56,7 +68,9 @@ def test_a_flag_in_a_file_is_spelt_as_any_other_boolean(tmp_path, word, expected
         (b"data: {path: x}\ndebug: [true]\n", "debug is [true]: give true or false"),
         (b"data: {path: x}\ndebug:\n", "debug is empty: give true or false"),
         (b"data: {path: x}\ntrain:\n", "section train holds no settings: give it one, or take its line out"),
+        (b"data: {path: x}\ntrain: null\n", "section train holds no settings: give it one, or take its line out"),
         (b"data: {path: x}\ntrain:\n  batch:\n", "train.batch: expected a int"),
+        (b"data: {path: x}\ntrain:\n  batch: null\n", "train.batch: expected a int"),
         (b"data: {path: x}\ntrain: 5\n", "section train holds no settings"),
         (b"on: 1\n", "unknown key on"),
         (b"\x89PNG\r\n\x1a\n", "is no valid YAML"),
