@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from scalegan import checkpoint, figures, launcher, own, run, sampling, start
+from scalegan import checkpoint, figures, launcher, own, run, sampling, start, state
 from scalegan.config import Config
 from scalegan.data.held_out import held_out_of
 from scalegan.data.index import Index, read_index
@@ -28,6 +28,7 @@ from scalegan.data.loader import Batch, batches
 from scalegan.data.order import make_order
 from scalegan.distributed import as_one, control_group, from_main, in_company, make_accelerator, settle_precision
 from scalegan.draws import DataFacts
+from scalegan.errors import UserError
 from scalegan.evaluation.features import Extractor, load_extractor, to_download
 from scalegan.evaluation.names import METRICS
 from scalegan.evaluation.team import Team
@@ -202,14 +203,16 @@ def grid_bytes(reals: list[Batch], at_hand: int, count: int) -> int:
 
 
 def report(config: Config, index: Index, accelerator: Accelerator, game: Game, measured: Measured) -> Iterator[tuple[str, str]]:
-    """Rows of the summary: what, and what about it."""
+    """Rows of the summary: what, and what about it. Raises `UserError` where the run could not go on."""
     train, processes = config.train, accelerator.num_processes
     yield from networks(game)
     yield "data", data(config, index)
-    found, _ = checkpoint.latest(Path(config.run))
-    done = found.images_seen if found else 0
+    newest = state.newest(Path(config.run))
+    if isinstance(newest, UserError):
+        raise newest
+    done = checkpoint.number(Path(newest)) if newest else 0
     if done:
-        yield "goes on", f"at {done:,} images, from {found.path}" if found else ""
+        yield "goes on", f"at {done:,} images, from {newest}"
     remaining = max(0, math.ceil((train.images - done) / train.batch))
     pace = train.batch / measured.step
     waits = f", of it {measured.waited / measured.step:.0%} for data" if measured.waited > 0.1 * measured.step else ""

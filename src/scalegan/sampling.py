@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from scalegan import checkpoint, random, settings
+from scalegan import checkpoint, launcher, random, settings
 from scalegan.config import Config
 from scalegan.errors import UserError
 from scalegan.models import build_generator, place
@@ -121,7 +122,7 @@ class LoadedGenerator:
 
 
 def find_checkpoint(path: Path) -> checkpoint.Checkpoint:
-    """The checkpoint in a folder, or the newest valid one of a run folder. Raises `UserError`."""
+    """The checkpoint in a folder, or the newest valid one of a run folder; damaged ones are told. Raises `UserError`."""
     if (path / checkpoint.MANIFEST).is_file():
         return checkpoint.read(path)
     if not path.is_dir():
@@ -129,6 +130,9 @@ def find_checkpoint(path: Path) -> checkpoint.Checkpoint:
     found, complaints = checkpoint.latest(path)
     if found is None:
         raise UserError("; ".join(complaints) or f"{path} has no checkpoint yet: train it first")
+    if launcher.rank() == 0:
+        for complaint in complaints:
+            print(f"scalegan: {complaint}; the one before is taken", file=sys.stderr)
     return found
 
 

@@ -121,6 +121,15 @@ def test_a_run_that_has_begun_is_told_from_where_it_goes_on_and_left_alone(confi
     assert said["goes on"] == f"at 80 images, from {Path(config.run) / 'checkpoints' / '000000080'}"
     assert "for 115 steps" in said["time"]
     assert files(tmp_path) == before
+    newest = Path(config.run) / "checkpoints" / "000000080"
+    os.truncate(newest / "ema.safetensors", 100)
+    dry_run.dry_run(config)
+    printed = capsys.readouterr()
+    assert rows(printed.out)["goes on"].startswith("at 64 images, from ")
+    assert printed.err.startswith(f"scalegan: checkpoint {newest}: ema.safetensors is damaged")
+    os.truncate(newest.with_name("000000064") / "ema.safetensors", 100)
+    with pytest.raises(UserError, match=r"000000080: ema\.safetensors is damaged .* and no other is whole"):
+        dry_run.dry_run(config)
 
 
 def test_another_run_folder_is_refused_as_the_run_itself_would(config, tmp_path):

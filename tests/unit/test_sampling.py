@@ -131,11 +131,15 @@ def test_a_run_stands_for_its_newest_checkpoint_and_a_checkpoint_for_itself(fold
     assert load_generator(older).images_seen == 100
 
 
-def test_a_damaged_newest_checkpoint_is_passed_over(folder, index):
+def test_a_damaged_newest_checkpoint_is_named_and_passed_over(folder, index, capsys):
     config = make_config(folder / "data", folder / "damaged")
     save_checkpoint(config, index, 100)
     damage(save_checkpoint(config, index, 200) / "ema.safetensors")
     assert load_generator(config.run).images_seen == 100
+    told = capsys.readouterr().err
+    assert told.startswith(f"scalegan: checkpoint {config.run}/checkpoints/000000200: ema.safetensors is damaged")
+    assert told.endswith("; the one before is taken\n")
+    assert told.count("\n") == 1
 
 
 def test_a_damaged_checkpoint_that_was_asked_for_is_an_error(folder, index):
