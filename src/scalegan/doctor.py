@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import importlib.util
-import json
 import re
 import shutil
 import subprocess
@@ -126,21 +125,20 @@ def extras() -> Iterator[Finding]:
 
 
 def run_folder(folder: Path) -> Iterator[Finding]:
-    import yaml
-
     from scalegan import checkpoint
     from scalegan.data.index import read_index
-    from scalegan.run import CONFIG, IDENTITY
+    from scalegan.run import CONFIG, IDENTITY, record
+    from scalegan.settings import read_config
     from scalegan.tracking import read_lines
 
     if not (folder / CONFIG).is_file() or not (folder / IDENTITY).is_file():
         yield fail("run", f"{folder} is no run folder, it lacks {CONFIG} or {IDENTITY}: give the folder that --run named")
         return
-    path = yaml.safe_load((folder / CONFIG).read_text())["data"]["path"]
     try:
+        path = read_config(folder / CONFIG).data.path
         index = read_index(path)
         text = f"{index.samples} images of {index.height}x{index.width} (height x width) in {path}"
-        if json.loads((folder / IDENTITY).read_text())["data"] == index.sha256:
+        if record(folder).get("data") == index.sha256:
             yield ok("data", text)
         else:
             yield fail("data", f"{text}, not those this run began with: restore them, or start another run")

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -26,6 +25,8 @@ from scalegan.errors import UserError
 from scalegan.figures import captioned, fit, grid, save_gif, save_picture, side_by_side, tiles
 from scalegan.files import write_atomically
 from scalegan.panels import kimg_of, panels
+from scalegan.run import CONFIG
+from scalegan.settings import read_fields
 from scalegan.tracking import read_lines
 
 if TYPE_CHECKING:
@@ -106,7 +107,8 @@ class History:
 
 
 def read_history(run_dir: Path) -> History:
-    config = _read_config(run_dir)
+    path = run_dir / CONFIG
+    config = read_fields(path) if path.exists() else {}
     found = sorted((int(path.stem), path) for path in run_dir.glob("samples/*.png") if path.stem.isdigit())
     return History(
         run_dir,
@@ -118,11 +120,6 @@ def read_history(run_dir: Path) -> History:
         config.get("loss", {}).get("name", ""),
         config.get("evaluation", {}),
     )
-
-
-def _read_config(run_dir: Path) -> dict[str, Any]:
-    path = run_dir / "config.yaml"
-    return yaml.safe_load(path.read_text(encoding="utf-8")) or {} if path.exists() else {}
 
 
 def _index(data: str) -> Index | None:

@@ -170,7 +170,7 @@ def claim(run_dir: Path, config: Config, data_sha256: str, start: dict[str, Any]
 
 def begun(run_dir: Path) -> bool:
     """Whether there is a run in the folder."""
-    return bool(_record(run_dir))
+    return bool(record(run_dir))
 
 
 def recorded_precision(run_dir: Path) -> str | None:
@@ -181,14 +181,15 @@ def recorded_precision(run_dir: Path) -> str | None:
 
 def started_from(run_dir: Path) -> dict[str, Any] | None:
     """What the networks of the run in the folder began with; None where that was nothing, and for a new run."""
-    return _record(run_dir).get("started_from")
+    return record(run_dir).get("started_from")
 
 
 def _before(run_dir: Path) -> dict[str, Any]:
-    return {name: value for name, value in _record(run_dir).items() if name in ("config", "data")}
+    return {name: value for name, value in record(run_dir).items() if name in ("config", "data")}
 
 
-def _record(run_dir: Path) -> dict[str, Any]:
+def record(run_dir: Path) -> dict[str, Any]:
+    """What run.json says; empty for a new run. Raises `UserError`."""
     path = run_dir / IDENTITY
     if not path.is_file():
         return _by_checkpoint(run_dir)

@@ -128,12 +128,30 @@ def to_config(fields: dict[str, Any]) -> Config:
 
 def read_config(path: Path) -> Config:
     """The configuration that a run was started with. Raises `UserError`."""
+    fields = read_fields(path)
     try:
-        return to_config(yaml.safe_load(path.read_text()))
+        return to_config(fields)
+    except (TypeError, KeyError, ValueError) as error:
+        raise _unreadable(path, error) from None
+
+
+def read_fields(path: Path) -> dict[str, Any]:
+    """What a run's config.yaml says, of whatever version it is. Raises `UserError`."""
+    try:
+        fields = yaml.safe_load(path.read_text())
     except FileNotFoundError:
         raise UserError(f"{path.parent} is no run folder: it has no {path.name}") from None
-    except (yaml.YAMLError, TypeError, KeyError) as error:
-        raise UserError(f"{path} cannot be read as a run's configuration: {_one_line(error)}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise _unreadable(path, error) from None
+    if not isinstance(fields, dict) or not all(isinstance(fields[name], dict) for name in SECTIONS.keys() & fields.keys()):
+        raise _unreadable(path, "it does not hold sections such as `data:`")
+    return fields
+
+
+def _unreadable(path: Path, why: object) -> UserError:
+    return UserError(
+        f"{path} cannot be read as a run's configuration ({_one_line(why)}): restore it; the run's own command writes it anew"
+    )
 
 
 def _apart(arguments: list[str]) -> tuple[list[Path], list[str]]:

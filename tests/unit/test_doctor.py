@@ -204,6 +204,29 @@ def test_data_that_changed_is_a_failure(run_dir, tmp_path):
     assert "not those this run began with" in failed[0]
 
 
+DAMAGED = [
+    ("config.yaml", b"", "cannot be read as a run's configuration"),
+    ("config.yaml", b"- 1\n", "cannot be read as a run's configuration"),
+    ("config.yaml", b"data: [\n", "cannot be read as a run's configuration"),
+    ("config.yaml", b"data: 5\n", "cannot be read as a run's configuration"),
+    ("config.yaml", b"\x89PNG\r\n", "cannot be read as a run's configuration"),
+    ("run.json", b'{"config": {"model"', "is damaged: restore it"),
+    ("run.json", b"[1]", "is damaged: restore it"),
+    ("run.json", b"\x89PNG\r\n", "is damaged: restore it"),
+    ("run.json", b"{}", "not those this run began with"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "expected"), DAMAGED)
+def test_a_damaged_file_of_a_run_is_a_finding_beside_all_others(run_dir, name, content, expected):
+    (run_dir / name).write_bytes(content)
+    findings = list(doctor.run_folder(run_dir))
+    (failed,) = [finding.text for finding in findings if finding.state == "fail"]
+    assert expected in failed
+    assert "\n" not in failed
+    assert {finding.subject for finding in findings} == {"data", "checkpoint", "metrics"}
+
+
 def test_a_folder_that_is_no_run_is_a_failure(tmp_path):
     assert "is no run folder" in only(doctor.run_folder(tmp_path), "fail")
 

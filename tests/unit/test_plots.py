@@ -119,6 +119,16 @@ def test_nothing_to_plot_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert error[0].startswith(f"scalegan: error: {said}")
 
 
+@pytest.mark.parametrize("content", [b"", b"- 1\n", b"data: [\n", b"data: 5\n", b"\x89PNG\r\n"])
+def test_a_damaged_configuration_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes) -> None:
+    make_run(tmp_path, 2)
+    (tmp_path / "config.yaml").write_bytes(content)
+    assert main(["plot", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"scalegan: error: {tmp_path / 'config.yaml'} cannot be read as a run's configuration")
+    assert error.count("\n") == 1
+
+
 def test_help_loads_neither_torch_nor_matplotlib() -> None:
     code = (
         "import argparse, sys, scalegan.plots as p; p.add_arguments(argparse.ArgumentParser());"

@@ -153,3 +153,11 @@ def test_what_only_moves_files_keeps_the_identity(preset):
     other = settings.parse(["--config", preset, "--run", "elsewhere", "--data.path", "moved", "--log.every", "5"]).config
     changed = settings.parse(["--config", preset, "--optim.lr_g", "0.1"]).config
     assert one.hash() == other.hash() != changed.hash()
+
+
+@pytest.mark.parametrize("content", [b"", b"- 1\n", b"data: 5\n", b"data: [\n", b"\xff\n", b"data: {path: x}\n"])
+def test_a_damaged_configuration_of_a_run_is_one_line(tmp_path, content):
+    (tmp_path / "config.yaml").write_bytes(content)
+    with pytest.raises(UserError, match=r"config.yaml cannot be read as a run's configuration \(.*\): restore it; ") as told:
+        settings.read_config(tmp_path / "config.yaml")
+    assert "\n" not in str(told.value)
