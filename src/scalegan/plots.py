@@ -6,50 +6,31 @@ Works on a run that is still running, or has not been evaluated yet: what there 
 from __future__ import annotations
 
 import argparse
-import io
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from scalegan.axes import figure, limit, marker
 from scalegan.config import DataConfig
 from scalegan.data.index import Index, read_index
 from scalegan.data.stream import StreamReader
 from scalegan.errors import UserError
 from scalegan.figures import captioned, fit, grid, save_gif, save_picture, side_by_side, tiles
-from scalegan.files import write_atomically
 from scalegan.panels import kimg_of, panels
 from scalegan.run import CONFIG
 from scalegan.settings import read_fields
 from scalegan.tracking import read_lines
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
 Lines = list[dict[str, Any]]
 
 BLUE, ORANGE, GREY = "#2f6db3", "#e07b28", "#8a8a8a"
-STYLE: Any = {
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#666666",
-    "axes.grid": True,
-    "grid.color": "#e4e4e4",
-    "grid.linewidth": 0.8,
-    "axes.axisbelow": True,
-    "axes.titlesize": 11,
-    "axes.titlelocation": "left",
-    "lines.linewidth": 1.6,
-    "legend.frameon": False,
-    "figure.dpi": 120,
-}
 MOST_FRAMES = 60
 """Frames of a film: with the pause between them, 12 seconds."""
 
@@ -140,7 +121,7 @@ def draw_losses(history: History) -> Path | None:
     if not history.metrics:
         return None
     steps = _read_steps(history.run_dir / "losses.csv")
-    with _figure(history, "losses.png") as axes_of:
+    with figure(history.run_dir, "losses.png", history.epoch) as axes_of:
         [axes] = axes_of(1)
         seen = []
         for column, (name, key, colour) in enumerate((("D", "loss/D", BLUE), ("G", "loss/G", ORANGE)), 1):
@@ -149,12 +130,12 @@ def draw_losses(history: History) -> Path | None:
             if len(steps):
                 axes.plot(steps[:, 0] / 1000, steps[:, column], color=colour, alpha=0.35, linewidth=0.6)
                 seen.append(steps[:, column])
-            axes.plot(kimg, values, color=colour, label=name, marker=_marker(kimg))
+            axes.plot(kimg, values, color=colour, label=name, marker=marker(kimg))
         if history.loss == "non_saturating":
             for height, colour, text in ((2 * math.log(2), BLUE, "D"), (math.log(2), ORANGE, "G")):
                 label = f"{text} while D only guesses"
                 axes.axhline(height, color=colour, linestyle=(0, (2, 3)), linewidth=1, label=label)
-        _limit(axes, seen)
+        limit(axes, seen)
         axes.set(title="Losses" + (" (every step, and its mean per tick)" if len(steps) else ""), ylabel="loss (nats)")
         axes.legend(ncols=2)
     return history.run_dir / "figures" / "losses.png"
@@ -163,13 +144,13 @@ def draw_losses(history: History) -> Path | None:
 def draw_accuracy(history: History) -> Path | None:
     if not any("accuracy/real" in line for line in history.metrics):
         return None
-    with _figure(history, "accuracy.png") as axes_of:
+    with figure(history.run_dir, "accuracy.png", history.epoch) as axes_of:
         [axes] = axes_of(1)
         for name, colour, style in (("real", BLUE, "-"), ("fake", ORANGE, "-"), ("held_out", BLUE, ":")):
             kimg, values = series(history.metrics, f"accuracy/{name}")
             if len(kimg):
                 label = f"{name.replace('_', '-')} images"
-                axes.plot(kimg, 100 * values, color=colour, linestyle=style, label=label, marker=_marker(kimg))
+                axes.plot(kimg, 100 * values, color=colour, linestyle=style, label=label, marker=marker(kimg))
         axes.axhline(50, color=GREY, linestyle="--", linewidth=1, label="guessing")
         axes.set(title="Accuracy of the discriminator", ylabel="judged right (%)", ylim=(0, 102))
         axes.legend(ncols=4)
@@ -182,13 +163,13 @@ def draw_quality(history: History) -> Path | None:
     drawn = panels(lines, history.evaluation)
     if not drawn:
         return None
-    with _figure(history, "quality.png") as axes_of:
+    with figure(history.run_dir, "quality.png", history.epoch) as axes_of:
         for axes, panel in zip(axes_of(len(drawn)), drawn, strict=True):
             kimg, values = series(lines, panel.name)
             axes.plot(kimg, values, color=BLUE, marker="o", markersize=4, label=panel.name)
             if panel.control:
                 beside = series(lines, panel.control)
-                axes.plot(*beside, color=GREY, linestyle="--", linewidth=1.2, label=panel.words, marker=_marker(kimg))
+                axes.plot(*beside, color=GREY, linestyle="--", linewidth=1.2, label=panel.words, marker=marker(kimg))
             axes.set(title=panel.title(kimg, values), ylabel=panel.name)
             axes.legend()
             if panel.from_zero:
@@ -199,7 +180,7 @@ def draw_quality(history: History) -> Path | None:
 def draw_schedule(history: History) -> Path | None:
     if not any("lr/G" in line for line in history.metrics):
         return None
-    with _figure(history, "schedule.png") as axes_of:
+    with figure(history.run_dir, "schedule.png", history.epoch) as axes_of:
         rates, half_life = axes_of(2)
         rates.plot(*series(history.metrics, "lr/D"), color=BLUE, label="D", linewidth=3)
         rates.plot(*series(history.metrics, "lr/G"), color=ORANGE, label="G")
@@ -285,60 +266,9 @@ def make_gif(run_dir: Path) -> Path | None:
     return path
 
 
-@contextmanager
-def _figure(history: History, name: str) -> Iterator[Any]:
-    """Gives a function that makes so many axes, one above the other; writes the figure at the end.
-
-    Without pyplot, which keeps state: this runs at the end of a training, perhaps inside another program.
-    """
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
-    figure = Figure(layout="constrained")
-
-    def axes_of(rows: int) -> list[Axes]:
-        figure.set_size_inches(8, 1.2 + 2.8 * rows)
-        axes = list(figure.subplots(rows, 1, sharex=True, squeeze=False)[:, 0])
-        axes[-1].set_xlabel("images seen (kimg)")
-        return axes
-
-    with mpl.rc_context(STYLE):
-        yield axes_of
-        if history.epoch:
-            length = history.epoch / 1000
-            top = figure.axes[0].secondary_xaxis("top", functions=(_times(1 / length), _times(length)))
-            top.set_xlabel("epochs")
-        figure.axes[0].set_xlim(left=0)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png")
-    path = history.run_dir / "figures" / name
-    path.parent.mkdir(exist_ok=True)
-    write_atomically(path, buffer.getvalue())
-
-
-def _times(factor: float) -> Callable[[Any], Any]:
-    return lambda values: values * factor
-
-
 def _read_steps(path: Path) -> NDArray[np.float64]:
     """losses.csv as [steps, 3]; a last line that is still being written is left out."""
     if not path.exists():
         return np.zeros((0, 3))
     whole = path.read_text(encoding="utf-8").rpartition("\n")[0].splitlines()[1:]
     return np.array([line.split(",") for line in whole], np.float64).reshape(-1, 3)
-
-
-def _marker(kimg: NDArray[np.float64]) -> str:
-    """A dot where a line of one or two points would not be seen."""
-    return "o" if len(kimg) < 3 else ""
-
-
-def _limit(axes: Axes, curves: Sequence[NDArray[np.float64]]) -> None:
-    """Let the few highest values, mostly of the first steps, leave the picture rather than flatten all others."""
-    values = np.concatenate(curves)
-    values = values[np.isfinite(values)]
-    if not len(values):
-        return
-    low, usual, high = float(values.min()), float(np.quantile(values, 0.99)), float(values.max())
-    if high > 2 * usual > 0:
-        axes.set_ylim(min(0.0, low), 1.2 * usual)
