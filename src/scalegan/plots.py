@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from scalegan.data.stream import StreamReader
 from scalegan.errors import UserError
 from scalegan.figures import captioned, fit, grid, save_gif, save_picture, side_by_side, tiles
 from scalegan.panels import kimg_of, panels
-from scalegan.run import CONFIG
+from scalegan.run import CONFIG, record
 from scalegan.settings import read_fields
 from scalegan.tracking import read_lines
 
@@ -54,7 +55,7 @@ def plot_run(run_dir: Path) -> list[Path]:
     """Draw all that a run has data for; returns the files that were written, none for a run that has only begun."""
     history = read_history(run_dir)
     drawn = [draw_losses(history), draw_accuracy(history), draw_quality(history), draw_schedule(history)]
-    drawn += [draw_epochs(history), draw_nearest(history), draw_random(history), make_gif(run_dir)]
+    drawn += [draw_epochs(history), draw_nearest(history), draw_random(history), draw_film(history)]
     return [path for path in drawn if path]
 
 
@@ -69,7 +70,7 @@ class History:
     samples: list[tuple[int, Path]]
     """(images seen, sample grid), oldest first."""
     data: Index | None
-    """None where the data is not at hand: moved, or on another machine; the plots then count in kimg alone."""
+    """None where the data is not at hand: moved, changed, or on another machine; the plots then count in kimg alone."""
     loss: str
     evaluation: dict[str, Any]
     """The section of the configuration."""
@@ -97,17 +98,23 @@ def read_history(run_dir: Path) -> History:
         read_lines(run_dir / "evaluations.jsonl"),
         read_lines(run_dir / "samples.jsonl"),
         found,
-        _index(config.get("data", {}).get("path", "")),
+        _index(run_dir, config.get("data", {}).get("path", "")),
         config.get("loss", {}).get("name", ""),
         config.get("evaluation", {}),
     )
 
 
-def _index(data: str) -> Index | None:
+def _index(run_dir: Path, data: str) -> Index | None:
+    """Of the data that the run was trained on."""
     try:
-        return read_index(data) if data else None
+        index = read_index(data) if data else None
     except UserError:
         return None
+    trained_on = record(run_dir).get("data")
+    if index and trained_on and index.sha256 != trained_on:
+        print(f"scalegan: {data} has changed since the training: no epochs and no nearest training images", file=sys.stderr)
+        return None
+    return index
 
 
 def series(lines: Lines, key: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -250,7 +257,10 @@ def nearest(positions: Sequence[int], count: int) -> list[int]:
 
 def make_gif(run_dir: Path) -> Path | None:
     """RUN/figures/training.gif from the sample grids; None when there are fewer than two."""
-    history = read_history(run_dir)
+    return draw_film(read_history(run_dir))
+
+
+def draw_film(history: History) -> Path | None:
     samples = history.samples
     if len(samples) > MOST_FRAMES:
         samples = [samples[round(i * (len(samples) - 1) / (MOST_FRAMES - 1))] for i in range(MOST_FRAMES)]
@@ -261,7 +271,7 @@ def make_gif(run_dir: Path) -> Path | None:
     frames = [frame for frame in frames if frame.size == frames[-1].size]  # the grid may have been changed on the way
     if len(frames) < 2:
         return None
-    path = run_dir / "figures" / "training.gif"
+    path = history.run_dir / "figures" / "training.gif"
     save_gif(path, frames)
     return path
 

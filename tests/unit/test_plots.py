@@ -1,6 +1,8 @@
 """The figures of a run: what there is data for is drawn, what there is none for is left out."""
 
+import json
 import math
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -17,6 +19,7 @@ from scalegan.cli import main
 from scalegan.config import Config, DataConfig, LogConfig
 from scalegan.figures import GAP, save_png
 from scalegan.plots import make_gif, nearest, plot_run, read_history, series
+from scalegan.run import claim
 from scalegan.tracking import Tracker
 
 CONFIG = Config(log=LogConfig(wandb="off", step_losses=True))
@@ -173,3 +176,24 @@ def test_without_the_data_at_hand_that_picture_is_left_out(tmp_path: Path) -> No
     with open(run / "samples.jsonl", "w") as file:
         file.write('{"images_seen": 1000, "nearest_images": [0], "nearest_distances": [1.0]}\n')
     assert plots.draw_nearest(read_history(run)) is None
+
+
+@pytest.mark.parametrize("count", [3, 30])
+def test_data_that_has_changed_since_is_told_and_not_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], count: int
+) -> None:
+    """Image 7 of other data is not the one that the sample was compared with, where there is one at all."""
+    data = tmp_path / "shards"
+    index = make_shards(data, 20)
+    run = make_run(tmp_path / "run", 1, samples=1)
+    claim(run, replace(CONFIG, data=DataConfig(path=str(data))), index.sha256)
+    line = {"images_seen": 1000, "nearest_images": [7] * 4, "nearest_distances": [1.0] * 4}
+    (run / "samples.jsonl").write_text(json.dumps(line) + "\n")
+    save_png(run / "samples" / "000001000.png", np.zeros((4, 3, 16, 16), np.uint8))
+    assert [path.name for path in plot_run(run)][-2:] == ["nearest.png", "random.png"]
+    assert capsys.readouterr().err == ""
+    shutil.rmtree(data)
+    make_shards(data, count)
+    assert [path.name for path in plot_run(run)][-1] == "schedule.png"
+    told = f"scalegan: {data} has changed since the training: no epochs and no nearest training images\n"
+    assert capsys.readouterr().err == told
