@@ -143,12 +143,15 @@ def make_chunks(generator: LoadedGenerator, first: int, count: int, seed: int, c
 
 def write_pngs(chunks: Iterable[Chunk], out: Path, classes: Sequence[str]) -> Path:
     """One file an image; and labels.csv, as `scalegan shards --labels` reads it, where the generator has classes."""
-    with ThreadPoolExecutor() as pool:  # compression goes on outside Python's lock
-        for chunk in chunks:
-            names = [png_name(chunk.first + i) for i in range(len(chunk.images))]
-            list(pool.map(write_png, [out / name for name in names], chunk.images))
+    for chunk in chunks:
+        names = [png_name(chunk.first + i) for i in range(len(chunk.images))]
+        try:
+            with ThreadPoolExecutor() as pool:  # compression goes on outside Python's lock
+                list(pool.map(write_png, [out / name for name in names], chunk.images))
+        finally:  # what Ctrl-C breaks off has its labels too, else the set could not be read back
             if chunk.labels[0] >= 0:
-                add_labels(out / "labels.csv", zip(names, [classes[label] for label in chunk.labels.tolist()], strict=True))
+                rows = zip(names, [classes[label] for label in chunk.labels.tolist()], strict=True)
+                add_labels(out / "labels.csv", (row for row in rows if (out / row[0]).exists()))
     return out
 
 

@@ -289,6 +289,24 @@ def test_labels_are_given_by_name_and_written_beside_the_files(run_with_classes,
     np.testing.assert_array_equal(pixels(tmp_path / "000003.png"), expected[3].permute(1, 2, 0))
 
 
+def test_what_is_broken_off_has_a_label_for_each_file(run_with_classes, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sampling_cli, "CHUNK", 32)
+    real = sampling_cli.write_png
+
+    def stopped(path, image):
+        if path.name == "000040.png":
+            raise KeyboardInterrupt
+        real(path, image)
+
+    monkeypatch.setattr(sampling_cli, "write_png", stopped)
+    assert sample(run_with_classes, "--n", 96, "--out", tmp_path) == 130
+    assert capsys.readouterr().err == "scalegan: stopped by Ctrl-C\n"
+    with open(tmp_path / "labels.csv", newline="") as file:
+        labelled = [row["file"] for row in csv.DictReader(file)]
+    assert labelled == sorted(path.name for path in tmp_path.glob("*.png"))
+    assert 32 < len(labelled) < 64
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
