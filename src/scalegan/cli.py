@@ -52,6 +52,9 @@ MENDABLE = {
     errno.EACCES: ("permission denied", "choose a path that you may read and write"),
     errno.EPERM: ("permission denied", "choose a path that you may read and write"),
     errno.EROFS: ("the file system is read-only", "write to another one"),
+    errno.ENOTDIR: ("a file stands where a folder should", "choose another path"),
+    errno.EEXIST: ("there is such a file already", "choose another path"),
+    errno.EISDIR: ("a folder stands where a file should", "choose another path"),
 }
 
 

@@ -91,17 +91,27 @@ class History:
 def read_history(run_dir: Path) -> History:
     path = run_dir / CONFIG
     config = read_fields(path) if path.exists() else {}
-    found = sorted((int(path.stem), path) for path in run_dir.glob("samples/*.png") if path.stem.isdigit())
+    grids = (path for path in run_dir.glob("samples/*.png") if path.stem.isdigit() and _is_picture(path))
     return History(
         run_dir,
         read_lines(run_dir / "metrics.jsonl"),
         read_lines(run_dir / "evaluations.jsonl"),
         read_lines(run_dir / "samples.jsonl"),
-        found,
+        sorted((int(path.stem), path) for path in grids),
         _index(run_dir, config.get("data", {}).get("path", "")),
         config.get("loss", {}).get("name", ""),
         config.get("evaluation", {}),
     )
+
+
+def _is_picture(path: Path) -> bool:
+    try:
+        with Image.open(path) as picture:
+            picture.verify()
+    except (OSError, SyntaxError):  # the latter is PIL's word for a wrong checksum
+        print(f"scalegan: {path} is no picture: it is left out", file=sys.stderr)
+        return False
+    return True
 
 
 def _index(run_dir: Path, data: str) -> Index | None:

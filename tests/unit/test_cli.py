@@ -111,6 +111,21 @@ def test_bad_options_are_one_line(command, capsys, argv, line):
             2,
             "scalegan: error: the disk is full: out/a.tar: free some space or write to another one\n",
         ),
+        (
+            OSError(errno.ENOTDIR, "Not a directory", "a.png/out"),
+            2,
+            "scalegan: error: a file stands where a folder should: a.png/out: choose another path\n",
+        ),
+        (
+            OSError(errno.EEXIST, "File exists", "out"),
+            2,
+            "scalegan: error: there is such a file already: out: choose another path\n",
+        ),
+        (
+            OSError(errno.EISDIR, "Is a directory", "out"),
+            2,
+            "scalegan: error: a folder stands where a file should: out: choose another path\n",
+        ),
     ],
 )
 def test_what_a_user_can_mend_is_one_line(command, capsys, error, code, line):

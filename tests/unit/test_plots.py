@@ -122,6 +122,20 @@ def test_nothing_to_plot_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert error[0].startswith(f"scalegan: error: {said}")
 
 
+def test_a_grid_that_is_no_picture_is_told_and_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    samples = make_run(tmp_path, 1, samples=4) / "samples"
+    whole = (samples / "000001000.png").read_bytes()
+    changed = bytearray(whole)
+    changed[-20] ^= 1
+    broken = {"7.png": b"no picture", "000005000.png": whole[: len(whole) // 2], "000006000.png": bytes(changed)}
+    for name, content in broken.items():
+        (samples / name).write_bytes(content)
+    path = plot_run(tmp_path)[-1]
+    assert frames(path) == 4
+    told = capsys.readouterr().err.splitlines()
+    assert sorted(told) == sorted(f"scalegan: {samples / name} is no picture: it is left out" for name in broken)
+
+
 @pytest.mark.parametrize("content", [b"", b"- 1\n", b"data: [\n", b"data: 5\n", b"\x89PNG\r\n"])
 def test_a_damaged_configuration_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes) -> None:
     make_run(tmp_path, 2)

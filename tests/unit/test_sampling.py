@@ -351,6 +351,9 @@ def test_out_must_be_a_folder(run, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert sample(run, "--out", tmp_path / "file") == 2
     assert "is a file: give a folder" in capsys.readouterr().err
+    assert sample(run, "--out", tmp_path / "file" / "sub") == 2
+    told = f"scalegan: error: a file stands where a folder should: {tmp_path}/file/sub: choose another path\n"
+    assert capsys.readouterr().err == told
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without GPU")
