@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 CHUNK = 512
 """Images that are in memory at a time."""
 GRID_MOST = 4096
+FILES = {"grid": "grid.png", "npz": "samples.npz"}
+"""By the format that has a single one."""
 WIDEST = 20
 """Classes that still get a column each on a grid."""
 
@@ -80,9 +82,9 @@ def run(args: argparse.Namespace) -> int:
     if args.format == "png":
         made = write_pngs(chunks, out, generator.classes)
     elif args.format == "grid":
-        made = write_grid(chunks, out / "grid.png", len(chosen))
+        made = write_grid(chunks, out / FILES["grid"], len(chosen))
     else:
-        made = write_npz(chunks, out / "samples.npz", args.n, generator.shape, generator.classes)
+        made = write_npz(chunks, out / FILES["npz"], args.n, generator.shape, generator.classes)
     images = f"{args.n} images" if args.n > 1 else "1 image"
     print(f"{images} of seed {args.seed} in {made}, by {generator.path} ({generator.images_seen} images seen)")
     return 0
@@ -98,12 +100,15 @@ def check(args: argparse.Namespace) -> None:
         raise UserError(f"--truncation is {args.truncation}: give a share from 0 to 1")
     if args.format == "grid" and args.n > GRID_MOST:
         raise UserError(f"--n {args.n} is too much for one grid: give at most {GRID_MOST}, or --format png")
+    # What another generator left would pass for this one's.
     if args.format == "png":
         there = set(os.listdir(args.out)) if args.out.is_dir() else set()
         numbers = range(args.first, args.first + args.n)
         taken = next((png_name(i) for i in numbers if png_name(i) in there), None) if there else None
-        if taken:  # what another generator left would pass for this one's
+        if taken:
             raise UserError(f"{args.out / taken} exists already: give another --out, or --first to add to those there")
+    elif (args.out / FILES[args.format]).exists():
+        raise UserError(f"{args.out / FILES[args.format]} exists already: give another --out, or delete it")
 
 
 def pick_device(name: str) -> str:

@@ -248,10 +248,7 @@ def test_npz_without_classes_says_minus_one(run, tmp_path):
 
 
 @pytest.mark.parametrize("form", ["npz", "grid"])
-def test_what_fails_half_way_leaves_what_was_there(run, tmp_path, monkeypatch, form):
-    assert sample(run, "--n", 2, "--format", form, "--out", tmp_path) == 0
-    (before,) = tmp_path.iterdir()
-    content = before.read_bytes()
+def test_what_fails_half_way_leaves_nothing(run, tmp_path, monkeypatch, form):
     monkeypatch.setattr(sampling_cli, "CHUNK", 32)
     real = LoadedGenerator.sample_range
 
@@ -262,8 +259,16 @@ def test_what_fails_half_way_leaves_what_was_there(run, tmp_path, monkeypatch, f
 
     monkeypatch.setattr(LoadedGenerator, "sample_range", fails)
     assert sample(run, "--n", 70, "--format", form, "--out", tmp_path) == 2
-    assert list(tmp_path.iterdir()) == [before]
-    assert before.read_bytes() == content
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("form", "name"), [("grid", "grid.png"), ("npz", "samples.npz")])
+def test_what_another_generator_left_is_not_overwritten(run, tmp_path, capsys, form, name):
+    assert sample(run, "--n", 2, "--format", form, "--out", tmp_path) == 0
+    content = (tmp_path / name).read_bytes()
+    assert sample(run, "--n", 2, "--seed", 1, "--format", form, "--out", tmp_path) == 2
+    assert f"{tmp_path / name} exists already: give another --out, or delete it" in capsys.readouterr().err
+    assert (tmp_path / name).read_bytes() == content
 
 
 def test_the_grid_is_one_picture(run, tmp_path):
