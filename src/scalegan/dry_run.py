@@ -31,6 +31,8 @@ from scalegan.draws import DataFacts
 from scalegan.errors import UserError
 from scalegan.evaluation.features import Extractor, load_extractor, to_download
 from scalegan.evaluation.names import METRICS
+from scalegan.evaluation.real import MOST_THUMBNAILS
+from scalegan.evaluation.ssim import THUMBNAIL
 from scalegan.evaluation.team import Team
 from scalegan.probe import make_probe, steepness
 from scalegan.statistics import Statistics
@@ -66,6 +68,8 @@ class Measured:
     checkpoint: int = 0
     snapshot: int = 0
     grid: int = 0
+    real: int = 0
+    """What evaluation keeps of the real images; 0 where its weights are not here, which tell its size."""
     memory_mb: float = 0.0
 
 
@@ -144,6 +148,7 @@ def measure(config: Config, index: Index, accelerator: Accelerator, game: Game) 
     measured.probe = time.perf_counter() - began
     measured.drawing, images = draw(config, index, game)
     measured.features = time_features(extractor, images) if extractor else 0.0
+    measured.real = real_bytes(config, index, extractor.width) if extractor else 0
     measured.checkpoint = checkpoint_bytes(game)
     measured.snapshot = sum(t.nbytes for average in game.powers.values() for t in average.state_dict().values())
     measured.memory_mb = memory_mb(device)
@@ -181,6 +186,12 @@ def time_features(extractor: Extractor, images: Tensor) -> float:
     extractor(batch)
     synchronise(extractor.device)
     return (time.perf_counter() - began) / len(batch)
+
+
+def real_bytes(config: Config, index: Index, width: int) -> int:
+    """Of sums of `width` features and of their products, of all images and of one half, and of thumbnails."""
+    shown = min(config.evaluation.real or index.samples, MOST_THUMBNAILS)
+    return 2 * (width + width**2) * np.dtype(np.float64).itemsize + shown * THUMBNAIL**2
 
 
 def checkpoint_bytes(game: Game) -> int:
@@ -299,13 +310,14 @@ def outputs(config: Config, measured: Measured) -> str:
     folder = Path(config.run)
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     free = shutil.disk_usage(there).free
-    size = (
-        (kept + 2) * measured.checkpoint + grids * measured.grid + snapshots * measured.snapshot
-    )  # a new one is written before an old one goes
+    checkpoints = (kept + 2) * measured.checkpoint  # a new one is written before an old one goes
+    size = checkpoints + grids * measured.grid + snapshots * measured.snapshot + measured.real
+    real = f"statistics of the real images, {human_bytes(measured.real)}, " if measured.real else ""
     room = f"{human_bytes(size)} of {human_bytes(free)} free there{'; TOO LITTLE' if free < size else ''}"
     return (
         f"{grids} sample grids of about {human_bytes(measured.grid)}, {averages}the newest {kept} checkpoints and the best, "
-        f"{human_bytes(measured.checkpoint)} each, in {folder}; at most {room}"
+        f"{human_bytes(measured.checkpoint)} each, {real}in {folder}; at most {room}, "
+        f"beside figures and lines of metrics{'' if real else ' and the statistics of the real images'}"
     )
 
 

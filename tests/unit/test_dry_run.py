@@ -5,6 +5,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -17,6 +18,8 @@ from scalegan.data.index import read_index
 from scalegan.distributed import make_accelerator
 from scalegan.draws import DataFacts
 from scalegan.errors import UserError
+from scalegan.evaluation import real_cache
+from scalegan.evaluation.real_cache import RealStatistics
 from scalegan.models import build_generator
 from scalegan.probe import Probe
 from scalegan.steps import Game
@@ -63,10 +66,10 @@ def test_weights_that_are_not_here_are_named_and_not_fetched(config, tmp_path, m
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("scalegan.evaluation.weights.download", lambda *_: pytest.fail("it downloads"))
     assert dry_run.dry_run(replace(config, evaluation=replace(config.evaluation, extractor="inception"))) == 0
-    assert (
-        "without their features (the start of the run downloads pt_inception-2015-12-05-6726825d.pth)"
-        in capsys.readouterr().out
+    assert "without their features (the start of the run downloads pt_inception-2015-12-05-6726825d.pth)" in (
+        printed := capsys.readouterr().out
     )
+    assert " beside figures and lines of metrics and the statistics of the real images" in printed
     assert not (tmp_path / "empty").exists()
 
 
@@ -94,6 +97,8 @@ def test_it_says_all_that_it_is_to_say(config, capsys):
     assert "MB a process" in said["memory"]
     assert said["leaves"].startswith("32 sample grids of about ")
     assert "the newest 2 checkpoints and the best" in said["leaves"]
+    assert ", statistics of the real images, 26.3 MB, in " in said["leaves"]
+    assert said["leaves"].endswith(" free there, beside figures and lines of metrics")
 
 
 def test_parameters_are_counted_module_by_module(config, capsys):
@@ -171,6 +176,15 @@ def test_a_checkpoint_has_the_size_that_was_told(config, tmp_path):
     headers = 100 * sum(map(len, parts.values()))
     assert measured.checkpoint <= size <= measured.checkpoint + headers
     assert measured.steps % 3 == 0, "as many steps with the penalty as a run has"
+
+
+def test_statistics_of_real_images_have_the_size_that_was_told(config, tmp_path):
+    index, width = read_index(config.data.path), 100
+    sums, squares, thumbnails = np.zeros(width), np.zeros((width, width)), np.zeros((index.samples, 32, 32), np.uint8)
+    kept = RealStatistics(sums, squares, sums, squares, index.samples, (25, 25), 0.0, thumbnails, 0.0)
+    real_cache.save(tmp_path / "real.npz", kept)
+    told = dry_run.real_bytes(config, index, width)
+    assert told <= (tmp_path / "real.npz").stat().st_size <= told + 4000
 
 
 def test_real_images_are_counted_once_unless_a_metric_wants_their_features(tmp_path):
