@@ -73,7 +73,7 @@ class AugmentConfig:
             require(0 <= getattr(self, name) <= 180, f"augment.{name} is {getattr(self, name)}: give degrees from 0 to 180")
         for name in ("speed", "every"):
             require(getattr(self, name) >= 1, f"augment.{name} is {getattr(self, name)}: give at least 1")
-        require(self.max_p > 0, "augment.max_p is 0: to do without augmentation, set augment.target and augment.p to 0")
+        require(self.max_p > 0, "augment.max_p is 0: to do without augmentation, give --augment.target 0 --augment.pipe ''")
         require(self.colour > 0, "augment.colour is 0: to leave colours alone, set their strengths to 0")
         require(
             self.changing or not self.pipe,

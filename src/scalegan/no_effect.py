@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from scalegan.augment_config import COLOURS, PIPES
+from scalegan.augment_config import COLOURS, PIPES, STRENGTHS
 from scalegan.config import BurnInConfig, Config
 from scalegan.errors import UserError
 from scalegan.model_config import ALWAYS_NORMALISED, FIELDS_OF
@@ -120,6 +120,10 @@ RULES = (
         ("augment.p",), lambda c: not c.augment.target, "beside augment.target, which finds p itself", "set --augment.target 0",
     ),
     Rule(
+        ("augment.pipe", *(f"augment.{name}" for name in STRENGTHS)), lambda c: c.augment.p or c.augment.target,
+        "at augment.p 0", "set --augment.p 0.5, switch all augmentation off by --augment.pipe ''",
+    ),
+    Rule(
         ("augment.speed", "augment.every", "augment.max_p"), lambda c: c.augment.target,
         "for a probability that is fixed", "set --augment.target 0.6",
     ),
@@ -151,6 +155,7 @@ RULES = (
         ("burn_in.images",), lambda c: c.burn_in != BurnInConfig(images=c.burn_in.images),
         "where all begins as it goes on", "say what is to begin otherwise, such as --burn_in.lr 4",
     ),
+    Rule(("log.project",), lambda c: c.log.wandb != "off", "at log.wandb off", "set --log.wandb auto"),
     Rule(("log.snapshots",), lambda c: c.ema.power, "without averages to keep", "set --ema.power [0.05,0.1]"),
     Rule(
         ("evaluation.lpips", "evaluation.lpips_weights"), lambda c: c.evaluation.wants_lpips,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from scalegan import settings
-from scalegan.augment_config import PIPES, STRENGTHS
+from scalegan.augment_config import PIPES, STRENGTHS, SWITCHES
 from scalegan.config import Config
 from scalegan.data.index import Index
 from scalegan.errors import UserError
@@ -20,6 +20,7 @@ from scalegan.run import claim
 from scalegan.train import check_data
 
 PRESETS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+AUGMENTED = {"pipe": "photo"} | {name: "true" if name in SWITCHES else "0.5" for name in STRENGTHS}
 # One line a rule: settings that do nothing, why, and what has to be beside them.
 TOLD = [
     ("init_networks critic", "without init_from: give --init_from RUN, or leave it at its default, both", "init_from runs/a"),
@@ -67,6 +68,9 @@ TOLD = [
     ("loss.reconstruction_weight 2.0", "for a critic that reconstructs nothing", "model.critic_family fastgan"),
     ("augment.p 0.5", "where no augmentation is on: give a pipe", "augment.mirror true"),
     ("augment.p 0.5; augment.mirror true; augment.target 0.6", "beside augment.target", "augment.target 0"),
+    *((f"augment.{name} {value}; augment.p 0", "at augment.p 0: set --augment.p 0.5, switch all", "augment.p 0.1")
+      for name, value in AUGMENTED.items()),
+    ("augment.shift 0.1; augment.p 0", "at augment.p 0", "augment.p 1; augment.target 0.6"),
     ("augment.speed 1000; augment.mirror true", "for a probability that is fixed", "augment.target 0.6"),
     ("augment.every 8; augment.mirror true", "for a probability that is fixed", "augment.target 0.6"),
     ("augment.max_p 0.5; augment.mirror true", "for a probability that is fixed", "augment.target 0.6"),
@@ -80,6 +84,7 @@ TOLD = [
     ("burn_in.images 99; burn_in.gamma 2.0", "without a penalty", "loss.path_weight 1; model.family stylegan2"),
     ("burn_in.images 99; burn_in.augment 0.0", "where no augmentation is on", "augment.mirror true"),
     ("burn_in.images 99", "where all begins as it goes on: say what is to begin otherwise", "burn_in.lr 4"),
+    ("log.project mine; log.wandb off", "at log.wandb off: set --log.wandb auto", "log.wandb offline"),
     ("log.snapshots 99", "without averages to keep: set --ema.power [0.05,0.1]", "ema.power [0.1]"),
     ("evaluation.lpips vgg", "without the metrics lpips and ppl", "evaluation.metrics ppl"),
     ("evaluation.lpips_weights a.pth", "without the metrics lpips and ppl: name one in --evaluation.metrics, or leave it empty",
@@ -95,10 +100,9 @@ ALWAYS = {
     "optim.critic_steps", "ema.half_life", "ema.power",
     "train.images", "train.batch", "train.accumulate", "train.seed", "train.precision", "train.device", "train.compile",
     "train.deterministic", "train.nonfinite_limit", "train.hang_minutes",
-    "log.every", "log.samples", "log.checkpoint", "log.keep", "log.grid", "log.wandb", "log.project", "log.step_losses",
+    "log.every", "log.samples", "log.checkpoint", "log.keep", "log.grid", "log.wandb", "log.step_losses",
     "evaluation.every", "evaluation.extractor", "evaluation.weights", "evaluation.precision", "evaluation.samples",
     "evaluation.real", "evaluation.batch", "evaluation.metrics", "evaluation.best",
-    *(f"augment.{name}" for name in STRENGTHS if name not in ("hue", "saturation")),
 }  # fmt: skip
 """Settings that do something in every run, or in some run that is not known yet (another machine, a later evaluation)."""
 BY_THEIR_SECTION = {
