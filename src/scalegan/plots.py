@@ -32,6 +32,8 @@ from scalegan.tracking import read_lines
 Lines = list[dict[str, Any]]
 
 BLUE, ORANGE, GREY = "#2f6db3", "#e07b28", "#8a8a8a"
+IN_NATS = ("non_saturating", "minimax", "relativistic")
+"""Losses that are logarithms of probabilities."""
 MOST_FRAMES = 60
 """Frames of a film: with the pause between them, 12 seconds."""
 
@@ -72,6 +74,7 @@ class History:
     data: Index | None
     """None where the data is not at hand: moved, changed, or on another machine; the plots then count in kimg alone."""
     loss: str
+    """Its name; empty for the user's own."""
     evaluation: dict[str, Any]
     """The section of the configuration."""
 
@@ -91,6 +94,7 @@ class History:
 def read_history(run_dir: Path) -> History:
     path = run_dir / CONFIG
     config = read_fields(path) if path.exists() else {}
+    loss = config.get("loss", {})
     grids = (path for path in run_dir.glob("samples/*.png") if path.stem.isdigit() and _is_picture(path))
     return History(
         run_dir,
@@ -99,7 +103,7 @@ def read_history(run_dir: Path) -> History:
         read_lines(run_dir / "samples.jsonl"),
         sorted((int(path.stem), path) for path in grids),
         _index(run_dir, config.get("data", {}).get("path", "")),
-        config.get("loss", {}).get("name", ""),
+        "" if loss.get("own") else loss.get("name", ""),
         config.get("evaluation", {}),
     )
 
@@ -153,7 +157,8 @@ def draw_losses(history: History) -> Path | None:
                 label = f"{text} while D only guesses"
                 axes.axhline(height, color=colour, linestyle=(0, (2, 3)), linewidth=1, label=label)
         limit(axes, seen)
-        axes.set(title="Losses" + (" (every step, and its mean per tick)" if len(steps) else ""), ylabel="loss (nats)")
+        unit = " (nats)" if history.loss in IN_NATS else ""
+        axes.set(title="Losses" + (" (every step, and its mean per tick)" if len(steps) else ""), ylabel=f"loss{unit}")
         axes.legend(ncols=2)
     return history.run_dir / "figures" / "losses.png"
 

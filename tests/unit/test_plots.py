@@ -84,6 +84,24 @@ def test_a_line_that_is_still_being_written_does_not_disturb(tmp_path: Path) -> 
     assert [path.name for path in plot_run(run)] == ["losses.png", "accuracy.png", "quality.png", "schedule.png"]
 
 
+@pytest.mark.parametrize(
+    ("loss", "label", "guesses"),
+    [("name: non_saturating", "loss (nats)", 2), ("name: relativistic", "loss (nats)", 0), ("name: hinge", "loss", 0),
+     ("own: mine.LOSS, name: non_saturating", "loss", 0)],
+)  # fmt: skip
+def test_only_logarithms_of_probabilities_are_in_nats(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loss: str, label: str, guesses: int
+) -> None:
+    make_run(tmp_path, 2)
+    (tmp_path / "config.yaml").write_text(f"loss: {{{loss}}}\n")
+    drawn = []
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda self, *_, **__: drawn.append(self.axes[0]))
+    plots.draw_losses(read_history(tmp_path))
+    (axes,) = drawn
+    assert axes.get_ylabel() == label
+    assert len([line for line in axes.lines if "while D only guesses" in str(line.get_label())]) == guesses
+
+
 def test_nan_is_a_gap_in_the_curve(tmp_path: Path) -> None:
     kimg, values = series(read_history(make_run(tmp_path, 3)).metrics, "loss/G")
     assert kimg.tolist() == [1, 2, 3]
