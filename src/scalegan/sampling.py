@@ -89,12 +89,14 @@ class LoadedGenerator:
         """Images first to first + count of a seed."""
         if count < 0:
             raise UserError(f"{count} images cannot be made: ask for 0 or more")
+        if first < 0:
+            raise UserError(f"there is no image {first}: the first one of a seed is 0")
         chosen = None
         if labels is not None:
-            chosen = torch.as_tensor(labels, dtype=torch.int64)
+            chosen = whole_numbers(labels)
             if not self.config.model.conditional:
                 raise UserError(f"{self.path} is not class-conditional: sample it without labels")
-            if chosen.shape != (count,) or bool(((chosen < 0) | (chosen >= len(self.classes))).any()):
+            if chosen is None or chosen.shape != (count,) or bool(((chosen < 0) | (chosen >= len(self.classes))).any()):
                 raise UserError(
                     f"labels must be {count} class numbers from 0 to {len(self.classes) - 1} ({', '.join(self.classes)})"
                 )
@@ -119,6 +121,15 @@ class LoadedGenerator:
         if not self.config.model.conditional:
             return np.full(count, -1, np.int64)
         return drawn_labels(seed, first, count, self.class_counts)
+
+
+def whole_numbers(labels: Sequence[int] | Tensor) -> Tensor | None:
+    """int64; None for what is no tensor of such numbers."""
+    try:
+        given = torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError):
+        return None
+    return None if given.numel() and (given.is_floating_point() or given.is_complex()) else given.long()
 
 
 def find_checkpoint(path: Path) -> checkpoint.Checkpoint:
@@ -158,7 +169,11 @@ def load_generator(
         raise UserError(
             f"{found.path} holds another generator than {type(network).__name__} ({reason}): give its class"
         ) from None
-    place(network, device).eval().requires_grad_(False)
+    try:
+        place(network, device).eval().requires_grad_(False)
+    except (AssertionError, RuntimeError) as error:  # the former where torch was built without CUDA
+        reason = " ".join(str(error).split())
+        raise UserError(f"device {device} cannot be used ({reason}): give another one, such as cpu") from None
     return LoadedGenerator(
         network,
         config,

@@ -156,9 +156,23 @@ def test_no_images_are_an_empty_tensor_and_fewer_an_error(generator, by_class):
     assert by_class.sample(0).shape == by_class.sample(0, labels=[]).shape == (0, *by_class.shape)
     with pytest.raises(UserError, match="-1 images cannot be made"):
         generator.sample(-1)
+    with pytest.raises(UserError, match="there is no image -5: the first one of a seed is 0"):
+        generator.sample_range(-5, 3)
 
 
-@pytest.mark.parametrize("labels", [[0, 1], [0, 1, 3], [0, -1, 1]])
+@pytest.mark.parametrize(
+    "labels",
+    [
+        [0, 1],
+        [0, 1, 3],
+        [0, -1, 1],
+        [0.5, 1.9, 0.0],
+        torch.tensor([0.0, 1.0, 2.0]),
+        ["Apple", "Kiwi", "Plum"],
+        [[0], [1, 2], [0]],
+    ],
+    ids=str,
+)
 def test_labels_must_be_class_numbers_one_for_each_image(by_class, labels):
     with pytest.raises(UserError, match=r"3 class numbers from 0 to 2 \(Apple, Kiwi, Plum\)"):
         by_class.sample(3, labels=labels)
@@ -174,6 +188,15 @@ def test_no_run_and_no_checkpoint_are_told_apart(tmp_path):
         load_generator(tmp_path / "nowhere")
     with pytest.raises(UserError, match="no checkpoint yet"):
         load_generator(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "device", [pytest.param("cuda", marks=pytest.mark.skipif(torch.cuda.is_available(), reason="needs no GPU")), "gpu"]
+)
+def test_a_device_that_is_not_there_is_told(run, device):
+    with pytest.raises(UserError, match=f"device {device} cannot be used .*: give another one, such as cpu") as told:
+        load_generator(run, device)
+    assert "\n" not in str(told.value)
 
 
 def test_pixels_are_rounded_and_kept_in_range():
