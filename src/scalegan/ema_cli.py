@@ -59,6 +59,8 @@ def read_snapshots(run_dir: Path, at: int | None) -> list[Checkpoint]:
     """The whole snapshots up to `at` (None: the newest), oldest first. Raises `UserError`."""
     from scalegan import checkpoint
 
+    if not run_dir.is_dir():
+        raise UserError(f"{run_dir} does not exist: give the folder that --run named in training")
     snapshots = []
     for path in reversed(checkpoint.folders(run_dir, checkpoint.SNAPSHOTS)):
         found = checkpoint.read(path)

@@ -228,6 +228,9 @@ def test_what_cannot_be_made_is_told(trained, tmp_path, capsys, arguments, messa
 def test_a_run_without_snapshots_is_told_how_to_get_them(tmp_path, capsys):
     assert ema(tmp_path, "--std", "0.08") == 2
     assert "left by a run with --ema.power" in capsys.readouterr().err
+    assert ema(tmp_path / "nope", "--std", "0.08") == 2
+    told = f"scalegan: error: {tmp_path / 'nope'} does not exist: give the folder that --run named in training\n"
+    assert capsys.readouterr().err == told
 
 
 def test_a_damaged_snapshot_is_named_and_left_out(trained, tmp_path, capsys):
