@@ -200,6 +200,22 @@ def test_two_folders_are_compared_as_they_are(folders, tmp_path):
     assert same["fd_areas"] == pytest.approx(0, abs=1e-9) != record["fd_areas"]
 
 
+def test_a_window_that_one_side_needs_leaves_the_other_as_it_is(folders, run, tmp_path, capsys):
+    made, real = folders
+    (tmp_path / "deep").mkdir()
+    for path in real.iterdir():
+        grey = np.asarray(Image.open(path).convert("L"), np.uint16)
+        Image.fromarray(grey * 257).save(tmp_path / "deep" / path.name)
+    window = "--window", "0,65535"
+    record = evaluated(tmp_path / "r.json", str(made), "--against", str(tmp_path / "deep"), *window)
+    assert record["diversity"] == pytest.approx(evaluated(tmp_path / "r.json", str(made), "--against", str(real))["diversity"])
+    capsys.readouterr()
+    for source in (made, run):
+        said = refused(capsys, str(source), "--against", str(real), *window)
+        assert "--window 0,65535 means nothing for folders without images of more than 8 bits" in said
+    assert cli.main(["stats", str(real), str(tmp_path / "out.npz"), *window]) == 2
+
+
 def test_a_changed_folder_is_measured_again(folders, tmp_path):
     made, real = folders
     first = evaluated(tmp_path / "r.json", str(made), "--against", str(real))

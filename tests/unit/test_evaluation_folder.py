@@ -1,6 +1,7 @@
 """A folder of images is compared as it lies there, and what is wrong with it is told before anything is measured."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +75,20 @@ def test_more_than_8_bits_need_a_window(tmp_path):
     shown = pixels(tmp_path / "deep", "1000,3000")[0, :, :, 0]
     assert np.array_equal(shown, np.rint(np.clip((values - 1000.0) / 2000, 0, 1) * 255))
     assert read_folder(tmp_path / "deep", "0,4000").sha256 != read_folder(tmp_path / "deep", "1000,3000").sha256
+
+
+def test_a_window_is_for_images_of_more_than_8_bits_alone(tmp_path):
+    values = np.linspace(0, 65535, 80).astype(np.uint16).reshape(8, 10)
+    for name, image in (("deep", values), ("flat", np.rint(values / 257).astype(np.uint8))):
+        (tmp_path / name).mkdir()
+        Image.fromarray(image).save(tmp_path / name / "a.png")
+    assert np.array_equal(pixels(tmp_path / "flat", "0,65535"), pixels(tmp_path / "deep", "0,65535"))
+    assert read_folder(tmp_path / "flat", "0,65535") == read_folder(tmp_path / "flat", "")
+    shutil.copy(tmp_path / "flat" / "a.png", tmp_path / "deep" / "b.png")
+    with pytest.raises(UserError, match=r"deep holds images of 8 bits \(b\.png\) and of more \(a\.png\), .* p1,p99$"):
+        read_folder(tmp_path / "deep", "0,65535")
+    deep, flat = pixels(tmp_path / "deep", "p0,p100").astype(int)
+    assert abs(deep - flat).max() <= 1  # percentiles are of each image's own intensities
 
 
 def test_what_is_wrong_is_one_line(tmp_path):

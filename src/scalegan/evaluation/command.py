@@ -164,13 +164,14 @@ def of_run(
 ) -> Iterator[tuple[EvaluationConfig, dict[str, Any]]]:
     """How each checkpoint that was asked for is measured, and its record; the oldest first."""
     from scalegan import own
-    from scalegan.evaluation import sides, statistics_file
+    from scalegan.evaluation import folder, sides, statistics_file
     from scalegan.sampling import load_generator
 
     network = own.network("--generator", args.generator)
     found = choose(Path(args.source), run_dir, args.checkpoint)
     against = sides.reference(args.against, args.window, team) if args.against else sides.trained_on(found[0])
     held_out = sides.held_out_given(args.held_out, args.window, against, team)
+    folder.check_window(args.window, against, held_out)
     extractor = own_extractor(args, device)
     left_out, without = 0, ""
     for checkpoint in found:
@@ -204,7 +205,7 @@ def of_images(
 ) -> Iterator[tuple[EvaluationConfig, dict[str, Any]]]:
     """How images that lie somewhere are measured, and their record."""
     from scalegan.data.index import Index
-    from scalegan.evaluation import sides, statistics_file
+    from scalegan.evaluation import folder, sides, statistics_file
     from scalegan.evaluation.weights import user_cache
 
     if not args.against:
@@ -213,8 +214,9 @@ def of_images(
     index = sides.in_colour(index, against)
     if isinstance(against, Index):
         against = sides.in_colour(against, index)
-    extractor = own_extractor(args, device)
     held_out = sides.held_out_given(args.held_out, args.window, against, team)
+    folder.check_window(args.window, index, against, held_out)
+    extractor = own_extractor(args, device)
     config = overridden(EvaluationConfig(samples=max(2, index.samples)), args)
     if isinstance(against, statistics_file.Statistics):
         config = statistics_file.without_images(config)

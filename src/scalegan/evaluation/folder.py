@@ -43,7 +43,7 @@ class ImageFolder(Index):
 
     files: tuple[str, ...]
     window: str
-    """Which intensities of images with more than 8 bits become black and white, as `--window` has it; empty for none."""
+    """Which intensities become black and white, as `--window` has it; empty where no image has more than 8 bits."""
 
 
 def read_folder(root: Path, window: str) -> ImageFolder:
@@ -53,13 +53,16 @@ def read_folder(root: Path, window: str) -> ImageFolder:
         raise UserError(f"{root} holds no images, and {INDEX_NAME} is missing too: give a folder of images, shards, or a run")
     check_classes(root, files)
     kinds: dict[tuple[int, int], str] = {}
-    channels, size, digest = 1, 0, hashlib.sha256(window.encode())
+    depths: dict[bool, str] = {}
+    channels, size, lines = 1, 0, bytearray()
     for name in files:
         content = read_file(root / name)
-        digest.update(f"{len(name)} {name} {hashlib.sha256(content).hexdigest()}\n".encode())
+        lines += f"{len(name)} {name} {hashlib.sha256(content).hexdigest()}\n".encode()
         size += len(content)
         height, width, mode = header(content, root / name)
-        if not window and (mode in DEEP or mode.startswith("I;16")):
+        deep = mode in DEEP or mode.startswith("I;16")
+        depths.setdefault(deep, name)
+        if deep and not window:
             raise UserError(
                 f"{root / name} has more than 8 bits: say which intensities become black and white, by --window such as "
                 "0,65535 or p1,p99"
@@ -68,9 +71,30 @@ def read_folder(root: Path, window: str) -> ImageFolder:
         if len(kinds) > 1:
             shown = " and ".join(f"{h}x{w} ({file})" for (h, w), file in kinds.items())
             raise UserError(f"{root} holds images of several sizes, height x width: {shown}: bring them to one size first")
-        channels = channels if mode in GREY or mode.startswith("I;16") else 3
+        channels = channels if deep or mode in GREY else 3
+    window = needed_window(root, window, depths)
     (height, width) = next(iter(kinds))
-    return folder_index(str(root), files, window, height, width, channels, size, digest.hexdigest())
+    sha256 = hashlib.sha256(window.encode() + lines).hexdigest()
+    return folder_index(str(root), files, window, height, width, channels, size, sha256)
+
+
+def needed_window(root: Path, window: str, depths: dict[bool, str]) -> str:
+    """`window` for a folder with images of more than 8 bits, none for any other; `depths` has one image of each kind that there
+    is. Raises `UserError` where a range of the deep ones' intensities would be taken for one of the others'."""
+    if True not in depths:
+        return ""
+    if len(depths) > 1 and parse_window(window).kind == "range":
+        raise UserError(
+            f"{root} holds images of 8 bits ({depths[False]}) and of more ({depths[True]}), and --window {window} "
+            "cannot mean the intensities of both: save them alike, or give percentiles such as p1,p99"
+        )
+    return window
+
+
+def check_window(window: str, *sides: object) -> None:
+    """Raises `UserError` for a `--window` that none of the compared images needs."""
+    if window and not any(isinstance(side, ImageFolder) and side.window for side in sides):
+        raise UserError(f"--window {window} means nothing for folders without images of more than 8 bits: leave it out")
 
 
 def folder_index(

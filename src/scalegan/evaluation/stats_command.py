@@ -23,7 +23,7 @@ def run(args: argparse.Namespace) -> int:
     from scalegan.distributed import in_company
     from scalegan.evaluation import sides, statistics_file
     from scalegan.evaluation.features import load_extractor
-    from scalegan.evaluation.folder import open_images
+    from scalegan.evaluation.folder import check_window, open_images
     from scalegan.evaluation.real import RealImages, real_statistics
     from scalegan.evaluation.weights import user_cache
 
@@ -40,6 +40,7 @@ def run(args: argparse.Namespace) -> int:
     cache = user_cache() / "scalegan" / "statistics"
     with in_company(), command.progress_bar(team.first and sys.stderr.isatty()) as progress:
         index = sides.images_of(args.source, kind, args.window, team)
+        check_window(args.window, index)
         extractor = own or load_extractor(config, accelerator.device, team)
         with closing(open_images(index, DataConfig(path=index.root), accelerator.device)) as reader:
             images = RealImages(index, config.real, reader)
