@@ -18,7 +18,7 @@ from helpers.shards import make_images
 from scalegan import checkpoint, cli
 from scalegan.config import Config
 from scalegan.data.index import Index
-from scalegan.evaluation import evaluator, features, sides
+from scalegan.evaluation import evaluator, features, real, sides
 from scalegan.evaluation.features import Extractor
 from scalegan.models import build_generator
 
@@ -329,6 +329,28 @@ def test_a_class_of_the_users_own_measures(folders, tmp_path, monkeypatch):
     assert record["extractor"] == "halves:Halves"
     assert record["fd_halves"] > 0
     assert record["resize"] == "its own"
+
+
+def test_what_a_class_of_the_users_own_depends_on_may_change_between_two_commands(folders, run, tmp_path, monkeypatch):
+    """Its statistics of the real images are kept for one command: no hash covers all that its code reads."""
+    (tmp_path / "means.py").write_text(
+        "import pathlib, torch\n"
+        "class Means(torch.nn.Module):\n"
+        "    num_features = 3\n"
+        "    def forward(self, images):\n"
+        f"        return images.float().mean((2, 3)) * float(pathlib.Path({str(tmp_path / 'scale')!r}).read_text())\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    options = str(folders[0]), "--against", str(folders[1]), "--extractor", "means:Means"
+    distances = []
+    for scale in (1, 10):
+        (tmp_path / "scale").write_text(str(scale))
+        distances.append(evaluated(tmp_path / "r.json", *options)["fd_means"])
+    assert distances[1] == pytest.approx(100 * distances[0], rel=1e-6)
+    looks, measure = [], real.measure
+    monkeypatch.setattr(real, "measure", lambda *args: (looks.append(1), measure(*args))[1])
+    assert cli.main(["evaluate", str(run), "--extractor", "means:Means", "--checkpoint", "all"]) == 0
+    assert (len(records(run)), len(looks)) == (2, 1)
 
 
 def test_a_run_may_not_name_code(index, tmp_path, capsys, monkeypatch):

@@ -73,6 +73,13 @@ def test_its_weights_and_its_source_are_its_fingerprint(tmp_path):
     assert load_user_extractor("own.features:Means", "", CPU, 64).weights_sha256 != plain.weights_sha256
 
 
+def test_the_fingerprint_covers_the_modules_that_define_its_layers(tmp_path):
+    (tmp_path / "own" / "__init__.py").write_text("from own.features import Means")
+    before = load_user_extractor("own:Means", "", CPU, 64).weights_sha256
+    (tmp_path / "own" / "features.py").write_text(SOURCE + "\n# changed\n")
+    assert load_user_extractor("own:Means", "", CPU, 64).weights_sha256 != before
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from scalegan.config import DataConfig, LogConfig, TrainConfig
@@ -108,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
     with in_company(), ExitStack() as stack:
         progress = stack.enter_context(progress_bar(team.first and sys.stderr.isatty()))
         if run_dir:
-            measured = of_run(args, run_dir, accelerator.device, team, progress)
+            measured = of_run(args, run_dir, accelerator.device, team, stack, progress)
         else:
             measured = of_images(args, kind, accelerator.device, team, stack, progress)
         for config, record in measured:
@@ -160,7 +161,7 @@ def start(device: str) -> tuple[Accelerator, Team]:
 
 
 def of_run(
-    args: argparse.Namespace, run_dir: Path, device: torch.device, team: Team, progress: Progress
+    args: argparse.Namespace, run_dir: Path, device: torch.device, team: Team, stack: ExitStack, progress: Progress
 ) -> Iterator[tuple[EvaluationConfig, dict[str, Any]]]:
     """How each checkpoint that was asked for is measured, and its record; the oldest first."""
     from scalegan import own
@@ -173,6 +174,7 @@ def of_run(
     held_out = sides.held_out_given(args.held_out, args.window, against, team)
     folder.check_window(args.window, against, held_out)
     extractor = own_extractor(args, device)
+    cache = cache_for(extractor, run_dir / "cache", stack)
     left_out, without = 0, ""
     for checkpoint in found:
         loaded = load_generator(checkpoint.path, device, network)
@@ -184,9 +186,7 @@ def of_run(
                 print(f"scalegan: {against.path} has no real images to look at: without {missing}", file=sys.stderr)
             config, without = possible, missing
         data = replace(loaded.config.data, held_out=args.held_out or loaded.config.data.held_out)
-        comparison = sides.Comparison(
-            against, config, extractor, team, device, run_dir / "cache", data, held_out, run_dir / "evaluations"
-        )
+        comparison = sides.Comparison(against, config, extractor, team, device, cache, data, held_out, run_dir / "evaluations")
         seed = loaded.config.train.seed if args.seed is None else args.seed
         try:
             made = sides.made_by(loaded, seed, checkpoint)
@@ -221,7 +221,7 @@ def of_images(
     if isinstance(against, statistics_file.Statistics):
         config = statistics_file.without_images(config)
     made = sides.found_in(index, config.samples, stack)
-    cache = user_cache() / "scalegan" / "statistics"
+    cache = cache_for(extractor, user_cache() / "scalegan" / "statistics", stack)
     pictures = args.json.with_name(f"{args.json.stem}-closest.png") if args.json else None
     data = DataConfig(held_out=args.held_out)
     comparison = sides.Comparison(against, config, extractor, team, device, cache, data, held_out, pictures)
@@ -268,6 +268,12 @@ def own_extractor(args: argparse.Namespace, device: torch.device) -> Extractor |
     return user_extractor.load_user_extractor(
         args.extractor, args.weights or "", device, args.batch or default.batch, args.precision or default.precision
     )
+
+
+def cache_for(own: Extractor | None, usual: Path, stack: ExitStack) -> Path:
+    """Where statistics of real images are kept: those of a user's own extractor as long as `stack` is open, as no hash covers
+    all that its features may depend on."""
+    return usual if own is None else Path(stack.enter_context(TemporaryDirectory(prefix="scalegan-")))
 
 
 def overridden(config: EvaluationConfig, args: argparse.Namespace) -> EvaluationConfig:

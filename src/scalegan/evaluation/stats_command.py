@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 from scalegan.config import DataConfig
@@ -37,8 +37,8 @@ def run(args: argparse.Namespace) -> int:
     accelerator, team = command.start(args.device)
     own = command.own_extractor(args, accelerator.device)
     config = command.overridden(sides.config_of(args.source) if kind == "run" else EvaluationConfig(), args)
-    cache = user_cache() / "scalegan" / "statistics"
-    with in_company(), command.progress_bar(team.first and sys.stderr.isatty()) as progress:
+    with in_company(), ExitStack() as stack, command.progress_bar(team.first and sys.stderr.isatty()) as progress:
+        cache = command.cache_for(own, user_cache() / "scalegan" / "statistics", stack)
         index = sides.images_of(args.source, kind, args.window, team)
         check_window(args.window, index)
         extractor = own or load_extractor(config, accelerator.device, team)

@@ -82,10 +82,14 @@ def load_module(where: str, name: str) -> ModuleType:
 
 
 def fingerprint(network: nn.Module, module: ModuleType) -> str:
-    """sha256 of the weights and of the module's source: what is cached of one must not pass for another."""
+    """sha256 of the weights and of the sources of the module and of those that define its layers, but for torch's: what is
+    measured by one must not pass for another. Whatever else the code depends on is not in it, so nothing is kept by it."""
     digest = hashlib.sha256()
-    if module.__file__:
-        digest.update(Path(module.__file__).read_bytes())
+    names = {kind.__module__ for layer in network.modules() for kind in type(layer).__mro__} & sys.modules.keys()
+    foreign = sorted(name for name in names if name.partition(".")[0] not in {"torch", *sys.stdlib_module_names})
+    for source in (module, *(sys.modules[name] for name in foreign)):
+        if file := getattr(source, "__file__", None):
+            digest.update(Path(file).read_bytes())
     for key, value in sorted(network.state_dict().items()):
         digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
