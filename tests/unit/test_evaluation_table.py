@@ -33,7 +33,13 @@ def test_metrics_and_held_out_images_are_named_on_the_command_line(run, tmp_path
     for name in ("kd_areas", "precision", "coverage", "authenticity", "c_t", "near_copies", "mifd_areas"):
         assert f" {name} " in printed
     assert f"{record['kd_areas']:.3g}" in printed
-    assert (run / "evaluations" / record["closest_picture"]).is_file()
+    assert record["closest_picture"] == f"{path.stem}-closest.png"
+    assert cli.main(["evaluate", str(run), *options, "--against", held_out.root, "--held-out", record["against"]]) == 0
+    assert cli.main(["evaluate", str(run), *options, "--real", "28"]) == 0
+    files = {path.name for path in (run / "evaluations").iterdir()}
+    names = {name.removesuffix(".json") for name in files if name.endswith(".json")}
+    assert len(names) == 3
+    assert files == {f"{name}{ending}" for name in names for ending in (".json", "-closest.png")}
 
 
 def test_labelled_shards_are_compared_by_class(tmp_path, monkeypatch, capsys):

@@ -28,6 +28,7 @@ from scalegan.evaluation.names import METRICS, check_counts
 from scalegan.evaluation.path_length import LatentPaths
 from scalegan.evaluation.real import Keep, Progress, RealImages, real_statistics
 from scalegan.evaluation.real_cache import RealStatistics
+from scalegan.evaluation.report import name_of
 from scalegan.evaluation.similarity import BestMatch, Diversity, DiversityInClass, Gallery, PairSimilarity
 from scalegan.evaluation.suite import Suite
 from scalegan.evaluation.team import Team
@@ -65,6 +66,7 @@ def evaluate(
     extractor: Extractor | None = None,
     labels: LabelFn | None = None,
     paths: LatentPaths | None = None,
+    facts: dict[str, Any] | None = None,
     pictures: Path | None = None,
     progress: Progress = lambda what, done, count: None,
 ) -> dict[str, Any]:
@@ -74,8 +76,9 @@ def evaluate(
     `config.samples`, `labels` for the classes of the same images; `paths` are steps in the latents of what makes them, and
     None says that they were made before and lie in some order. No random number generator is touched. `data` says how the
     images of `index` are read, by default from `index.root` and an unreadable one is an error, and which images are held
-    out; `held_out` stands in for these, as `extractor` for the one that `config` names. `pictures` is a folder for the pairs of
-    samples and training images that are nearest to each other, or the .png file itself. Raises `UserError`, on all processes.
+    out; `held_out` stands in for these, as `extractor` for the one that `config` names. `facts` of the two sides go into the
+    record too. `pictures` is a folder for the pairs of samples and training images that are nearest to each other, or the .png
+    file itself. Raises `UserError`, on all processes.
     """
     began = time.perf_counter()
     team, data = Team(rank, processes), data or DataConfig(path=index.root)
@@ -107,11 +110,10 @@ def evaluate(
                 record = {extractor.key(name): figure for name, figure in figures.items()}
                 record |= alike | ({"ssim_mean_image": real.ssim_mean_image} if "ssim_max" in alike else {})
                 record |= {"images_seen": images_seen, "seed": seed, "ema": ema}
-                record |= provenance(index, held_out, config, extractor, real, processes)
-                if closest is not None:
-                    way = f"{images_seen:09d}-{extractor.key('closest')}-{config.samples}-{images.count}-seed{seed}"
-                    record |= show_closest(closest, generator, images, pictures, f"{way}.png")
+                record |= provenance(index, held_out, config, extractor, real, processes) | (facts or {})
                 record["seconds"] = round(time.perf_counter() - began, 2)
+                if closest is not None:
+                    show_closest(record, closest, generator, images, pictures)
     shared: dict[str, Any] = team.from_first(record)
     return shared
 
@@ -274,23 +276,26 @@ def similarity_metrics(images: RealImages, wanted: Sequence[str]) -> tuple[list[
 
 
 def show_closest(
-    pairs: list[tuple[int, int, float]], generator: SampleFn, images: RealImages, pictures: Path | None, name: str
-) -> dict[str, Any]:
-    """The pairs (generated, place of the real image, distance) as the record has them, and as a picture, `pictures` or `name`
-    in that folder: samples above the training images that they are nearest to."""
-    found: dict[str, Any] = {
-        "closest": [
-            {"generated": made, "real": int(images.samples[place]), "distance": distance} for made, place, distance in pairs
-        ]
-    }
+    record: dict[str, Any],
+    pairs: list[tuple[int, int, float]],
+    generator: SampleFn,
+    images: RealImages,
+    pictures: Path | None,
+) -> None:
+    """Puts the pairs (generated, place of the real image, distance) into the record, which is complete but for them, and into a
+    picture, `pictures` or in that folder beside the record's own file: samples above the training images that they are nearest
+    to."""
+    record["closest"] = [
+        {"generated": made, "real": int(images.samples[place]), "distance": distance} for made, place, distance in pairs
+    ]
     if pictures is not None:
-        path = pictures if pictures.suffix == ".png" else pictures / name
+        name = name_of(record | {"closest_picture": ""})
+        path = pictures if pictures.suffix == ".png" else pictures / f"{name}-closest.png"
         samples = torch.cat([generator(made, 1).cpu() for made, _, _ in pairs])
         real = torch.cat([images.read(place, 1).cpu() for _, place, _ in pairs])
         with if_there_is_room():
             save_png(path, torch.cat([samples, real]).numpy(), len(pairs))
-            found["closest_picture"] = path.name
-    return found
+            record["closest_picture"] = path.name
 
 
 def provenance(

@@ -31,7 +31,12 @@ def write(records: list[dict[str, Any]], run_dir: Path | None, copy: Path | None
 
 def record_path(record: dict[str, Any], run_dir: Path) -> Path:
     """Another comparison is another file and a repeat is the same."""
-    return run_dir / "evaluations" / f"{record['images_seen']:09d}-{comparison(record)}.json"
+    return run_dir / "evaluations" / f"{name_of(record)}.json"
+
+
+def name_of(record: dict[str, Any]) -> str:
+    """Of the files of one evaluation of a run."""
+    return f"{record['images_seen']:09d}-{comparison(record)}"
 
 
 def comparison(record: dict[str, Any]) -> str:

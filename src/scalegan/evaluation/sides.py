@@ -241,8 +241,8 @@ class Comparison:
             extractor=self.extractor,
             labels=made.labels,
             paths=made.paths,
+            facts=made.facts | {"against": against.root},
             pictures=self.pictures,
             progress=progress,
         )
-        kept = {name: value for name, value in record.items() if name not in OF_A_RUN}
-        return kept | made.facts | {"against": against.root}
+        return {name: value for name, value in record.items() if name in made.facts or name not in OF_A_RUN}
