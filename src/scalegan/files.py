@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from scalegan.errors import MachineError
+from scalegan.errors import MachineError, UserError
 
 
 def no_room(error: OSError) -> bool:
@@ -30,6 +31,15 @@ def if_there_is_room() -> Iterator[None]:
     except OSError as error:
         if not no_room(error):
             raise
+
+
+@contextmanager
+def if_possible(what: str) -> Iterator[None]:
+    """Around writing what can be done without: an error of the disk ends it here, in one line that begins with `what`."""
+    try:
+        yield
+    except OSError as error:
+        print(f"scalegan: {what} could not be written ({error.strerror or error}): going on without", file=sys.stderr)
 
 
 class Lines:
@@ -75,6 +85,19 @@ class Lines:
         if not self._file.closed:
             self.append("")
             self._file.close()
+
+
+def try_out(path: Path, option: str) -> None:
+    """Raises `UserError` where the file `path`, which `option` names, could not be written later."""
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        trial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        trial.touch()
+        trial.unlink()
+    except OSError as error:
+        raise UserError(f"{option} {path} cannot be written ({error.strerror}): name another file") from None
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -1,7 +1,9 @@
 """`scalegan evaluate RUN` prints what was measured beside what to hold it against, and leaves a record in the run folder."""
 
+import errno
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from importlib.metadata import version
@@ -18,7 +20,7 @@ from helpers.shards import make_images
 from scalegan import checkpoint, cli
 from scalegan.config import Config
 from scalegan.data.index import Index
-from scalegan.evaluation import evaluator, features, real, sides
+from scalegan.evaluation import evaluator, features, real, report, sides
 from scalegan.evaluation.features import Extractor
 from scalegan.models import build_generator
 
@@ -214,6 +216,39 @@ def test_a_window_that_one_side_needs_leaves_the_other_as_it_is(folders, run, tm
         said = refused(capsys, str(source), "--against", str(real), *window)
         assert "--window 0,65535 means nothing for folders without images of more than 8 bits" in said
     assert cli.main(["stats", str(real), str(tmp_path / "out.npz"), *window]) == 2
+
+
+def test_what_cannot_be_kept_costs_no_figures(folders, run, tmp_path, capsys, monkeypatch):
+    sides = [str(folders[0]), "--against", str(folders[1])]
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    record = evaluated(tmp_path / "r.json", *sides)
+    printed = capsys.readouterr()
+    assert f"{record['fd_areas']:.2f}" in printed.out
+    assert printed.err.startswith(f"scalegan: {tmp_path / 'file' / 'scalegan' / 'statistics' / 'real-'}")
+    assert printed.err.endswith("the statistics of the real images, could not be written (Not a directory): going on without\n")
+
+    def full(path: Path, content: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(report, "write_atomically", full)
+    assert cli.main(["evaluate", str(run), "--checkpoint", "all", "--json", str(tmp_path / "all.json")]) == 2
+    printed = capsys.readouterr()
+    assert "lowest" in printed.out
+    assert "; records: " not in printed.out
+    assert "-16-30-seed0-" in printed.err.splitlines()[-1]
+    assert "(No space left on device); the figures are above: give --json FILE" in printed.err.splitlines()[-1]
+
+
+def test_where_results_are_to_go_is_tried_before_any_work(folders, tmp_path, capsys, monkeypatch):
+    made, real = map(str, folders)
+    monkeypatch.setattr(sides, "images_of", None)
+    (tmp_path / "folder.npz").mkdir()
+    said = refused(capsys, made, "--against", real, "--json", str(tmp_path / "folder.npz"))
+    assert said == f"scalegan: error: --json {tmp_path / 'folder.npz'} cannot be written (Is a directory): name another file\n"
+    assert "r.json cannot be written (No such" in refused(capsys, made, "--against", real, "--json", "/proc/none/r.json")
+    assert cli.main(["stats", real, str(tmp_path / "folder.npz")]) == 2
+    assert "OUT.npz" in capsys.readouterr().err
 
 
 def test_a_changed_folder_is_measured_again(folders, tmp_path):

@@ -18,6 +18,7 @@ from scalegan.config import DataConfig, LogConfig, TrainConfig
 from scalegan.errors import UserError
 from scalegan.evaluation.names import METRICS, best_among, chosen
 from scalegan.evaluation_config import EvaluationConfig
+from scalegan.files import try_out
 
 if TYPE_CHECKING:
     import torch
@@ -105,8 +106,11 @@ def run(args: argparse.Namespace) -> int:
     check_options(args, kind, sides.kind_of(args.against) if args.against else "", held_out)
     accelerator, team = start(args.device)
     run_dir = run_folder(args.source) if kind == "run" else None
-    records, best = [], ""
+    records, best, problems = [], "", []
     with in_company(), ExitStack() as stack:
+        with team.as_one():
+            if team.first and args.json:
+                try_out(args.json, "--json")
         progress = stack.enter_context(progress_bar(team.first and sys.stderr.isatty()))
         if run_dir:
             measured = of_run(args, run_dir, accelerator.device, team, stack, progress)
@@ -116,9 +120,11 @@ def run(args: argparse.Namespace) -> int:
             records.append(record)
             best = config.best
             if team.first:
-                report.write(records, run_dir, args.json)
+                problems += report.write(records, run_dir, args.json)
     if team.first:
-        report.show(records, run_dir, best)
+        report.show(records, None if problems else run_dir, best)
+        if problems:
+            raise UserError(f"{problems[0]}; the figures are above: give --json FILE on another disk")
         if run_dir:
             to_wandb.send(run_dir, records, args.wandb, lambda text: print(f"scalegan: {text}", file=sys.stderr))
     accelerator.end_training()

@@ -34,7 +34,7 @@ from scalegan.evaluation.suite import Suite
 from scalegan.evaluation.team import Team
 from scalegan.evaluation_config import EvaluationConfig
 from scalegan.figures import save_png
-from scalegan.files import if_there_is_room
+from scalegan.files import if_possible
 
 # A process without images computes with the others all the same; on each machine but the first it would be told so.
 warnings.filterwarnings("ignore", message="The ``compute`` method of metric .* was called before the ``update`` method")
@@ -293,7 +293,7 @@ def show_closest(
         path = pictures if pictures.suffix == ".png" else pictures / f"{name}-closest.png"
         samples = torch.cat([generator(made, 1).cpu() for made, _, _ in pairs])
         real = torch.cat([images.read(place, 1).cpu() for _, place, _ in pairs])
-        with if_there_is_room():
+        with if_possible(f"{path}, the picture of the closest pairs,"):
             save_png(path, torch.cat([samples, real]).numpy(), len(pairs))
             record["closest_picture"] = path.name
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from scalegan.files import if_there_is_room, write_atomically
+from scalegan.files import if_possible, write_atomically
 
 FORMAT = 3
 """To be raised when the numbers below come about in another way."""
@@ -92,11 +92,11 @@ def checksum(arrays: dict[str, NDArray[np.generic]]) -> NDArray[np.uint8]:
 
 
 def save(path: Path, statistics: RealStatistics) -> None:
-    """Where the disk has no room, the images are looked at again next time, nothing more."""
+    """Where it cannot be written, the images are looked at again next time, nothing more."""
     arrays = statistics.arrays()
     buffer = io.BytesIO()
     np.savez(buffer, checksum=checksum(arrays), **arrays)  # type: ignore[arg-type]
-    with if_there_is_room():
+    with if_possible(f"{path}, the statistics of the real images,"):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, buffer.getvalue())
 

@@ -18,15 +18,19 @@ WIDTH = 30
 """Of the longest bar of a curve."""
 
 
-def write(records: list[dict[str, Any]], run_dir: Path | None, copy: Path | None) -> None:
-    """The newest record into the folder of its run; it alone, or a list of all, into `copy`."""
-    record = records[-1]
+def write(records: list[dict[str, Any]], run_dir: Path | None, copy: Path | None) -> list[str]:
+    """The newest record into the folder of its run; it alone, or a list of all, into `copy`. Returns what went wrong."""
+    record, problems = records[-1], []
     targets = [(record_path(record, run_dir), record)] if run_dir else []
     if copy:
         targets.append((copy, record if len(records) == 1 else records))  # type: ignore[arg-type]
     for path, content in targets:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
+        except OSError as error:
+            problems.append(f"record {path} could not be written ({error.strerror or error})")
+    return problems
 
 
 def record_path(record: dict[str, Any], run_dir: Path) -> Path:

@@ -11,6 +11,7 @@ from scalegan.config import DataConfig
 from scalegan.errors import UserError
 from scalegan.evaluation import command
 from scalegan.evaluation_config import EvaluationConfig
+from scalegan.files import try_out
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,6 +39,9 @@ def run(args: argparse.Namespace) -> int:
     own = command.own_extractor(args, accelerator.device)
     config = command.overridden(sides.config_of(args.source) if kind == "run" else EvaluationConfig(), args)
     with in_company(), ExitStack() as stack, command.progress_bar(team.first and sys.stderr.isatty()) as progress:
+        with team.as_one():
+            if team.first:
+                try_out(args.out, "OUT.npz")
         cache = command.cache_for(own, user_cache() / "scalegan" / "statistics", stack)
         index = sides.images_of(args.source, kind, args.window, team)
         check_window(args.window, index)
