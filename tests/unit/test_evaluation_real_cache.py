@@ -60,6 +60,12 @@ def test_a_damaged_file_is_no_file(tmp_path, statistics):
         assert real_cache.load(path) is None
 
 
+def test_what_is_no_archive_is_no_file(tmp_path):
+    np.save(tmp_path / "single.npy", np.zeros(3))
+    (tmp_path / "single.npy").rename(tmp_path / "single.npz")
+    assert real_cache.load(tmp_path / "single.npz") is None
+
+
 def test_an_array_exchanged_inside_a_sound_archive_is_noticed(tmp_path, statistics):
     path = tmp_path / "statistics.npz"
     real_cache.save(path, statistics)

@@ -1,5 +1,8 @@
 """Statistics in a file are those that were written, say what they are of, and are refused where they cannot be compared."""
 
+import contextlib
+import io
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -122,6 +125,41 @@ def test_what_is_damaged_is_one_line(ours, tmp_path):
         with pytest.raises(UserError, match=said) as error:
             statistics_file.read(bad)
         assert "\n" not in str(error.value)
+
+
+def test_what_is_no_archive_of_real_numbers_is_one_line(tmp_path):
+    bad, eye = tmp_path / "bad.npz", np.eye(2)
+    np.save(tmp_path / "single.npy", eye)
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f8", "fortran_order": False, "shape": (10**13,)})
+    with zipfile.ZipFile(tmp_path / "huge.npz", "w") as archive:
+        archive.writestr("mu.npy", header.getvalue())
+    cases = {
+        "have mu of type <U1: give real numbers": lambda: np.savez(bad, mu=np.array(["a", "b"]), sigma=eye),
+        "have sigma of type complex128": lambda: np.savez(bad, mu=np.zeros(2), sigma=eye * 1j),
+        r"have mu of type \[": lambda: np.savez(bad, mu=np.zeros(2, dtype=[("a", "f8"), ("b", "f8")]), sigma=eye),
+        "are damaged: make": lambda: np.savez(bad, mu=np.zeros(2), sigma=eye, scalegan=np.array("[" * 100_000)),
+        "are damaged, or no .npz": lambda: (tmp_path / "single.npy").rename(bad),
+        "are damaged, or .*allocate": lambda: (tmp_path / "huge.npz").rename(bad),
+    }
+    for said, damage in cases.items():
+        damage()
+        with pytest.raises(UserError, match=said) as error:
+            statistics_file.read(bad)
+        assert "\n" not in str(error.value)
+
+
+def test_a_damaged_archive_is_read_as_it_was_or_not_at_all(tmp_path, features):
+    """Compressed, as files of other programs may be: what is damaged reaches all of zipfile."""
+    path, mu, sigma = tmp_path / "theirs.npz", features.mean(0)[:3], np.eye(3)
+    np.savez_compressed(path, mu=mu, sigma=sigma)
+    whole = path.read_bytes()
+    for at in range(len(whole)):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
+        with contextlib.suppress(UserError):
+            found = statistics_file.read(path)
+            assert np.array_equal(found.mean, mu)
+            assert np.array_equal(found.covariance, sigma)
 
 
 class Harmful:

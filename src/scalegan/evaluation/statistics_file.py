@@ -10,7 +10,6 @@ import hashlib
 import io
 import json
 import time
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -116,7 +115,7 @@ def read(path: Path) -> Statistics:
             arrays = {name: file[name] for name in ("mu", "sigma", PROVENANCE) if name in file.files}
     except OSError as error:
         raise UserError(f"statistics {path} cannot be read ({error.strerror or error}): name another file") from None
-    except (ValueError, KeyError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+    except Exception as error:  # damaged archives reach every corner of zipfile and numpy
         said = str(error).partition("\n")[0]
         raise UserError(
             f"statistics {path} are damaged, or no .npz of plain arrays ({said}): make or fetch them again"
@@ -125,6 +124,9 @@ def read(path: Path) -> Statistics:
     if missing:
         raise UserError(f"statistics {path} have no array {' and '.join(sorted(missing))}: give a file with mu and sigma")
     provenance = read_provenance(arrays.pop(PROVENANCE), arrays, path) if PROVENANCE in arrays else {}
+    for name in ("mu", "sigma"):
+        if arrays[name].dtype.kind not in "fiu":
+            raise UserError(f"statistics {path} have {name} of type {arrays[name].dtype}: give real numbers")
     mean, covariance = (np.asarray(arrays[name], np.float64) for name in ("mu", "sigma"))
     if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
         raise UserError(f"statistics {path} have mu {mean.shape} and sigma {covariance.shape}: give d and d x d numbers")
@@ -138,7 +140,7 @@ def read_provenance(text: NDArray[Any], arrays: dict[str, NDArray[np.generic]], 
         provenance = dict(json.loads(str(text)))
         version, expected = provenance["format"], provenance["checksum"]
         _ = [provenance[name] for name in ("images", *MUST_AGREE)]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise UserError(f"statistics {path} are damaged: make them again by `scalegan stats`") from None
     if version != FORMAT:
         raise UserError(f"statistics {path} have format {version}, this version reads {FORMAT}: make them again")
