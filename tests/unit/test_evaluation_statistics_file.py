@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -125,6 +126,43 @@ def test_what_is_damaged_is_one_line(ours, tmp_path):
         with pytest.raises(UserError, match=said) as error:
             statistics_file.read(bad)
         assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("change", [{"images": 5}, {"source": "other photos"}, {"resize": "clean"}])
+def test_what_our_own_say_of_themselves_is_under_the_checksum(ours, change):
+    with np.load(ours) as file:
+        arrays = dict(file)
+    provenance = json.loads(str(arrays["scalegan"])) | change
+    np.savez(ours, **arrays | {"scalegan": np.array(json.dumps(provenance))})
+    with pytest.raises(UserError, match=r"their checksum differs.*by `scalegan stats`"):
+        statistics_file.read(ours)
+
+
+@pytest.mark.parametrize("images", [1, -3, 0, None, "x", 40.0, True])
+def test_as_many_images_as_have_no_covariance_are_damage(ours, images):
+    with np.load(ours) as file:
+        arrays = dict(file)
+    provenance = json.loads(str(arrays.pop("scalegan"))) | {"images": images}
+    provenance["checksum"] = statistics_file.digest(arrays, provenance)
+    np.savez(ours, **arrays, scalegan=np.array(json.dumps(provenance)))
+    with pytest.raises(UserError, match="damaged"):
+        statistics_file.read(ours)
+
+
+def test_older_ones_of_ours_are_made_again(ours):
+    with np.load(ours) as file:
+        arrays = dict(file)
+    provenance = json.loads(str(arrays["scalegan"])) | {"format": 1}
+    np.savez(ours, **arrays | {"scalegan": np.array(json.dumps(provenance))})
+    with pytest.raises(UserError, match="have format 1, this version reads 2: make them again by `scalegan stats`"):
+        statistics_file.read(ours)
+
+
+@pytest.mark.parametrize("sigma", [-np.eye(2), np.array([[1, 5], [0, 1]]), np.array([[1, 0], [0, -0.01]])])
+def test_what_is_no_covariance_is_refused(tmp_path, sigma):
+    np.savez(tmp_path / "theirs.npz", mu=np.zeros(2), sigma=sigma)
+    with pytest.raises(UserError, match="have a sigma that is no covariance"):
+        statistics_file.read(tmp_path / "theirs.npz")
 
 
 def test_what_is_no_archive_of_real_numbers_is_one_line(tmp_path):

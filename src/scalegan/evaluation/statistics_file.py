@@ -32,11 +32,13 @@ from scalegan.evaluation.team import Team
 from scalegan.evaluation_config import EvaluationConfig
 from scalegan.files import write_atomically
 
-FORMAT = 1
+FORMAT = 2
 PROVENANCE = "scalegan"
-"""Array of one string: JSON with what the statistics are of, and `checksum`, of the two other arrays."""
+"""Array of one string: JSON with what the statistics are of, and `checksum`, of that and of the two other arrays."""
 MUST_AGREE = {"extractor": "--extractor", "weights_sha256": "--weights", "resize": "--resize", "dtype": "--precision"}
 """What makes features incomparable, and the option by which each is chosen."""
+ROUNDING = 1e-4
+"""Of the largest number of a covariance: how far it may be from a symmetric one without a negative variance."""
 
 
 @dataclass(frozen=True)
@@ -99,12 +101,17 @@ def save(path: Path, real: RealStatistics, extractor: Extractor, source: str, so
         "dtype": extractor.dtype,
         "scalegan": scalegan.__version__,
         "torch": torch.__version__,
-        "checksum": checksum(arrays).tobytes().hex(),
     }
+    provenance["checksum"] = digest(arrays, provenance)
     buffer = io.BytesIO()
     np.savez(buffer, **arrays, **{PROVENANCE: np.array(json.dumps(provenance))})  # type: ignore[arg-type]
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, buffer.getvalue())
+
+
+def digest(arrays: dict[str, NDArray[np.generic]], provenance: dict[str, Any]) -> str:
+    said = {name: value for name, value in provenance.items() if name != "checksum"}
+    return checksum(arrays | {PROVENANCE: np.array(json.dumps(said, sort_keys=True))}).tobytes().hex()
 
 
 def read(path: Path) -> Statistics:
@@ -132,6 +139,11 @@ def read(path: Path) -> Statistics:
         raise UserError(f"statistics {path} have mu {mean.shape} and sigma {covariance.shape}: give d and d x d numbers")
     if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
         raise UserError(f"statistics {path} have NaN or infinite numbers in them: make them again")
+    off = max(np.abs(covariance - covariance.T).max(initial=0), -covariance.diagonal().min(initial=0))
+    if off > ROUNDING * np.abs(covariance).max(initial=0):
+        raise UserError(
+            f"statistics {path} have a sigma that is no covariance, symmetric without negative variances: make them again"
+        )
     return Statistics(str(path), mean, covariance, provenance, hashlib.sha256(content).hexdigest())
 
 
@@ -139,12 +151,14 @@ def read_provenance(text: NDArray[Any], arrays: dict[str, NDArray[np.generic]], 
     try:
         provenance = dict(json.loads(str(text)))
         version, expected = provenance["format"], provenance["checksum"]
-        _ = [provenance[name] for name in ("images", *MUST_AGREE)]
+        whole = type(provenance["images"]) is int and provenance["images"] >= 2 and MUST_AGREE.keys() <= provenance.keys()
     except (ValueError, KeyError, TypeError, RecursionError):
         raise UserError(f"statistics {path} are damaged: make them again by `scalegan stats`") from None
     if version != FORMAT:
-        raise UserError(f"statistics {path} have format {version}, this version reads {FORMAT}: make them again")
-    if checksum(arrays).tobytes().hex() != expected:
+        raise UserError(
+            f"statistics {path} have format {version}, this version reads {FORMAT}: make them again by `scalegan stats`"
+        )
+    if not whole or digest(arrays, provenance) != expected:
         raise UserError(f"statistics {path} are damaged (their checksum differs): make them again by `scalegan stats`")
     return provenance
 
