@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from importlib.metadata import version
@@ -101,6 +102,19 @@ def test_the_checkpoint_can_be_chosen(run, which, images_seen):
     given = which if "/" not in which else str(run / which)
     assert cli.main(["evaluate", str(run), "--checkpoint", given]) == 0
     assert records(run)[0]["images_seen"] == images_seen
+
+
+def test_a_checkpoint_of_another_run_is_refused(run, index, tmp_path, capsys):
+    other = save(make_config(Path(index.root), tmp_path / "other"), index, 320, best=None)
+    for given in (other, tmp_path / "other"):
+        said = refused(capsys, str(run), "--checkpoint", str(given))
+        assert f"--checkpoint {other} is none of {run}: give it alone, `scalegan evaluate {other}`" in said
+    assert not (run / "evaluations").exists()
+    shutil.copytree(run / "checkpoints" / "000000320", tmp_path / "early")  # as `scalegan ema --out` makes them
+    assert cli.main(["evaluate", str(run), "--checkpoint", str(tmp_path / "early")]) == 0
+    (run / "checkpoints").rename(tmp_path / "moved")
+    (run / "checkpoints").symlink_to(tmp_path / "moved")
+    assert cli.main(["evaluate", str(run), "--checkpoint", str(run / "checkpoints" / "000000320")]) == 0
 
 
 def test_a_checkpoint_folder_stands_for_its_run(run):

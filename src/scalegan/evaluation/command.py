@@ -253,13 +253,27 @@ def choose(given: Path, run_dir: Path, which: str) -> list[Checkpoint]:
 
     if which == "all":
         return checkpoint.list_valid(run_dir)[::-1] or [find_checkpoint(run_dir)]
-    found = find_checkpoint(given if which in ("latest", "best") else Path(which))
+    if which not in ("latest", "best"):
+        return [of_this_run(find_checkpoint(Path(which)), run_dir)]
+    found = find_checkpoint(given)
     if which == "best":
         best = found.state["best"]
         if not best:
             raise UserError(f"{run_dir} has no best checkpoint, as it was not evaluated in training: use --checkpoint latest")
         found = checkpoint.read(checkpoint.checkpoints(run_dir) / f"{best['images_seen']:09d}")
     return [found]
+
+
+def of_this_run(found: Checkpoint, run_dir: Path) -> Checkpoint:
+    """Raises `UserError` for a checkpoint in the folder of another run, whose record would be among those of this one. One that
+    lies by itself, as `scalegan ema --out` makes them, is taken for one of this run."""
+    from scalegan.checkpoint import CHECKPOINTS
+    from scalegan.ema_cli import AVERAGES
+
+    within, own = found.path.parent.resolve(), [(run_dir / name).resolve() for name in (CHECKPOINTS, AVERAGES)]
+    if within.name in (CHECKPOINTS, AVERAGES) and within not in own:
+        raise UserError(f"--checkpoint {found.path} is none of {run_dir}: give it alone, `scalegan evaluate {found.path}`")
+    return found
 
 
 def own_extractor(args: argparse.Namespace, device: torch.device) -> Extractor | None:
