@@ -9,12 +9,18 @@ from torch import Tensor
 
 from helpers.fid_weights import picture
 from scalegan.errors import UserError
-from scalegan.evaluation.dinov2 import GRID, MEAN, STD, DinoV2, from_state, positions
+from scalegan.evaluation.dinov2 import DEPTHS, GRID, MEAN, STD, DinoV2, from_state, positions
 from scalegan.evaluation.features import load_extractor
 from scalegan.evaluation.team import Team
 from scalegan.evaluation_config import EvaluationConfig
 
 CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch):
+    """A network of two heads and two blocks passes for a published one."""
+    monkeypatch.setitem(DEPTHS, 128, 2)
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +98,10 @@ def test_other_weights_are_refused_in_one_line(state, tmp_path):
         "not of DINOv2": {name: value for name, value in state.items() if ".fc1." not in name},
         "do not fit": {name: value for name, value in state.items() if name != "norm.bias"},
         "fetch the file again": state | {"pos_embed": torch.zeros(1, 257, 128)},
+        "not of DINOv2 ViT": state | {"cls_token": torch.tensor(1.0)},
+        "not of DINOv2 .* L/14: fetch": state | {"cls_token": torch.zeros(1, 1, 192)},
+        "not fit .*blocks.x.y": state | {"blocks.x.y": torch.zeros(1)},
+        "not fit .*blocks.100000.a": state | {"blocks.100000.a": torch.zeros(1)},
     }
     for said, other in cases.items():
         with pytest.raises(UserError, match=said) as error:
@@ -114,13 +124,15 @@ class Harmful:
         return print, ("the code in a weight file ran",)
 
 
-@pytest.mark.parametrize("content", ["pickle", "text", "nested"])
+@pytest.mark.parametrize("content", ["pickle", "text", "nested", "unnamed"])
 def test_a_file_that_is_more_or_less_than_tensors_is_not_read(tmp_path, capsys, content):
     path = tmp_path / "w.pth"
     if content == "pickle":
         torch.save({"a": Harmful()}, path)
     elif content == "text":
         path.write_text("<html>404</html>")
+    elif content == "unnamed":
+        torch.save({5: torch.zeros(1)}, path)
     else:
         torch.save({"model": {"a": torch.zeros(1)}}, path)
     with pytest.raises(UserError, match=r"w\.pth (are no file of tensors|hold more than named tensors)"):

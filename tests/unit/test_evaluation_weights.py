@@ -1,11 +1,12 @@
 """Weights are the known file or one clear line; without network that line comes at once."""
 
+import contextlib
 import hashlib
 import http.server
+import io
 import socket
 import threading
 import time
-from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -29,7 +30,7 @@ def empty_home(monkeypatch, tmp_path):
         monkeypatch.delenv(name, raising=False)
 
 
-@contextmanager
+@contextlib.contextmanager
 def server(content: bytes, status: int = 200, cut: int = 0):
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
@@ -57,6 +58,16 @@ def test_another_file_is_refused(tmp_path):
     torch.save({"a": torch.zeros(1)}, tmp_path / "other.pth")
     with pytest.raises(UserError, match=r"other\.pth are not the expected file \(sha256 "):
         weights.read_checked(tmp_path / "other.pth", weights.INCEPTION.sha256)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_damaged_file_is_one_line_or_still_tensors(tmp_path):
+    whole = io.BytesIO()
+    torch.save({"a": torch.zeros(2), "b": torch.ones(3)}, whole, _use_new_zipfile_serialization=False)
+    for at in range(len(content := whole.getvalue())):
+        damaged = content[:at] + bytes([content[at] ^ 0xFF]) + content[at + 1 :]
+        with contextlib.suppress(UserError):
+            assert all(isinstance(value, torch.Tensor) for value in weights.tensors(damaged, tmp_path / "w.pth").values())
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path):

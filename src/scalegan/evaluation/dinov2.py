@@ -17,6 +17,8 @@ from scalegan.errors import UserError
 from scalegan.evaluation.network import FeatureNetwork
 
 SIDE, PATCH = 224, 14
+DEPTHS = {384: 12, 768: 12, 1024: 24}
+"""Blocks of S, B and L by their width."""
 HEAD = 64
 """Width of an attention head in every size."""
 GRID = 37
@@ -95,10 +97,10 @@ def from_state(state: Mapping[str, Tensor], path: Path) -> DinoV2:
     """The network of a weight file. Raises `UserError`, which names `path`, for anything but ViT-S/14, B/14 or L/14."""
     if "register_tokens" in state:
         raise UserError(f"weights {path} are of a DINOv2 with registers, whose features are others: give one without (vitl14)")
-    if "blocks.0.mlp.fc1.weight" not in state or "cls_token" not in state:
+    width = state["cls_token"].numel() if "cls_token" in state else 0
+    if "blocks.0.mlp.fc1.weight" not in state or width not in DEPTHS:
         raise UserError(f"weights {path} are not of DINOv2 ViT-S/14, B/14 or L/14: fetch dinov2_vitl14_pretrain.pth")
-    depth = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks."))
-    network = DinoV2(state["cls_token"].shape[-1], depth)
+    network = DinoV2(width, DEPTHS[width])
     try:
         network.load_state_dict(state)
     except RuntimeError as error:
