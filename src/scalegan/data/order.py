@@ -32,7 +32,7 @@ SMALLEST_BITS = 6  # with fewer the network has too few keyed functions to reach
 MOST_KEPT = 2  # layouts of epochs kept at hand: a batch may straddle two
 
 # One number a purpose, so that no two draws of a run share a key.
-EPOCH, SHARDS, ROTATION, WINDOW, SUBSTITUTE, COMPARED, PROBED, PAIRED = range(8)
+EPOCH, SHARDS, ROTATION, WINDOW, SUBSTITUTE, COMPARED, PROBED, PAIRED, MIXED = range(9)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from scalegan import checkpoint, settings
@@ -17,7 +18,7 @@ from scalegan.checkpoint import Checkpoint
 from scalegan.config import DataConfig
 from scalegan.data.held_out import NONE
 from scalegan.data.index import INDEX_NAME, Index, is_remote, read_index
-from scalegan.data.order import COMPARED, draw, permute
+from scalegan.data.order import COMPARED, MIXED, draw, permute
 from scalegan.errors import UserError
 from scalegan.evaluation import folder, statistics_file
 from scalegan.evaluation.evaluator import LabelFn, evaluate, labels_of
@@ -74,6 +75,8 @@ class Made:
     """Names in the order of those labels."""
     paths: LatentPaths | None = None
     """Steps in the latents, of a generator."""
+    numbers: NDArray[np.int64] | None = None
+    """Of images that lie in a folder or in shards: which one of them each is."""
 
 
 def made_by(loaded: LoadedGenerator, seed: int, found: Checkpoint) -> Made:
@@ -100,12 +103,18 @@ def made_by(loaded: LoadedGenerator, seed: int, found: Checkpoint) -> Made:
 
 
 def found_in(index: Index, wanted: int, stack: ExitStack) -> Made:
-    """Images that lie in a folder or in shards: `wanted` of them, a fixed random choice, read as long as `stack` is open."""
+    """Images that lie in a folder or in shards: `wanted` of them, a fixed random choice in a fixed random order, read as long
+    as `stack` is open.
+
+    Some figures are of the first images alone, or of groups by number. In the order of their names these would be of one class.
+    """
     if index.samples < 2:
         raise UserError(f"{index.root} holds {index.samples} image, and a Frechet distance needs 2: give more")
     if wanted > index.samples:
         raise UserError(f"--samples {wanted} is more than the {index.samples} images of {index.root}: leave it out to take all")
     chosen = np.sort(permute(np.arange(wanted), index.samples, index.samples, draw(0, COMPARED)))
+    # Not the order of that choice, which is also how real images get their halves: files of equal names would go together.
+    chosen = chosen[permute(np.arange(wanted), wanted, wanted, draw(0, MIXED))]
     reader = open_images(index, DataConfig(path=index.root), torch.device("cpu"))
     stack.callback(reader.close)
     facts = {"images": index.root, "images_sha256": index.sha256}
@@ -116,6 +125,7 @@ def found_in(index: Index, wanted: int, stack: ExitStack) -> Made:
         facts,
         (lambda first, count: labels_of(index, chosen[first : first + count])) if index.labelled else None,
         index.classes,
+        numbers=chosen,
     )
 
 
@@ -245,4 +255,7 @@ class Comparison:
             pictures=self.pictures,
             progress=progress,
         )
+        if made.numbers is not None:
+            for pair in record.get("closest", ()):
+                pair["generated"] = int(made.numbers[pair["generated"]])
         return {name: value for name, value in record.items() if name in made.facts or name not in OF_A_RUN}
