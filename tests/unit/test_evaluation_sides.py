@@ -78,6 +78,16 @@ def test_figures_do_not_depend_on_the_names_of_files(tmp_path, order):
         assert ordered[name] == pytest.approx(mixed[name], rel=0.5), name
 
 
+def test_pairs_of_real_images_do_not_depend_on_the_names_of_files(tmp_path):
+    torch.set_num_threads(1)
+    made, real = read_folder(save(tmp_path / "made", pictures(1)), ""), pictures(2)
+    found = []
+    for name, order in orders(len(real)).items():
+        folder = read_folder(save(tmp_path / name, real[order]), "")
+        found.append(measured(made, folder, tmp_path / "cache", "ms_ssim")["ms_ssim_pairs_real"])
+    assert max(found) < 4 * min(found)  # 25 times, were the pairs made in the order of the names
+
+
 def test_shards_in_the_order_of_their_classes_are_compared_in_another(tmp_path):
     made = pictures(1)
     samples = [Sample(png(image), "png", int(number >= OF_A_CLASS)) for number, image in enumerate(made)]

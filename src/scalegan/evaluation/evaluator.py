@@ -16,6 +16,7 @@ from torch import Tensor
 
 from scalegan.config import DataConfig
 from scalegan.data.index import Index, locate, read_offsets
+from scalegan.data.order import PAIRED, draw, permute
 from scalegan.errors import UserError
 from scalegan.evaluation import by_lpips
 from scalegan.evaluation.features import Extractor, load_extractor
@@ -245,7 +246,9 @@ def similarity(
             thumbs = torch.from_numpy(real.thumbnails)
             samples = generator(0, min(DIVERSITY_IMAGES, config.samples)).cpu()
             spread = np.linspace(0, len(thumbs) - 1, min(DIVERSITY_IMAGES, len(thumbs))).astype(np.int64)
-            shown = images.read_shown(spread)
+            # The halves of images that are sorted by class would make no pair within a class.
+            mixed = permute(np.arange(len(spread)), len(spread), len(spread), draw(0, PAIRED))
+            shown = images.read_shown(spread[mixed])
             for match in best:
                 match.update(samples[:SSIM_IMAGES], Gallery(thumbs, images.read_shown))
             for metric, looked_at in [(metric, samples) for metric in ours] + [(metric, shown) for metric in theirs]:
