@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from helpers.shards import make_images, make_shards, png
 from scalegan.config import DataConfig
-from scalegan.data.index import Index
+from scalegan.data.index import Index, read_offsets
 from scalegan.data.writer import Sample, write_shards
 from scalegan.errors import UserError
 from scalegan.evaluation import evaluator, real
@@ -258,3 +258,25 @@ def test_an_unreadable_image_is_named_or_skipped_as_the_data_config_says(tmp_pat
     # Statistics with a neighbour in its place are not kept: who wants every image is still told.
     with pytest.raises(UserError, match=r"image 0*7.png of shard .* is no JPEG"):
         run(index, tmp_path, made)
+
+
+def test_all_figures_of_a_record_are_of_the_same_real_images(tmp_path):
+    """Where a metric looks at the real images anew, of which a shard has been damaged since its statistics were kept."""
+    samples = [Sample(png(image), "png") for image in make_images(COUNT, 24, 16, 3)[0]]
+    index = write_shards(samples, tmp_path / "shards", height=24, width=16, channels=3, shard_samples=9)
+    made, data = pictures(20, 1, index), DataConfig(path=index.root, on_error="skip", skip_budget=0.5)
+    config = EvaluationConfig(samples=20, batch=8, metrics="kid")
+
+    def measured(cache: str) -> dict:
+        return evaluate(lambda first, count: made[first:][:count], index, config, cache=tmp_path / cache, data=data, **FACTS)
+
+    whole = measured("cache")
+    offset, length, _ = read_offsets(index, 0)[0].tolist()
+    with (tmp_path / "shards" / index.shards[0].name).open("r+b") as shard:
+        shard.seek(offset)
+        shard.write(bytes(length))
+    with pytest.warns(UserWarning, match="left out"):
+        again, fresh = measured("cache"), measured("other")
+    assert again["real_unreadable"] == 9
+    assert again["fd_areas"] != whole["fd_areas"]
+    assert again | {"seconds": 0} == fresh | {"seconds": 0}

@@ -109,7 +109,7 @@ def real_statistics(
     measured = measure(images, extractor, batch, team, progress, keep)
     if known is None and measured is not None and not measured.unreadable:
         real_cache.save(path, measured)
-    return known or measured
+    return measured
 
 
 def measure(
