@@ -214,7 +214,7 @@ class Outputs:
 
         start = time.perf_counter()
         record = evaluate(
-            lambda first, count: self.draw(ema, first, count),
+            sampling.Passes(lambda first, count: self.draw(ema, first, count)),
             self.index,
             self.config.evaluation,
             seed=self.config.train.seed,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,6 +56,31 @@ def images_of(
             )
         blocks.append(to_uint8(images)[low - start : high - start].cpu())
     return torch.cat(blocks)
+
+
+class Passes:
+    """The images that `make(first, count)` makes, by whole passes. The last one is kept, as what is asked for next may begin
+    in it."""
+
+    def __init__(self, make: Callable[[int, int], Tensor]) -> None:
+        self.make, self.start, self.last = make, -1, torch.empty(0)
+
+    def __call__(self, first: int, count: int) -> Tensor:
+        """Images first to first + count."""
+        parts = []
+        for start in range(first - first % BLOCK, first + count, BLOCK):
+            if start != self.start:
+                self.start, self.last = start, self.make(start, BLOCK)
+            parts.append(self.last[max(first - start, 0) : first + count - start])
+        return torch.cat(parts)
+
+
+def at_once(make: Callable[[int, int], Tensor], batch: int) -> int:
+    """Images of `make` that a process takes at a time where `batch` of them go through the extractor together.
+
+    Of `Passes` they are as many batches as a pass has images, or the other processes would make the same pass.
+    """
+    return batch * math.ceil(BLOCK / batch) if isinstance(make, Passes) else batch
 
 
 def drawn_labels(seed: int, first: int, count: int, class_counts: Sequence[int]) -> NDArray[np.int64]:

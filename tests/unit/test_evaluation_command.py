@@ -18,12 +18,13 @@ from test_evaluation_evaluator import Areas
 from tiny import make_config, make_shards
 
 from helpers.shards import make_images
-from scalegan import checkpoint, cli
+from scalegan import checkpoint, cli, sampling
 from scalegan.config import Config
 from scalegan.data.index import Index
 from scalegan.evaluation import evaluator, features, real, report, sides
 from scalegan.evaluation.features import Extractor
 from scalegan.models import build_generator
+from scalegan.pixels import to_uint8
 
 
 @pytest.fixture(autouse=True)
@@ -95,6 +96,18 @@ def test_options_change_what_is_compared(run, tmp_path):
     record = json.loads(out.read_text())
     assert [record] == records(run)
     assert (record["generated"], record["real"], record["seed"]) == (10, 20, 4)
+
+
+@pytest.mark.parametrize("batch", [8, 50, 64, 100])
+def test_a_batch_of_the_extractor_costs_no_pass_of_the_generator(run, tmp_path, monkeypatch, batch):
+    passes = []
+    monkeypatch.setattr(sampling, "to_uint8", lambda images: passes.append(len(images)) or to_uint8(images))
+    options = ["--samples", "300", "--metrics", "", "--batch", str(batch)]
+    assert cli.main(["evaluate", str(run), *options]) == 0
+    assert passes == [64] * 5
+    assert cli.main(["stats", str(run), str(tmp_path / "real.npz")]) == 0
+    assert cli.main(["evaluate", str(run), "--against", str(tmp_path / "real.npz"), *options]) == 0
+    assert passes == [64] * 10
 
 
 @pytest.mark.parametrize(("which", "images_seen"), [("latest", 640), ("best", 320), ("checkpoints/000000320", 320)])

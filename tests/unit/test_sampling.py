@@ -11,9 +11,10 @@ import torch
 from PIL import Image
 from tiny import make_config, make_shards, save_checkpoint
 
-from scalegan import checkpoint, cli, sampling_cli
+from scalegan import checkpoint, cli, sampling, sampling_cli
 from scalegan.data.index import Index
 from scalegan.errors import UserError
+from scalegan.evaluation.team import Team
 from scalegan.pixels import to_uint8
 from scalegan.sampling import LoadedGenerator, grid_labels, load_generator
 
@@ -94,6 +95,24 @@ def test_other_numbers_and_other_seeds_are_other_images(generator):
 @pytest.mark.parametrize(("first", "count"), [(0, 1), (63, 2), (64, 64), (70, 60), (129, 1)])
 def test_an_image_is_the_same_in_any_slice(generator, first, count):
     assert torch.equal(generator.sample_range(first, count), generator.sample(130)[first : first + count])
+
+
+@pytest.mark.parametrize("processes", [1, 3])
+@pytest.mark.parametrize("batch", [8, 16, 50, 64, 100, 128])
+def test_batches_of_an_extractor_make_no_pass_twice(generator, monkeypatch, batch, processes):
+    passes = []
+    forward = generator.network.forward
+    monkeypatch.setattr(generator.network, "forward", lambda *given: passes.append(1) or forward(*given))
+    images = {}
+    for rank in range(processes):
+        made = sampling.Passes(generator.sample_range)
+        for first, count in Team(rank, processes).blocks(400, sampling.at_once(made, batch)):
+            images[first] = made(first, count)
+            assert len(images[first]) == count
+            assert count % batch == 0 or first + count == 400
+    if processes == 1 or batch % 50:  # two processes make the passes that their parts share
+        assert len(passes) == 7
+    assert torch.equal(torch.cat([images[first] for first in sorted(images)]), generator.sample(400))
 
 
 def test_an_image_with_a_drawn_label_is_the_same_in_any_slice(by_class):

@@ -36,6 +36,7 @@ from scalegan.evaluation.team import Team
 from scalegan.evaluation_config import EvaluationConfig
 from scalegan.figures import save_png
 from scalegan.files import if_possible
+from scalegan.sampling import at_once
 
 # A process without images computes with the others all the same; on each machine but the first it would be told so.
 warnings.filterwarnings("ignore", message="The ``compute`` method of metric .* was called before the ``update`` method")
@@ -206,7 +207,7 @@ def compare(
         distance.set_real(real.features_sum, real.features_squares, real.images)
         at_half.set_real(real.half_sum, real.half_squares, images.half)
     with team.as_one():
-        for first, count in team.blocks(config.samples, config.batch):
+        for first, count in team.blocks(config.samples, at_once(generator, config.batch)):
             progress("generated images", first, config.samples)
             made, classes = generator(first, count), None if labels is None else labels(first, count)
             features = extractor(made)

@@ -31,7 +31,7 @@ from scalegan.evaluation.statistics_file import Statistics
 from scalegan.evaluation.team import Team
 from scalegan.evaluation_config import EvaluationConfig
 from scalegan.run import IDENTITY
-from scalegan.sampling import LoadedGenerator, find_checkpoint
+from scalegan.sampling import LoadedGenerator, Passes, find_checkpoint
 
 Kind = Literal["run", "folder", "shards", "statistics"]
 EMA_FILE = "ema.safetensors"
@@ -93,7 +93,7 @@ def made_by(loaded: LoadedGenerator, seed: int, found: Checkpoint) -> Made:
         facts["ema_std"] = found.state["ema_std"]
     model, told = loaded.config.model, loaded.config.model.conditional
     return Made(
-        lambda first, count: loaded.sample_range(first, count, seed),
+        Passes(lambda first, count: loaded.sample_range(first, count, seed)),
         loaded.shape,
         facts,
         (lambda first, count: loaded.labels_of(first, count, seed)) if told else None,

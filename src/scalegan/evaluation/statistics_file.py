@@ -31,6 +31,7 @@ from scalegan.evaluation.suite import Suite
 from scalegan.evaluation.team import Team
 from scalegan.evaluation_config import EvaluationConfig
 from scalegan.files import write_atomically
+from scalegan.sampling import at_once
 
 FORMAT = 2
 PROVENANCE = "scalegan"
@@ -190,7 +191,7 @@ def compare(
     if team.first:
         distance.set_real(*statistics.sums(), statistics.rank)
     with team.as_one():
-        for first, count in team.blocks(config.samples, config.batch):
+        for first, count in team.blocks(config.samples, at_once(sample, config.batch)):
             progress("generated images", first, config.samples)
             features = extractor(sample(first, count))
             distance.update(features, real=False)
