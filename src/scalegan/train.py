@@ -27,6 +27,7 @@ from scalegan.evaluation.names import (
     check_class_count,
     check_counts,
     check_probabilities,
+    check_real,
 )
 from scalegan.watchdog import Watchdog
 
@@ -154,6 +155,7 @@ def check_evaluation(config: Config, index: Index) -> None:
         )
     check_probabilities(wanted, config.evaluation.extractor)
     check_counts(wanted, config.evaluation.samples, real or index.samples, WIDTHS.get(config.evaluation.extractor))
+    check_real(real, index.samples, path)
     by_class = [name for name in wanted if METRICS[name].classes]
     if by_class and not config.model.conditional:
         raise UserError(

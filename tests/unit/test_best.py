@@ -98,6 +98,7 @@ def test_metrics_by_class_of_a_generator_without_classes_are_refused_before_trai
             "metric infinity needs 5120 generated images and evaluation.samples is 5119",
         ),
         ({"metrics": "kid", "real": 2}, "metric kid needs 3 real images and 2 are compared"),
+        ({"real": 3}, r"evaluation.real is 3, and each half of the real images needs 2: give at least 4"),
         ({"metrics": "kid_subsets", "samples": 1000}, "metric kid_subsets needs 1000 real images and 48 are compared"),
         (
             {"metrics": "inception_score", "extractor": "dinov2", "samples": 99},
@@ -109,6 +110,13 @@ def test_what_an_evaluation_lacks_is_told_before_training(tmp_path, evaluation, 
     index = make_shards(tmp_path / "shards")
     config = make_config(Path(index.root), tmp_path / "run", evaluation=evaluation)
     with pytest.raises(UserError, match=told):
+        check_data(config, index)
+
+
+def test_too_few_images_for_an_evaluation_are_told_before_training(tmp_path):
+    index = make_shards(tmp_path / "shards", samples=3)
+    config = make_config(Path(index.root), tmp_path / "run", train={"batch": 2})
+    with pytest.raises(UserError, match=r"4 real images are to be compared and .* holds 3: use more data"):
         check_data(config, index)
 
 

@@ -243,6 +243,14 @@ def test_too_few_images_are_refused_with_the_number_needed(index, tmp_path):
         run(few, tmp_path, pictures(20, 1, index))
 
 
+@pytest.mark.parametrize("real", [1, 2, 3])
+def test_a_choice_of_too_few_real_images_is_refused_before_any_is_looked_at(index, tmp_path, real, monkeypatch):
+    monkeypatch.setattr(evaluator, "real_statistics", lambda *_: pytest.fail("looked at"))
+    said = rf"evaluation.real is {real}, and each half of the real images needs 2: give at least 4, or 0 to take all"
+    with pytest.raises(UserError, match=said):
+        run(index, tmp_path, pictures(20, 1, index), real=real)
+
+
 def test_an_unreadable_image_is_named_or_skipped_as_the_data_config_says(tmp_path):
     images, _ = make_images(20, 24, 16, 3)
     samples = [Sample(png(image) if number != 7 else b"no image", "png") for number, image in enumerate(images)]

@@ -17,6 +17,8 @@ SUBSET = 1000
 """Images on each side of one subset of the Kernel distance's older form."""
 INCEPTION_SPLITS = 10
 """Parts of the samples that the Inception Score is taken of."""
+FEWEST_REAL = 4
+"""Real images whose halves still have a covariance."""
 WIDTHS = {"lite0": 1280, "inception": 2048}
 """Features of the extractors of which that is known before their weights are read."""
 WITH_PROBABILITIES = ("inception", "lite0")
@@ -120,6 +122,19 @@ def check_counts(names: Iterable[str], generated: int, real: int, width: int | N
                 f"metric {name} needs {needs.real} real images and {real} are compared: "
                 f"compare more, or take {name} out of evaluation.metrics"
             )
+
+
+def check_real(wanted: int, samples: int, root: str) -> None:
+    """Raises `UserError` where `wanted` of the `samples` images of `root`, or 0 for all, are not there or too few."""
+    if 0 < wanted < FEWEST_REAL:
+        raise UserError(
+            f"evaluation.real is {wanted}, and each half of the real images needs 2: give at least {FEWEST_REAL}, or "
+            "0 to take all"
+        )
+    needed = max(FEWEST_REAL, wanted)
+    if samples < needed:
+        remedy = "give 0 to take all" if wanted > FEWEST_REAL else "use more data"
+        raise UserError(f"{needed} real images are to be compared and {root} holds {samples}: {remedy}")
 
 
 def check_class_count(names: Iterable[str], classes: int) -> None:

@@ -15,17 +15,15 @@ from torch import Tensor
 from scalegan.data.index import Index
 from scalegan.data.loader import Batch
 from scalegan.data.order import COMPARED, draw, permute
-from scalegan.errors import UserError
 from scalegan.evaluation import real_cache
 from scalegan.evaluation.features import Extractor
 from scalegan.evaluation.frechet import FrechetDistance
+from scalegan.evaluation.names import check_real
 from scalegan.evaluation.real_cache import RealStatistics, Reference
 from scalegan.evaluation.ssim import THUMBNAIL, best_matches, measurable, thumbnails
 from scalegan.evaluation.team import Team, add_up
 
 MOST_THUMBNAILS = 50_000
-FEWEST = 4
-"""Images whose halves still have a covariance."""
 
 Progress = Callable[[str, int, int], None]
 """Called on each process, within `Team.as_one`, with what is being looked at, images done and images in all; it may raise
@@ -49,11 +47,7 @@ class RealImages:
 
     def __init__(self, index: Index, wanted: int, reader: Reads, generated: int | None = None) -> None:
         """`generated` images are compared with them; None is as many as a half."""
-        if index.samples < max(FEWEST, wanted):
-            remedy = "give 0 to take all" if wanted > FEWEST else "use more data"
-            raise UserError(
-                f"{max(FEWEST, wanted)} real images are to be compared and {index.root} holds {index.samples}: {remedy}"
-            )
+        check_real(wanted, index.samples, index.root)
         self.index, self.reader = index, reader
         self.count = wanted or index.samples
         order = permute(np.arange(self.count), index.samples, index.samples, draw(0, COMPARED))  # nothing for those left out
