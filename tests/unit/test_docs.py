@@ -60,6 +60,13 @@ def launched(words: list[str]) -> list[str]:
     return {"scalegan.train": ["train"], "scalegan.cli": []}[args.training_script] + args.training_script_args
 
 
+@pytest.mark.parametrize("document", [*DOCUMENTS, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"], ids=lambda path: path.name)
+def test_fenced_blocks_are_closed(document: Path) -> None:
+    """What comes after one that is not would be shown as code."""
+    fences = re.findall(r"^```.*", document.read_text(), re.MULTILINE)
+    assert fences[1::2] == ["```"] * len(fences[::2])
+
+
 @pytest.mark.parametrize("words", SHOWN)
 def test_a_command_that_is_shown_parses(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
