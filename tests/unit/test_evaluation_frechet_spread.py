@@ -55,6 +55,15 @@ def test_the_interval_covers_the_mean_over_other_samples():
     assert np.mean([f["fid_se"] for f in found]) == pytest.approx(np.std(values), rel=0.2)
 
 
+def test_without_a_true_distance_the_error_is_too_large_rather_than_too_small():
+    real = points(4000, 1)
+    samples = [points(200, 100 + seed) for seed in range(120)]
+    found = [measured(real, fake, infinity=False) for fake in samples]
+    values = [(f["fid_low"] + f["fid_high"]) / 2 for f in found]
+    assert 1 < np.mean([f["fid_se"] for f in found]) / np.std(values) < 1.6
+    assert np.mean([f["fid_low"] < np.mean(values) < f["fid_high"] for f in found]) >= 0.93
+
+
 def test_the_extrapolation_finds_the_distance_of_the_gaussians_themselves():
     truth = 4 * 0.3**2
     found = [measured(points(50_000, 1), points(400, 10 + seed, shift=0.3), interval=False) for seed in range(12)]
