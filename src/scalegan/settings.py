@@ -29,8 +29,8 @@ from scalegan.run import flatten
 PRESETS = Path(__file__).parents[2] / "configs"
 LOOSE = ("run", "init_from", "init_networks", "init_partial", "override_resume")
 """Fields of `Config` that stand in no section."""
-FLAGS = ("debug", "dry_run", "override_resume", "init_partial")
-"""Options that take no value."""
+FLAG: dict[str, Any] = {"type": bool, "nargs": "?", "const": True, "default": False}
+"""An option that may stand alone, for true."""
 TUPLES = {"betas_g", "betas_d", "power"}
 """Fields that hold several numbers, which YAML and JSON read as lists."""
 SECTIONS = {
@@ -80,19 +80,15 @@ def parser() -> ArgumentParser:
         default_env=False,
     )
     made.add_argument("--config", action="config", help="YAML file, such as configs/kiwi.yaml, or the name of one in configs/")
-    made.add_argument("--debug", action="store_true", help="cut the same configuration down and try every part in a minute")
-    made.add_argument("--dry_run", action="store_true", help="show what would run, how long and how large; write nothing")
-    made.add_argument(
-        "--override_resume", action="store_true", help="go on with a run although its losses or rates are others now"
-    )
+    made.add_argument("--debug", **FLAG, help="cut the same configuration down and try every part in a minute")
+    made.add_argument("--dry_run", **FLAG, help="show what would run, how long and how large; write nothing")
+    made.add_argument("--override_resume", **FLAG, help="go on with a run although its losses or rates are others now")
     made.add_argument("--run", type=str, default="", help="folder of this run; the same command continues it")
     made.add_argument("--init_from", type=str, default="", help="run or checkpoint whose networks a new run starts from")
     made.add_argument(
         "--init_networks", type=Literal["both", "generator", "critic"], default="both", help="which networks init_from gives"
     )
-    made.add_argument(
-        "--init_partial", action="store_true", help="start from the layers whose names and shapes agree; others begin anew"
-    )
+    made.add_argument("--init_partial", **FLAG, help="start from the layers whose names and shapes agree; others begin anew")
     for name, section in SECTIONS.items():
         made.add_class_arguments(section, name)
     return made
@@ -180,19 +176,8 @@ def _options_in(path: Path, known: set[str]) -> list[str]:
             raise UserError(f"{path}: section {name} holds no settings: give it one, or take its line out")
         if name not in known:
             raise UserError(f"{path}: unknown key {name}{_near(name, known | set(SECTIONS))}")
-        if name in FLAGS:
-            options += [f"--{name}"] if _is_on(path, name, _as_option(value)) else []
-        else:
-            options.append(f"--{name}={_as_option(value)}")
+        options.append(f"--{name}={_as_option(value)}")
     return options
-
-
-def _is_on(path: Path, name: str, word: str) -> bool:
-    """A flag in a file, in any of YAML's words for a boolean."""
-    on = yaml.SafeLoader.bool_values.get(word.lower())
-    if on is None:
-        raise UserError(f"{path}: {name} is {word or 'empty'}: give true or false")
-    return on
 
 
 def _as_option(value: Any) -> str:
@@ -243,6 +228,8 @@ def _reworded(message: str) -> str:
             re.sub(r"<class '(\w+)'>", r"\1", expected[1].strip())
             .replace("typing.Literal", "one of ")
             .replace("a one of", "one of")
+            .replace("a bool", "true or false")
+            .replace("a int", "a whole number")
         )
         return f"{key[1]}{f' is {value[1]}' if value else ''}: expected {kind}"
     return text

@@ -64,13 +64,13 @@ def test_null_in_a_file_is_nothing_and_no_word(tmp_path, nothing):
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        (b"data: {path: x}\ndry_run: 1\n", "dry_run is 1: give true or false"),
-        (b"data: {path: x}\ndebug: [true]\n", "debug is [true]: give true or false"),
-        (b"data: {path: x}\ndebug:\n", "debug is empty: give true or false"),
+        (b"data: {path: x}\ndry_run: 1\n", "dry_run is 1: expected true or false"),
+        (b"data: {path: x}\ndebug: [true]\n", "debug is [True]: expected true or false"),
+        (b"data: {path: x}\ndebug:\n", "debug: expected true or false"),
         (b"data: {path: x}\ntrain:\n", "section train holds no settings: give it one, or take its line out"),
         (b"data: {path: x}\ntrain: null\n", "section train holds no settings: give it one, or take its line out"),
-        (b"data: {path: x}\ntrain:\n  batch:\n", "train.batch: expected a int"),
-        (b"data: {path: x}\ntrain:\n  batch: null\n", "train.batch: expected a int"),
+        (b"data: {path: x}\ntrain:\n  batch:\n", "train.batch: expected a whole number"),
+        (b"data: {path: x}\ntrain:\n  batch: null\n", "train.batch: expected a whole number"),
         (b"data: {path: x}\ntrain: 5\n", "section train holds no settings"),
         (b"on: 1\n", "unknown key on"),
         (b"\x89PNG\r\n\x1a\n", "is no valid YAML"),
@@ -85,6 +85,27 @@ def test_a_file_that_cannot_be_meant_is_told_in_one_line(tmp_path, content, expe
         settings.parse(["--config", str(path)])
     assert expected in str(told.value)
     assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (["--debug"], True),
+        (["--debug", "true"], True),
+        (["--debug=no"], False),
+        (["--debug", "--debug", "false"], False),
+        (["--debug", "--run", "x"], True),
+    ],
+)
+def test_a_flag_stands_alone_or_takes_a_boolean(given, expected):
+    assert settings.parse(["--data.path=x", *given]).debug is expected
+
+
+def test_a_flag_of_a_file_can_be_taken_back(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("data: {path: x}\ninit_partial: true\n")
+    assert settings.parse(["--config", str(path)]).config.init_partial
+    assert not settings.parse(["--config", str(path), "--init_partial", "false"]).config.init_partial
 
 
 def test_what_is_written_is_read_back(preset, tmp_path):
@@ -105,7 +126,7 @@ def test_every_preset_is_valid(path):
     [
         (["--model.widht", "3"], "unknown option --model.widht; did you mean --model.width?"),
         (["--width", "3"], "did you mean --model.width?"),
-        (["--model.width", "wide"], "model.width is wide: expected a int"),
+        (["--model.width", "wide"], "model.width is wide: expected a whole number"),
         (["--model.width", "0"], "model.width is 0: give at least 1"),
         (["--train.precision", "bf61"], "train.precision is bf61: expected one of ['auto', 'fp32', 'bf16', 'fp16']"),
         (["--config", "kiwi_smal"], "did you mean kiwi_small?"),
@@ -128,7 +149,7 @@ def test_an_unknown_key_in_a_file_is_named_with_its_neighbour(tmp_path):
 def test_a_wrong_type_in_a_file_is_named_in_one_line(tmp_path):
     path = tmp_path / "bad.yaml"
     path.write_text("data: {path: x}\nmodel: {width: wide}\n")
-    with pytest.raises(UserError, match=r"model.width is wide: expected a int") as told:
+    with pytest.raises(UserError, match=r"model.width is wide: expected a whole number") as told:
         settings.parse(["--config", str(path)])
     assert "\n" not in str(told.value)
 
