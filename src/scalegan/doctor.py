@@ -135,10 +135,11 @@ def run_folder(folder: Path) -> Iterator[Finding]:
         yield fail("run", f"{folder} is no run folder, it lacks {CONFIG} or {IDENTITY}: give the folder that --run named")
         return
     try:
+        began_with = record(folder).get("data")  # first, as without it the run's own command mends nothing either
         path = read_config(folder / CONFIG).data.path
         index = read_index(path)
         text = f"{index.samples} images of {index.height}x{index.width} (height x width) in {path}"
-        if record(folder).get("data") == index.sha256:
+        if began_with == index.sha256:
             yield ok("data", text)
         else:
             yield fail("data", f"{text}, not those this run began with: restore them, or start another run")

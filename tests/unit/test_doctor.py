@@ -227,6 +227,13 @@ def test_a_damaged_file_of_a_run_is_a_finding_beside_all_others(run_dir, name, c
     assert {finding.subject for finding in findings} == {"data", "checkpoint", "metrics"}
 
 
+def test_of_two_damaged_files_the_one_that_stops_the_run_is_named(run_dir):
+    for name in ("config.yaml", "run.json"):
+        (run_dir / name).write_bytes(b"")
+    (failed,) = [finding.text for finding in doctor.run_folder(run_dir) if finding.state == "fail"]
+    assert failed.startswith(f"{run_dir / 'run.json'} is damaged")
+
+
 def test_a_folder_that_is_no_run_is_a_failure(tmp_path):
     assert "is no run folder" in only(doctor.run_folder(tmp_path), "fail")
 
