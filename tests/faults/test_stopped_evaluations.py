@@ -11,11 +11,18 @@ import torch
 from helpers.runs import configured, contents, newest
 from helpers.worlds import run_world
 from scalegan.errors import UserError
+from scalegan.sampling import BLOCK
 
 pytestmark = pytest.mark.faults
 
 
-EVALUATED = {"evaluation__every": 32 * 4, "evaluation__batch": 8, "log__snapshots": 32 * 4, "ema__power": "[0.1]"}
+EVALUATED = {
+    "evaluation__every": 32 * 4,
+    "evaluation__batch": 8,
+    "evaluation__samples": 4 * BLOCK,  # two for each of two processes, as a notice is looked at between them
+    "log__snapshots": 32 * 4,
+    "ema__power": "[0.1]",
+}
 
 
 def evaluating(config, at, disturb):
