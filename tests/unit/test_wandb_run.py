@@ -9,6 +9,7 @@ import signal
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -76,11 +77,19 @@ def records(path: Path) -> Iterator[Any]:
             yield Record.FromString(record)
 
 
+def finished(path: Path) -> list[Any]:
+    """Its records up to the last: W&B's service may write it some milliseconds after `finish` has returned."""
+    until = time.monotonic() + 30
+    while not ((found := list(records(path))) and found[-1].HasField("exit")) and time.monotonic() < until:
+        time.sleep(0.01)
+    return found
+
+
 def rows(run_dir: Path) -> list[dict[str, Any]]:
     """All rows of all processes of a run, oldest first, without W&B's own keys."""
     found = []
     for path in sorted(run_dir.glob("wandb/offline-run-*/*.wandb")):
-        for record in records(path):
+        for record in finished(path):
             row = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
             if row:
                 found.append({key: value for key, value in row.items() if not key.startswith("_")})
