@@ -276,6 +276,27 @@ def test_what_a_network_returns_is_looked_at_before_the_first_step(config, index
         Game(bad, Accelerator(cpu=True), start.facts_of(index))
 
 
+class Computed(torch.nn.Module):
+    """Its weight is computed, as by the older weight norm of torch, and one of its layers is held in evaluation."""
+
+    def __init__(self):
+        super().__init__()
+        self.gain = torch.nn.Parameter(torch.ones(1))
+        self.weight = 2 * self.gain
+        self.held, self.norm = torch.nn.Dropout().eval(), torch.nn.BatchNorm1d(1)
+
+    def forward(self, x):
+        return self.norm(self.held(x)) * self.weight
+
+
+def test_looking_at_what_a_network_returns_leaves_no_trace():
+    network = Computed()
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    assert own.passed(network, torch.full((2, 1), 3.0)).shape == (2, 1)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+    assert (network.training, network.norm.training, network.held.training) == (True, True, False)
+
+
 def test_a_loss_that_is_no_mean_is_refused():
     Path("broken.py").write_text(
         "from scalegan.losses import Loss\nEACH = Loss(critic=lambda real, fake: fake - real, generator=lambda fake: -fake)\n"
