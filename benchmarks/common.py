@@ -71,7 +71,7 @@ def shards(name: str) -> Path:
 
 def scalegan(command: str) -> list[str]:
     """The start of a command line, by this interpreter, wherever its scripts are."""
-    return [sys.executable, "-m", "scalegan.cli", command]
+    return [sys.executable, "-m", "scalegan", command]
 
 
 def dtype() -> str:

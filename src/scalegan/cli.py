@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 import scalegan
-from scalegan import early, launcher
+from scalegan import early
 from scalegan.errors import MachineError, UserError
 
 
@@ -154,7 +154,3 @@ def main(argv: Sequence[str] | None = None) -> int:
         if os.environ.get("RANK", "0") == "0":
             print("scalegan: stopped by Ctrl-C", file=sys.stderr)
         return 130
-
-
-if __name__ == "__main__":
-    launcher.leave(main())

@@ -51,11 +51,15 @@ def examine(run_dir: Path | None) -> Iterator[Finding]:
     if run_dir is not None:
         checks["run"] = lambda: run_folder(run_dir)
         checks["diagnosis"] = lambda: training(run_dir)
+    told = set()
     for name, check in checks.items():
         try:
-            yield from check()
+            for finding in check():
+                told.add(finding.text)
+                yield finding
         except UserError as error:
-            yield fail(name, str(error))
+            if str(error) not in told:  # two checks may read the same damaged file
+                yield fail(name, str(error))
         except ModuleNotFoundError as error:
             yield fail(name, f"{error.name} is not installed: install scalegan again")
 

@@ -173,7 +173,7 @@ def test_evaluate_on_two_processes_leaves_the_record_of_one(tmp_path):
     records, printed = [], []
     for number, command in enumerate(([sys.executable, "-m"], TWO)):
         record = tmp_path / f"{number}.json"
-        arguments = ["scalegan.cli", "evaluate", str(folders[0]), "--against", str(folders[1]), "--metrics", "kid"]
+        arguments = ["scalegan", "evaluate", str(folders[0]), "--against", str(folders[1]), "--metrics", "kid"]
         command = [*command, *arguments, "--batch", "8", "--device", "cpu", "--json", str(record)]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(tmp_path / str(number))}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)

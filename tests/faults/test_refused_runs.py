@@ -153,7 +153,7 @@ def test_it_is_refused_in_5_s(shards, tmp_path):
     run_world(tmp_path, 1, training, configured(shards, tmp_path / "run", 64))
     changed = arguments(shards, tmp_path / "run", 64, optim__lr_g=0.5)
     began = time.monotonic()
-    done = subprocess.run([sys.executable, "-m", "scalegan.cli", "train", *changed], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "scalegan", "train", *changed], capture_output=True, text=True)
     assert time.monotonic() - began < 5
     assert done.returncode == 2
     assert "optim.lr_g: 0.0002 -> 0.5" in done.stderr
@@ -235,7 +235,7 @@ def test_other_images_are_refused_in_5_s(tmp_path):
     shutil.rmtree(tmp_path / "shards")
     make_shards(tmp_path / "shards", seed=1)
     began = time.monotonic()
-    command = [sys.executable, "-m", "scalegan.cli", "train", *arguments(tmp_path / "shards", tmp_path / "run", 64)]
+    command = [sys.executable, "-m", "scalegan", "train", *arguments(tmp_path / "shards", tmp_path / "run", 64)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert time.monotonic() - began < 5
     assert done.returncode == 2
@@ -271,7 +271,7 @@ def test_a_second_writer_is_refused(shards, tmp_path, processes):
 def test_a_second_writer_is_refused_in_5_s(shards, tmp_path):
     lock = Lock(tmp_path / "run")
     began = time.monotonic()
-    command = [sys.executable, "-m", "scalegan.cli", "train", *arguments(shards, tmp_path / "run", 64)]
+    command = [sys.executable, "-m", "scalegan", "train", *arguments(shards, tmp_path / "run", 64)]
     done = subprocess.run(command, capture_output=True, text=True)
     lock.close()
     assert time.monotonic() - began < 5

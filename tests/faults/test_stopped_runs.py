@@ -196,7 +196,7 @@ def test_a_launched_run_that_is_stopped_saves_and_goes_on(shards, tmp_path, unbr
 
 
 def test_ctrl_c_of_a_run_on_one_process_saves_and_asks_for_it_again(shards, tmp_path):
-    argv = [sys.executable, "-m", "scalegan.cli", "train", *arguments(shards, tmp_path / "run", LONG)]
+    argv = [sys.executable, "-m", "scalegan", "train", *arguments(shards, tmp_path / "run", LONG)]
     process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     recorded = tmp_path / "run" / "metrics.jsonl"
     wait_for(lambda: recorded.exists() and recorded.read_bytes().count(b"\n") >= 2)

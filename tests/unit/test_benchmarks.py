@@ -310,13 +310,13 @@ def test_programs_that_evaluate_take_turns_at_the_same_photographs(
     for program in programs.values():
         assert {str(side) for side in sides} <= set(program.command)
     fidelity = 'note\n{"frechet_inception_distance": 4.5}'
-    said = {"scalegan.cli": "", "torch_fidelity.fidelity": fidelity, "pytorch_fid": "FID:  4.25\n"}
+    said = {"scalegan": "", "torch_fidelity.fidelity": fidelity, "pytorch_fid": "FID:  4.25\n"}
     order = []
 
     def run(command: list[str], threads: int) -> Any:
         (name,) = said.keys() & set(command)
         order.append(name)
-        if name == "scalegan.cli":
+        if name == "scalegan":
             (tmp_path / "cache").mkdir()  # the statistics of the real images, gone by the next round
             (tmp_path / "record.json").write_text('{"fd_randominception_bf16": 4.0, "fd_randominception_bf16_floor": 1.0}')
         return evaluation_speed.common.Done(said[name], 2.0 * len(order), 100.0 + len(order))

@@ -67,7 +67,7 @@ def test_help_is_instant_and_loads_nothing_heavy():
 
 
 def test_module_form_is_the_same_command():
-    done = subprocess.run([sys.executable, "-m", "scalegan.cli", "--version"], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-m", "scalegan", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout == f"scalegan {scalegan.__version__}\n"
 
 

@@ -57,7 +57,7 @@ def launched(words: list[str]) -> list[str]:
     args = launch_command_parser().parse_args(words[2:])
     assert args.module, "-m is missing"
     assert (ROOT / args.config_file).is_file()
-    return {"scalegan.train": ["train"], "scalegan.cli": []}[args.training_script] + args.training_script_args
+    return {"scalegan.train": ["train"], "scalegan": []}[args.training_script] + args.training_script_args
 
 
 @pytest.mark.parametrize("document", [*DOCUMENTS, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"], ids=lambda path: path.name)

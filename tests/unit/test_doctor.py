@@ -227,6 +227,12 @@ def test_a_damaged_file_of_a_run_is_a_finding_beside_all_others(run_dir, name, c
     assert {finding.subject for finding in findings} == {"data", "checkpoint", "metrics"}
 
 
+def test_a_damaged_file_that_two_checks_read_is_told_once(run_dir, monkeypatch):
+    monkeypatch.setattr(machine, "gloo", list)
+    (run_dir / "config.yaml").write_text("data: [\n")
+    assert [finding.subject for finding in doctor.examine(run_dir) if finding.state == "fail"] == ["data"]
+
+
 def test_of_two_damaged_files_the_one_that_stops_the_run_is_named(run_dir):
     for name in ("config.yaml", "run.json"):
         (run_dir / name).write_bytes(b"")

@@ -165,6 +165,16 @@ def test_what_is_no_covariance_is_refused(tmp_path, sigma):
         statistics_file.read(tmp_path / "theirs.npz")
 
 
+def test_a_negative_variance_between_the_axes_is_refused_before_an_image_is_made(tmp_path):
+    np.savez(tmp_path / "theirs.npz", mu=np.zeros(WIDTH), sigma=np.eye(WIDTH) - 2 / WIDTH)
+    statistics, made = statistics_file.read(tmp_path / "theirs.npz"), []
+    with pytest.raises(UserError, match=r"theirs.npz: .* no covariance, with a variance of -1 in one direction: make"):
+        statistics_file.compare(
+            lambda *range_: made.append(range_), statistics, EvaluationConfig(samples=30), EXTRACTOR, Team(), lambda *_: None
+        )
+    assert made == []
+
+
 def test_what_is_no_archive_of_real_numbers_is_one_line(tmp_path):
     bad, eye = tmp_path / "bad.npz", np.eye(2)
     np.save(tmp_path / "single.npy", eye)

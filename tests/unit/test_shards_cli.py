@@ -50,7 +50,7 @@ def test_a_folder_becomes_shards_with_the_right_labels(tmp_path: Path) -> None:
 
 def test_a_terminal_gets_a_bar_and_a_pipe_does_not(tmp_path: Path) -> None:
     source = classes(tmp_path / "fruit")
-    command = [sys.executable, "-m", "scalegan.cli", "shards", str(source), "--hold-out", "0"]
+    command = [sys.executable, "-m", "scalegan", "shards", str(source), "--hold-out", "0"]
     code, shown = on_terminal([*command, str(tmp_path / "s")])
     assert code == 0
     assert re.search(r"images .*18/18", shown)
@@ -243,7 +243,7 @@ def many(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     (folder / "0.png").write_bytes(encoded(photo(0, 400, 400)))
     for i in range(1, 1500):
         os.link(folder / "0.png", folder / f"{i}.png")
-    command = [sys.executable, "-m", "scalegan.cli", "shards", str(folder.parent), str(tmp_path / "s"), "--size", "390"]
+    command = [sys.executable, "-m", "scalegan", "shards", str(folder.parent), str(tmp_path / "s"), "--size", "390"]
     command += ["--workers", "2"]
     # A shell starts what runs in its background deaf to SIGINT, and whatever that starts is born so.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -83,7 +83,7 @@ def started(shards, run, during, number, *how):
     [
         pytest.param(["scalegan.train"], "scalegan.config", "SIGTERM", marks=pytest.mark.slow),
         (["scalegan.train"], "torch", "SIGUSR1"),
-        pytest.param(["scalegan.cli", "train"], "torch", "SIGTERM", marks=pytest.mark.slow),
+        pytest.param(["scalegan", "train"], "torch", "SIGTERM", marks=pytest.mark.slow),
     ],
 )
 def test_a_notice_that_comes_while_a_training_starts_is_kept(shards, tmp_path, how, during, number):

@@ -1,6 +1,6 @@
 """`scalegan evaluate`: measure the generator of a run, or images that lie somewhere, against others.
 
-On several processes: `accelerate launch --config_file launch/cpu.yaml -m scalegan.cli evaluate RUN`.
+On several processes: `accelerate launch --config_file launch/cpu.yaml -m scalegan evaluate RUN`.
 """
 
 from __future__ import annotations

@@ -22,6 +22,9 @@ from scalegan.errors import UserError
 from scalegan.evaluation.pairs import check_once, fingerprint
 from scalegan.evaluation.team import add_up
 
+NEGATIVE = 1e-4
+"""Of the largest variance: one as far below zero is more than rounding, also where it was stored in float32."""
+
 
 class Features(nn.Module):
     """Stands where torchmetrics expects the network: the features are made outside, once for every metric."""
@@ -134,10 +137,13 @@ def mean_and_covariance(total: Tensor, squares: Tensor, count: int) -> tuple[Ten
 
 
 def root(covariance: Tensor, count: int) -> Tensor:
-    """[d, d] of `count` points -> [d, r] with root @ root.T = covariance, r <= count - 1."""
+    """[d, d] of `count` points -> [d, r] with root @ root.T = covariance, r <= count - 1. Raises `UserError` for a negative
+    variance, which only a file can hold."""
     if 2 * count <= len(covariance):
         return pivoted_cholesky(covariance, count - 1)
     values, vectors = torch.linalg.eigh(covariance)
+    if values[0] < -NEGATIVE * values[-1].abs():
+        raise UserError(f"their sigma is no covariance, with a variance of {values[0]:.3g} in one direction")
     rounding = values[-1].clamp(min=0) * len(values) * torch.finfo(values.dtype).eps
     rank = max(1, min(count - 1, int((values > rounding).sum())))
     kept: Tensor = vectors[:, -rank:] * values[-rank:].clamp(min=0).sqrt()

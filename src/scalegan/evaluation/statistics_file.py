@@ -23,7 +23,7 @@ from torch import Tensor
 import scalegan
 from scalegan.errors import UserError
 from scalegan.evaluation.features import Extractor
-from scalegan.evaluation.frechet import FrechetDistance, frechet_distance
+from scalegan.evaluation.frechet import FrechetDistance, Gaussian
 from scalegan.evaluation.names import METRICS, best_among, check_counts
 from scalegan.evaluation.real import Progress
 from scalegan.evaluation.real_cache import RealStatistics, checksum
@@ -67,6 +67,13 @@ class Statistics:
     def sums(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Sum [d] and sum of outer products [d, d] of `rank` features with this mean and covariance."""
         return self.mean * self.rank, self.covariance * (self.rank - 1) + self.rank * np.outer(self.mean, self.mean)
+
+    def gaussian(self) -> Gaussian:
+        """Raises `UserError` for a sigma with a negative variance in a direction that is no axis, which `read` cannot see."""
+        try:
+            return Gaussian.fitted(torch.from_numpy(self.mean), torch.from_numpy(self.covariance), self.rank)
+        except UserError as error:
+            raise UserError(f"statistics {self.path}: {error}: make them again") from None
 
     def check(self, extractor: Extractor) -> None:
         """Raises `UserError` if features of `extractor` cannot be compared with these."""
@@ -188,9 +195,10 @@ def compare(
     check_counts(config.wanted, config.samples, statistics.rank, extractor.width)
     suite = Suite(config, extractor, ())
     distance = FrechetDistance(extractor.width).to(extractor.device)
-    if team.first:
-        distance.set_real(*statistics.sums(), statistics.rank)
     with team.as_one():
+        if team.first:
+            real = statistics.gaussian()
+            distance.set_real(*statistics.sums(), statistics.rank)
         for first, count in team.blocks(config.samples, at_once(sample, config.batch)):
             progress("generated images", first, config.samples)
             features = extractor(sample(first, count))
@@ -201,8 +209,7 @@ def compare(
     record: dict[str, Any] = {}
     with team.as_one():
         if team.first:
-            mean, covariance = torch.from_numpy(statistics.mean), torch.from_numpy(statistics.covariance)
-            value = frechet_distance(*distance.moments(real=False), mean, covariance, statistics.rank)
+            value = Gaussian.fitted(*distance.moments(real=False)).distance(real)
             figures = {"fid": float(value)} | figures
             record = {
                 **{extractor.key(name): figure for name, figure in figures.items()},
