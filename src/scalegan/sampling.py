@@ -36,7 +36,7 @@ def images_of(
     """Images first to first + count of a seed: uint8 [count, C, H, W] on the CPU.
 
     `labels` [count] are those of a conditional generator; None draws them by the data's histogram (`class_counts`).
-    Raises `UserError` for pixels that are no numbers, which would be black ones among the integers.
+    Raises `UserError` for pixels that are no numbers.
     """
     device = next(generator.parameters()).device
     blocks = []
@@ -49,13 +49,19 @@ def images_of(
         if labels is not None:
             chosen[low - start : high - start] = labels[low - first : high - first]
         images = generator(latents, chosen.to(device))
-        if not images.isfinite().all():
-            raise UserError(
-                f"the generator makes NaN or infinite pixels (images {start} to {start + BLOCK - 1} of seed {seed}), as its "
-                "training diverged: take an earlier checkpoint, or a lower optim.lr_g"
-            )
-        blocks.append(to_uint8(images)[low - start : high - start].cpu())
+        made = pixels(images, f"images {start} to {start + BLOCK - 1} of seed {seed}")
+        blocks.append(made[low - start : high - start].cpu())
     return torch.cat(blocks)
+
+
+def pixels(images: Tensor, which: str) -> Tensor:
+    """Images in [-1, 1] -> uint8. Raises `UserError` for numbers that are none: they would be black ones among the integers."""
+    if not images.isfinite().all():
+        raise UserError(
+            f"the generator makes NaN or infinite pixels ({which}), as its training diverged: take an earlier checkpoint, or a "
+            "lower optim.lr_g"
+        )
+    return to_uint8(images)
 
 
 class Passes:

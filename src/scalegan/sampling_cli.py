@@ -1,4 +1,4 @@
-"""`scalegan sample`: images from a trained generator, as PNG files, as one grid, or as an .npz of arrays."""
+"""`scalegan sample`: images from a trained generator, as PNG files, as one grid, as a film, or as an .npz of arrays."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import io
 import os
 import sys
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,10 +27,16 @@ if TYPE_CHECKING:
 CHUNK = 512
 """Images that are in memory at a time."""
 GRID_MOST = 4096
-FILES = {"grid": "grid.png", "npz": "samples.npz"}
+FILM_MOST = 256
+SEEDS, STEPS, FRAME = 4, 24, 40
+"""Of a film: seeds, frames from one to the next, milliseconds of a frame."""
+FILES = {"grid": "grid.png", "npz": "samples.npz", "gif": "walk.gif"}
 """By the format that has a single one."""
 WIDEST = 20
 """Classes that still get a column each on a grid."""
+
+
+Piece = TypeVar("Piece")
 
 
 @dataclass(frozen=True)
@@ -57,9 +63,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--first", type=int, default=0, help="number of the first image: several jobs can share a set (0)")
     parser.add_argument(
-        "--format", choices=["png", "grid", "npz"], default="png",
-        help="png: a file an image; grid: grid.png; npz: samples.npz with images uint8 [n, H, W, C] and labels (png)",
+        "--format", choices=["png", "grid", "npz", "gif"], default="png",
+        help="png: a file an image; grid: grid.png; npz: samples.npz with images uint8 [n, H, W, C] and labels; gif: walk.gif, "
+        "in which each image of a grid turns into those of the next seeds (png)",
     )  # fmt: skip
+    parser.add_argument("--seeds", type=int, metavar="N", help=f"of a gif: how many seeds, from --seed on ({SEEDS})")
+    parser.add_argument("--steps", type=int, metavar="N", help=f"of a gif: frames from one seed to the next ({STEPS})")
     parser.add_argument("--generator", default="", metavar="NAME", help="class of the run's generator, if it is your own")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto takes a GPU if there is one")
 
@@ -78,15 +87,18 @@ def run(args: argparse.Namespace) -> int:
         out.mkdir(parents=True, exist_ok=True)
     except FileExistsError:
         raise UserError(f"--out {out} is a file: give a folder") from None
-    chunks = progress(make_chunks(generator, args.first, args.n, args.seed, chosen), args.n)
+    chunks = progress(make_chunks(generator, args.first, args.n, args.seed, chosen), args.n, lambda chunk: len(chunk.images))
     if args.format == "png":
         made = write_pngs(chunks, out, generator.classes)
     elif args.format == "grid":
         made = write_grid(chunks, out / FILES["grid"], len(chosen))
+    elif args.format == "gif":
+        made = write_film(generator, out / FILES["gif"], args, chosen)
     else:
         made = write_npz(chunks, out / FILES["npz"], args.n, generator.shape, generator.classes)
     images = f"{args.n} images" if args.n > 1 else "1 image"
-    print(f"{images} of seed {args.seed} in {made}, by {generator.path} ({generator.images_seen} images seen)")
+    seeds = f"seeds {args.seed} to {args.seed + seeds_of(args) - 1}" if args.format == "gif" else f"seed {args.seed}"
+    print(f"{images} of {seeds} in {made}, by {generator.path} ({generator.images_seen} images seen)")
     return 0
 
 
@@ -100,6 +112,18 @@ def check(args: argparse.Namespace) -> None:
         raise UserError(f"--truncation is {args.truncation}: give a share from 0 to 1")
     if args.format == "grid" and args.n > GRID_MOST:
         raise UserError(f"--n {args.n} is too much for one grid: give at most {GRID_MOST}, or --format png")
+    if args.format != "gif":
+        for option in ("seeds", "steps"):
+            if getattr(args, option) is not None:
+                raise UserError(f"--{option} means nothing for --format {args.format}: leave it out, or make a gif")
+    elif args.n > FILM_MOST:
+        raise UserError(f"--n {args.n} is too much for a film: give at most {FILM_MOST}")
+    elif args.first:
+        raise UserError("--first means nothing for --format gif, whose images are the first ones of each seed: leave it out")
+    elif args.seeds is not None and args.seeds < 2:
+        raise UserError(f"--seeds is {args.seeds}: give at least 2, as a film leads from one to the next")
+    elif args.steps is not None and args.steps < 1:
+        raise UserError(f"--steps is {args.steps}: give at least 1")
     # What another generator left would pass for this one's.
     if args.format == "png":
         there = set(os.listdir(args.out)) if args.out.is_dir() else set()
@@ -138,12 +162,17 @@ def make_chunks(generator: LoadedGenerator, first: int, count: int, seed: int, c
     """The images in pieces that fit the memory. The chosen classes come in turn, by the number of the image."""
     for start in range(first, first + count, CHUNK):
         size = min(CHUNK, first + count - start)
-        labels = generator.labels_of(start, size, seed)
-        if chosen:
-            labels = np.asarray(chosen)[np.arange(start, start + size) % len(chosen)]
+        labels = labels_for(generator, start, size, seed, chosen)
         given = labels.tolist() if generator.config.model.conditional else None
         images = generator.sample_range(start, size, seed, given)
         yield Chunk(start, images.permute(0, 2, 3, 1).contiguous().numpy(), labels)
+
+
+def labels_for(generator: LoadedGenerator, first: int, count: int, seed: int, chosen: Sequence[int]) -> NDArray[np.int64]:
+    """[count]: the chosen classes in turn, else as the data has them; -1 without classes."""
+    if chosen:
+        return np.asarray(chosen)[np.arange(first, first + count) % len(chosen)]
+    return generator.labels_of(first, count, seed)
 
 
 def write_pngs(chunks: Iterable[Chunk], out: Path, classes: Sequence[str]) -> Path:
@@ -192,6 +221,26 @@ def write_grid(chunks: Iterable[Chunk], path: Path, classes: int) -> Path:
     return path
 
 
+def seeds_of(args: argparse.Namespace) -> int:
+    return args.seeds or SEEDS
+
+
+def write_film(generator: LoadedGenerator, path: Path, args: argparse.Namespace, chosen: Sequence[int]) -> Path:
+    """The grid of the first seed on its way to those of the next ones, and back."""
+    import torch
+
+    from scalegan.figures import fit, grid, save_gif
+    from scalegan.walks import walk
+
+    seeds, steps = range(args.seed, args.seed + seeds_of(args)), args.steps or STEPS
+    labels = torch.from_numpy(labels_for(generator, 0, args.n, args.seed, chosen))
+    columns = len(chosen) if 1 < len(chosen) <= WIDEST else None
+    walked = progress(walk(generator, args.n, seeds, steps, labels), len(seeds) * steps * args.n, len)
+    frames = [fit(grid(images.numpy(), columns), 320, 960) for images in walked]
+    save_gif(path, frames, FRAME, hold=FRAME)
+    return path
+
+
 def write_npz(chunks: Iterable[Chunk], path: Path, count: int, shape: tuple[int, int, int], classes: Sequence[str]) -> Path:
     """images uint8 [n, H, W, C], labels int64 [n] and the names of the classes; written chunk by chunk."""
     channels, height, width = shape
@@ -224,16 +273,16 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
         raise
 
 
-def progress(chunks: Iterator[Chunk], count: int) -> Iterator[Chunk]:
-    """A bar on a terminal, for what takes longer than a moment."""
+def progress(pieces: Iterator[Piece], count: int, size: Callable[[Piece], int]) -> Iterator[Piece]:
+    """A bar on a terminal, for what takes longer than a moment: `count` images in pieces of some size."""
     if count <= CHUNK or not sys.stderr.isatty():
-        yield from chunks
+        yield from pieces
         return
     from rich.console import Console
     from rich.progress import Progress
 
     with Progress(console=Console(stderr=True)) as bar:
         task: Any = bar.add_task("sampling", total=count)
-        for chunk in chunks:
-            yield chunk
-            bar.advance(task, len(chunk.images))
+        for piece in pieces:
+            yield piece
+            bar.advance(task, size(piece))

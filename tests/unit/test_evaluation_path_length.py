@@ -1,7 +1,5 @@
 """Path lengths are those of generators whose steps can be worked out by hand; noise and labels do not move with a step."""
 
-import math
-
 import numpy as np
 import pytest
 import torch
@@ -10,7 +8,7 @@ from torch import Tensor, nn
 
 from scalegan import random
 from scalegan.errors import UserError
-from scalegan.evaluation.path_length import LatentPaths, path_length, provenance, shrunk, slerp, trimmed_mean
+from scalegan.evaluation.path_length import LatentPaths, path_length, provenance, shrunk, trimmed_mean
 from scalegan.evaluation.team import Team
 from scalegan.model_config import ModelConfig
 from scalegan.models import build_generator
@@ -87,19 +85,6 @@ def test_the_length_in_w_is_that_of_a_straight_line():
     found = measured(network)
     assert (found["ppl_w"], found["ppl_w_se"]) == pytest.approx((mean, error), rel=2e-3)
     assert found["ppl_z"] != pytest.approx(found["ppl_w"], rel=0.1)
-
-
-def test_a_way_on_the_sphere_turns_evenly():
-    a, b = torch.tensor([[3.0, 0.0, 0.0]]), torch.tensor([[0.0, 1.0, 0.0]])
-    for t in (0.0, 0.25, 0.5, 1.0):
-        angle = t * math.pi / 2
-        expected = (3 - 2 * t) * torch.tensor([[math.cos(angle), math.sin(angle), 0.0]]).double()
-        torch.testing.assert_close(slerp(a, b, torch.tensor([[t]]).double()), expected, rtol=0, atol=1e-7)
-    x, y = torch.randn(2, 50, 7, generator=torch.Generator().manual_seed(0)).double()
-    none, whole = torch.zeros(50, 1).double(), torch.ones(50, 1).double()
-    torch.testing.assert_close(slerp(x, y, none), x)
-    torch.testing.assert_close(slerp(x, y, whole), y)
-    assert slerp(x, x, 0.3 * whole).isfinite().all()
 
 
 @pytest.mark.parametrize("family", ["stylegan2", "fastgan"])

@@ -8,7 +8,6 @@ them, in float. As in the authors' programs the lowest and highest hundredth of 
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +16,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torchmetrics import Metric
 
 from scalegan import random
@@ -29,6 +27,7 @@ from scalegan.evaluation.team import Team
 from scalegan.models.noise import noise_keys
 from scalegan.models.resize import Resize, area
 from scalegan.sampling import BLOCK
+from scalegan.walks import ALONG, spaces
 
 EPSILON = 1e-4
 MOST_STEPS = 50_000
@@ -58,11 +57,6 @@ class LatentPaths:
     def device(self) -> torch.device:
         return next(self.network.parameters()).device
 
-    @property
-    def spaces(self) -> tuple[str, ...]:
-        """The latents that there are: "z", and "w" where the generator maps z to one for each layer."""
-        return ("z", "w") if hasattr(self.network, "styles") and hasattr(self.network, "synthesise") else ("z",)
-
     @torch.inference_mode()
     def ends(self, space: str, first: int, count: int) -> tuple[Tensor, Tensor]:
         """Images of steps first to first + count at their beginning and end: float32 [count, C, H, W] each."""
@@ -77,37 +71,6 @@ class LatentPaths:
         images = ALONG[space](self.network, a, b, torch.cat([t, t + EPSILON]), labels, keys)
         first_images, second_images = images.float().chunk(2)
         return first_images, second_images
-
-
-def along_z(network: nn.Module, a: Tensor, b: Tensor, t: Tensor, labels: Tensor, keys: Tensor) -> Tensor:
-    """Images at the share t [N, 1] of the way from a to b [N, z_dim] on the sphere."""
-    latents = slerp(a, b, t).float()
-    with_keys = (keys,) if "keys" in inspect.signature(network.forward).parameters else ()
-    images: Tensor = network(latents, labels, *with_keys)
-    return images
-
-
-def along_w(network: Any, a: Tensor, b: Tensor, t: Tensor, labels: Tensor, keys: Tensor) -> Tensor:
-    """Images at the share t [N, 1] of the straight way between what a and b [N, z_dim] are mapped to."""
-    ws, others = (network.styles(latents, labels, keys).double() for latents in (a, b))
-    images: Tensor = network.synthesise(torch.lerp(ws, others, t[:, :, None]).float(), keys)
-    return images
-
-
-ALONG: dict[str, Callable[[nn.Module, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]] = {"z": along_z, "w": along_w}
-
-
-def slerp(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
-    """The share t [N, 1] of the way from a to b [N, z_dim], both its angle and its length: float64 [N, z_dim].
-
-    Between unit vectors it is Karras'. A generator that does not scale its latents gets them at lengths it knows.
-    """
-    a, b = a.double(), b.double()
-    start, end = F.normalize(a), F.normalize(b)
-    cosine = (start * end).sum(1, keepdim=True).clamp(-1, 1)
-    angle = t * cosine.acos()
-    direction = start * angle.cos() + F.normalize(end - cosine * start) * angle.sin()
-    return direction * torch.lerp(a.norm(dim=1, keepdim=True), b.norm(dim=1, keepdim=True), t)
 
 
 class PathLength(Metric):
@@ -166,7 +129,7 @@ def path_length(
     `distance` takes images float32 [n, C, H, W] twice and gives [n]. Raises `UserError` where an image has no distance.
     """
     found: dict[str, float] = {}
-    for space in paths.spaces:
+    for space in spaces(paths.network):
         metric = PathLength(distance, steps, f"ppl_{space}")
         with team.as_one():
             for first, count in team.blocks(steps, BLOCK // 2):  # both ends of a step are made in one pass
