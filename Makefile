@@ -66,7 +66,7 @@ quickstart: install
 	@echo "generated slices:  $$(ls runs/quickstart/samples/[0-9]*.png | tail -1)"
 	@echo "figures:           runs/quickstart/evaluations.jsonl, runs/quickstart/metrics.jsonl"
 	@echo "next:              $(BIN)/scalegan plot runs/quickstart"
-	@echo "                   $(BIN)/scalegan sample runs/quickstart --n 64 --format grid --out samples"
+	@echo "                   $(BIN)/scalegan sample runs/quickstart --n 64 --format grid --out runs/quickstart/sampled"
 
 lint: install
 	$(BIN)/ruff check .

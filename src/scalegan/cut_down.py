@@ -12,7 +12,7 @@ import torch
 from scalegan.config import Config
 from scalegan.data.index import Index, content_hash, read_offsets
 from scalegan.data.resident import bytes_needed
-from scalegan.evaluation.names import best_among
+from scalegan.evaluation.names import best_among, compared
 
 STEPS = 8
 """Steps of the whole runs that are compared; one of them is stopped half-way."""
@@ -92,7 +92,7 @@ def cut_config(config: Config, index: Index, run: Path) -> Config:
             evaluation,
             every=0,
             samples=min(evaluation.samples, 32),
-            real=min(evaluation.real or index.samples, index.samples, IMAGES),
+            real=min(compared(evaluation.real, index.samples), IMAGES),
             batch=min(evaluation.batch, 16),
             metrics=",".join(tried),
             best=best_among(evaluation.best, tried),

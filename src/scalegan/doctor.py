@@ -18,17 +18,24 @@ from scalegan import machine
 from scalegan.errors import UserError
 from scalegan.machine import Finding, fail, ok, warn
 
+TRAINING = "training"
+"""Subject of the verdicts on a run."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=Path, nargs="?", metavar="RUN", help="also look into this run folder")
 
 
 def run(args: argparse.Namespace) -> int:
-    worst = 0
+    from scalegan.diagnosis import EARLY
+
+    worst, well = 0, "all is well"
     for finding in examine(args.run):
         print(finding, flush=True)
         worst = max(worst, ("ok", "warn", "fail").index(finding.state))
-    print(("all is well", "training works; the warnings say what could be better", "mend what failed first")[worst])
+        if finding.subject == TRAINING and finding.text.startswith(EARLY):
+            well = "this machine is well; the run cannot be judged yet"
+    print((well, "training works; the warnings say what could be better", "mend what failed first")[worst])
     return int(worst == 2)
 
 
@@ -181,4 +188,4 @@ def training(folder: Path) -> Iterator[Finding]:
         lines = [f"{verdict.name}: {verdict.meaning}", *(f"- {figures}" for figures in verdict.evidence)]
         if verdict.remedy:
             lines.append(f"try: {verdict.remedy}")
-        yield Finding(states.get(verdict.name, "warn"), "training", f"\n{'':19}".join(lines))
+        yield Finding(states.get(verdict.name, "warn"), TRAINING, f"\n{'':19}".join(lines))

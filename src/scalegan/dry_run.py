@@ -30,7 +30,7 @@ from scalegan.distributed import as_one, control_group, from_main, in_company, m
 from scalegan.draws import DataFacts
 from scalegan.errors import UserError
 from scalegan.evaluation.features import Extractor, load_extractor, to_download
-from scalegan.evaluation.names import METRICS
+from scalegan.evaluation.names import METRICS, compared
 from scalegan.evaluation.real import MOST_THUMBNAILS
 from scalegan.evaluation.ssim import THUMBNAIL
 from scalegan.evaluation.team import Team
@@ -91,7 +91,7 @@ def dry_run(config: Config) -> int:
     if accelerator.is_main_process:
         print(run.config_text(config))
         if origin:
-            print(start.described(origin), end="\n\n")
+            print(start.described(origin, index), end="\n\n")
         show(report(config, index, accelerator, game, measured))
     accelerator.end_training()
     return 0
@@ -190,7 +190,7 @@ def time_features(extractor: Extractor, images: Tensor) -> float:
 
 def real_bytes(config: Config, index: Index, width: int) -> int:
     """Of sums of `width` features and of their products, of all images and of one half, and of thumbnails."""
-    shown = min(config.evaluation.real or index.samples, MOST_THUMBNAILS)
+    shown = min(compared(config.evaluation.real, index.samples), MOST_THUMBNAILS)
     return 2 * (width + width**2) * np.dtype(np.float64).itemsize + shown * THUMBNAIL**2
 
 
@@ -281,7 +281,7 @@ def data(config: Config, index: Index) -> str:
 
 def evaluation_seconds(config: Config, index: Index, evaluations: int, measured: Measured) -> float:
     """On one process; the real images are looked at once, or each time where a metric needs their features at hand."""
-    real = config.evaluation.real or index.samples
+    real = compared(config.evaluation.real, index.samples)
     if any(METRICS[name].features for name in config.evaluation.wanted):
         real *= evaluations
     folder = held_out_of(config.data.held_out, index)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scalegan import power
-from scalegan.errors import UserError
+from scalegan.errors import UserError, sought
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -60,7 +60,7 @@ def read_snapshots(run_dir: Path, at: int | None) -> list[Checkpoint]:
     from scalegan import checkpoint
 
     if not run_dir.is_dir():
-        raise UserError(f"{run_dir} does not exist: give the folder that --run named in training")
+        raise UserError(f"{sought(run_dir)} does not exist: give the folder that --run named in training")
     snapshots = []
     for path in reversed(checkpoint.folders(run_dir, checkpoint.SNAPSHOTS)):
         found = checkpoint.read(path)

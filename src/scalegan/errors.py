@@ -1,5 +1,9 @@
 """The one exception a user is meant to see: a sentence that says what, where and what to do."""
 
+from __future__ import annotations
+
+from pathlib import Path
+
 
 class UserError(Exception):
     """Bad input, worded for the person who gave it. The command line prints it as one line and exits with code 2."""
@@ -17,3 +21,8 @@ def require(condition: bool, message: str) -> None:
     """A check at the border: of what a user has given."""
     if not condition:
         raise UserError(message)
+
+
+def sought(path: str | Path) -> str:
+    """A path that leads nowhere, with the folder that it was looked for in where it is relative."""
+    return str(path) if Path(path).is_absolute() else f"{path} (in {Path.cwd()})"

@@ -27,7 +27,7 @@ class EvaluationConfig:
     samples: int = 2_000
     """Generated images to compare."""
     real: int = 0
-    """Real images to compare with; 0 is all of them."""
+    """Real images to compare with, at most; 0 is all of them."""
     batch: int = 64
     """Images per pass through the extractor. Passes are always full, because features depend on their size in the last bits."""
     metrics: str = "ssim"

@@ -104,12 +104,14 @@ class Outputs:
         if not self.main:
             return
         (self.run_dir / REQUEUE).unlink(missing_ok=True)
+        if images_seen < self.config.train.images:
+            self.say(self.opening(images_seen))
         if images_seen:
             self.say(f"going on at {images_seen} images of {self.config.train.images}")
         elif len(self.index.classes) > 1 and not self.config.model.conditional:
             self.say(f"the {len(self.index.classes)} classes are not used: model.conditional is false")
         if not images_seen and (origin := run.started_from(self.run_dir)):
-            self.say(described(origin))
+            self.say(described(origin, self.index))
         if self.config.train.precision == "bf16" and not has_bf16(self.accelerator.device.type):
             self.say("bfloat16 is emulated on this device, and slow: --train.precision fp32 will be faster")
         if not (self.run_dir / "samples" / "real.png").exists():
@@ -117,6 +119,15 @@ class Outputs:
         if is_remote(self.index.root):
             _ = self.likeness  # now, while the shards that it looks into are those that are fetched first
         self.began = self.read_at = time.perf_counter()
+
+    def opening(self, images_seen: int) -> str:
+        """What is trained on what, and how long the first figures let wait."""
+        index, every, processes = self.index, self.config.log.every, self.accelerator.num_processes
+        first = min((images_seen // every + 1) * every, self.config.train.images)
+        several = f"{processes} x " if processes > 1 else ""
+        where = f"{self.config.train.precision} on {several}{self.accelerator.device.type}"
+        images = f"{index.samples} images of {index.height}x{index.width} in {index.root}"
+        return f"{self.run_dir}: {images}, {where}, first figures at {first} images"
 
     def real_grid(self) -> None:
         """As many real images as a sample grid has."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from scalegan import checkpoint, launcher, random, settings
 from scalegan.config import Config
-from scalegan.errors import UserError
+from scalegan.errors import UserError, sought
 from scalegan.models import build_generator, place
 from scalegan.pixels import to_uint8
 
@@ -169,7 +169,7 @@ def find_checkpoint(path: Path) -> checkpoint.Checkpoint:
     if (path / checkpoint.MANIFEST).is_file():
         return checkpoint.read(path)
     if not path.is_dir():
-        raise UserError(f"{path} does not exist: give a run folder or one of its checkpoints")
+        raise UserError(f"{sought(path)} does not exist: give a run folder or one of its checkpoints")
     found, complaints = checkpoint.latest(path)
     if found is None:
         raise UserError("; ".join(complaints) or f"{path} has no checkpoint yet: train it first")

@@ -51,8 +51,13 @@ def find(config: Config, index: Index) -> dict[str, Any] | None:
     if not config.init_from or checkpoint.folders(run_dir):
         return None
     before = run.started_from(run_dir)
-    found = find_checkpoint(Path(before["checkpoint"] if before else config.init_from))
-    record = {"checkpoint": str(found.path.resolve()), "images_seen": found.images_seen} | fit(found, config, index)
+    try:
+        found = find_checkpoint(Path(before["checkpoint"] if before else config.init_from))
+    except UserError as error:
+        raise UserError(f"init_from: {error}, by --init_from") from None
+    data = {name: found.state["data"][name] for name in ("path", "sha256")}
+    record = {"checkpoint": str(found.path.resolve()), "images_seen": found.images_seen, "data": data}
+    record |= fit(found, config, index)
     if before and record != before:
         raise UserError(f"{found.path} is not what run folder {run_dir} was started from: give --run another folder")
     return record
@@ -142,8 +147,10 @@ def listed(names: list[str]) -> str:
     return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
 
 
-def described(record: Mapping[str, Any]) -> str:
-    """One line for the log of the new run."""
+def described(record: Mapping[str, Any], index: Index) -> str:
+    """One line for the log of the new run on the images of `index`."""
+    data = record["data"]
+    trained = f", of {data['path']}, not of {index.root}" if data["sha256"] != index.sha256 else ""
     anew = [f"{network}.{name}" for network, names in record["anew"].items() for name in names]
     rest = f"; these begin anew: {listed(anew)}" if anew else ""
-    return f"networks from {record['checkpoint']} ({record['images_seen']} images seen){rest}"
+    return f"networks from {record['checkpoint']} ({record['images_seen']} images seen{trained}){rest}"

@@ -28,6 +28,7 @@ from scalegan.evaluation.names import (
     check_counts,
     check_probabilities,
     check_real,
+    compared,
 )
 from scalegan.watchdog import Watchdog
 
@@ -145,8 +146,6 @@ def check_data(config: Config, index: Index) -> None:
 def check_evaluation(config: Config, index: Index) -> None:
     """What evaluations lack is told at the start, and not at the first of them."""
     path, real, wanted = config.data.path, config.evaluation.real, config.evaluation.wanted
-    if real > index.samples:
-        raise UserError(f"evaluation.real {real} is more than the {index.samples} images of {path}: give 0 to compare all")
     best, side = config.evaluation.best, FIGURES[config.evaluation.best].side
     if min(index.height, index.width) < side:
         raise UserError(
@@ -154,7 +153,7 @@ def check_evaluation(config: Config, index: Index) -> None:
             f"{index.height}x{index.width}: choose another, such as fid"
         )
     check_probabilities(wanted, config.evaluation.extractor)
-    check_counts(wanted, config.evaluation.samples, real or index.samples, WIDTHS.get(config.evaluation.extractor))
+    check_counts(wanted, config.evaluation.samples, compared(real, index.samples), WIDTHS.get(config.evaluation.extractor))
     check_real(real, index.samples, path)
     by_class = [name for name in wanted if METRICS[name].classes]
     if by_class and not config.model.conditional:

@@ -1,5 +1,6 @@
 """A run that starts from another one, with the first stage of its critic frozen: on one process, on two, and interrupted."""
 
+import re
 import shutil
 import signal
 
@@ -72,7 +73,9 @@ def test_two_processes_end_where_one_does(shards, source, tmp_path):
 
 
 def test_what_it_started_from_is_told_and_kept(runs, source):
-    assert f"networks from {newest(source)} (64 images seen)" in (runs[1] / "log.txt").read_text()
+    log = (runs[1] / "log.txt").read_text()
+    assert f"networks from {newest(source)} (64 images seen)" in log
+    assert re.search(r"  \S+: \d+ images of 16x16 in \S+, fp32 on cpu, first figures at 64 images\n", log)
     record = run.started_from(runs[1])
     assert record is not None
     assert record["checkpoint"] == str(newest(source))

@@ -116,7 +116,7 @@ def test_what_an_evaluation_lacks_is_told_before_training(tmp_path, evaluation, 
 def test_too_few_images_for_an_evaluation_are_told_before_training(tmp_path):
     index = make_shards(tmp_path / "shards", samples=3)
     config = make_config(Path(index.root), tmp_path / "run", train={"batch": 2})
-    with pytest.raises(UserError, match=r"4 real images are to be compared and .* holds 3: use more data"):
+    with pytest.raises(UserError, match=r"a comparison needs 4 real images and .* holds 3: use more data"):
         check_data(config, index)
 
 

@@ -48,6 +48,20 @@ def test_a_failure_makes_the_exit_code(capsys, monkeypatch):
     assert capsys.readouterr().out == "ok    a            b\nfail  c            d\nmend what failed first\n"
 
 
+@pytest.mark.parametrize(
+    ("findings", "last"),
+    [
+        ([machine.ok("a", "b")], "all is well"),
+        ([machine.ok("training", "too early to tell: more")], "this machine is well; the run cannot be judged yet"),
+        ([machine.warn("a", "b"), machine.ok("training", "too early to tell: more")], "training works; the warnings say"),
+    ],
+)
+def test_a_run_that_cannot_be_judged_is_not_well(capsys, monkeypatch, findings, last):
+    monkeypatch.setattr(doctor, "examine", lambda folder: findings)
+    assert cli.main(["doctor"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith(last)
+
+
 def test_a_missing_package_is_a_finding_and_no_crash(monkeypatch):
     def missing():
         raise ModuleNotFoundError("no", name="torch")

@@ -149,7 +149,7 @@ def test_another_run_folder_is_refused_as_the_run_itself_would(config, tmp_path)
     ("option", "message"),
     [
         ("--train.batch=64", "50 images, fewer than one batch: try --train.batch 50"),
-        ("--evaluation.real=51", "evaluation.real 51 is more than the 50 images of"),
+        ("--evaluation.real=3", "evaluation.real is 3, and each half of the real images needs 2: give at least 4"),
         ("--evaluation.extractor=lite", "'lite' is unknown: did you mean lite0?"),
     ],
 )

@@ -173,7 +173,7 @@ def test_bad_input_is_one_line(run, index, tmp_path, capsys):
     assert f"`scalegan shards {wide.root} DIR --size 16x12`" in said
     assert "index.json is missing" in refused(capsys, str(run), "--against", str(tmp_path))
     assert "evaluation.samples is 1" in refused(capsys, str(run), "--samples", "1")
-    assert "31 real images" in refused(capsys, str(run), "--real", "31")
+    assert "evaluation.real is 3, and each half" in refused(capsys, str(run), "--real", "3")
     assert "did you mean --samples?" in refused(capsys, str(run), "--sample", "3")
     assert not (run / "evaluations").exists()
 
@@ -445,7 +445,7 @@ def test_bad_sides_are_one_line(folders, run, index, tmp_path, capsys):
     assert "by --against" in refused(capsys, made)
     assert "made holds 3x16x12 images and" in refused(capsys, made, "--against", small)
     assert "--samples 13 is more than the 12 images" in refused(capsys, made, "--against", real, "--samples", "13")
-    assert "4 real images are to be compared" in refused(capsys, made, "--against", str(tmp_path / "few"))
+    assert "a comparison needs 4 real images" in refused(capsys, made, "--against", str(tmp_path / "few"))
     assert "few holds 1 image, and a Frechet distance needs 2" in refused(capsys, str(tmp_path / "few"), "--against", real)
     assert "is a pickle" in refused(capsys, made, "--against", str(tmp_path / "edm2.pkl"))
     assert "are damaged" in refused(capsys, made, "--against", str(tmp_path / "cut.npz"))

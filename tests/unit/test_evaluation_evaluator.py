@@ -236,11 +236,17 @@ def test_training_does_not_notice(index, tmp_path):
 
 
 def test_too_few_images_are_refused_with_the_number_needed(index, tmp_path):
-    with pytest.raises(UserError, match=rf"100 real images are to be compared and .* holds {COUNT}: give 0 to take all"):
-        run(index, tmp_path, pictures(20, 1, index), real=100)
     few = make_shards(tmp_path / "few", count=3, height=24, width=16)
-    with pytest.raises(UserError, match=r"4 real images are to be compared and .* holds 3: use more data"):
+    with pytest.raises(UserError, match=r"a comparison needs 4 real images and .* holds 3: use more data"):
         run(few, tmp_path, pictures(20, 1, index))
+
+
+def test_more_real_images_than_there_are_means_all(index, tmp_path):
+    """Or a preset would not start on fewer images than its author had."""
+    made = pictures(20, 1, index)
+    more, every = (run(index, tmp_path / str(real), made, real=real)[0] for real in (COUNT + 1, 0))
+    assert more["real"] == COUNT
+    assert {**more, "seconds": 0} == {**every, "seconds": 0}
 
 
 @pytest.mark.parametrize("real", [1, 2, 3])

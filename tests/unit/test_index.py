@@ -102,6 +102,14 @@ def test_a_folder_without_index_says_how_to_make_one(tmp_path: Path) -> None:
         read_index(str(tmp_path))
 
 
+def test_a_folder_that_is_not_there_is_told_with_the_one_it_was_looked_for_in(tmp_path, monkeypatch) -> None:
+    """In another folder than yesterday's, the same command finds nothing."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as refused:
+        read_index("data/none")
+    assert f"there is no data/none (in {tmp_path}); write one with" in str(refused.value)
+
+
 def test_an_edited_index_is_noticed(tmp_path: Path) -> None:
     shards(tmp_path / "s")
     rewrite(tmp_path / "s", {"height": 5}, seal=False)

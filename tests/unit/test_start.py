@@ -41,6 +41,7 @@ def save(config: Config, index: Index, images_seen: int = 640, seed: int = 1) ->
         parts[name] = build_networks(other, start.facts_of(index))[0].state_dict()
     parts["critic"] = build_networks(other, start.facts_of(index))[1].state_dict()
     data = {"shape": [index.channels, index.height, index.width], "classes": index.classes, "class_counts": index.class_counts}
+    data |= {"path": index.root, "sha256": index.sha256}
     return checkpoint.save(Path(config.run), images_seen, parts, {"config": config.to_dict(), "data": data})
 
 
@@ -112,10 +113,27 @@ def test_the_record_names_the_files_by_their_sha256(config, index, other):
     assert record == {
         "checkpoint": str(path),
         "images_seen": 640,
+        "data": {"path": index.root, "sha256": index.sha256},
         "files": {name: checkpoint.sha256(path / name) for name in ("ema.safetensors", "critic.safetensors")},
         "anew": {},
     }
-    assert start.described(record) == f"networks from {path} (640 images seen)"
+    assert start.described(record, index) == f"networks from {path} (640 images seen)"
+
+
+def test_networks_of_other_data_are_told(config, index, other):
+    """A preset that starts from another run names one of the project's examples, and it may lie there."""
+    record = start.find(config, index)
+    elsewhere = replace(index, sha256="0" * 64, root="data/mine")
+    assert start.described(record, elsewhere).endswith(f"(640 images seen, of {index.root}, not of data/mine)")
+
+
+def test_a_run_that_is_not_there_is_told_with_the_option_and_the_folder(config, index, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as refused:
+        start.find(replace(config, init_from="runs/none"), index)
+    assert str(refused.value) == (
+        f"init_from: runs/none (in {tmp_path}) does not exist: give a run folder or one of its checkpoints, by --init_from"
+    )
 
 
 @pytest.mark.parametrize(
@@ -168,7 +186,7 @@ def test_in_part_what_fits_is_taken_and_the_rest_is_named(config, index, other):
     record = start.find(partial, index)
     assert record is not None
     assert record["anew"] == {"generator": ["project.weight"]}
-    assert start.described(record).endswith("these begin anew: generator.project.weight")
+    assert start.described(record, index).endswith("these begin anew: generator.project.weight")
     game, tensors = begun(partial, index), checkpoint.read(Path(record["checkpoint"])).tensors("ema")
     own = build_networks(partial, start.facts_of(index))[0].state_dict()
     for name, value in game.ema.state_dict().items():

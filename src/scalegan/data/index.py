@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scalegan.data.cache import Unreadable, far, tries
-from scalegan.errors import UserError
+from scalegan.errors import UserError, sought
 
 INDEX_NAME = "index.json"
 VERSION = 1
@@ -181,8 +181,9 @@ def _read_text(root: str, where: str) -> bytes:
         try:
             return read_bytes(root, INDEX_NAME)
         except FileNotFoundError:
-            hint = "write one with `scalegan shards SOURCE OUT`"
-            raise UserError(f"{where} is missing: {root} holds no index of shards; {hint}") from None
+            lost = not is_remote(root) and not os.path.exists(root)
+            problem = f"there is no {sought(root)}" if lost else f"{root} holds no index of shards"
+            raise UserError(f"{where} is missing: {problem}; write one with `scalegan shards SOURCE OUT`") from None
         except UserError:
             raise
         except Exception as error:  # fsspec hands on whatever its protocol's library raises

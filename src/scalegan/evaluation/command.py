@@ -87,7 +87,7 @@ def add_extractor_arguments(parser: argparse.ArgumentParser) -> None:
         choices=get_args(hints["precision"]),
         help="bfloat16: the monitor mode, whose figures are not FID",
     )
-    parser.add_argument("--real", type=int, metavar="N", help="real images; 0 is all of them")
+    parser.add_argument("--real", type=int, metavar="N", help="real images, at most; 0 is all of them")
     parser.add_argument("--batch", type=int, metavar="N", help="images per pass")
     parser.add_argument(
         "--window", default="", metavar="LO,HI", help="values of black and white in images of more than 8 bits: 0,65535"

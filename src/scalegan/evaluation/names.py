@@ -124,17 +124,20 @@ def check_counts(names: Iterable[str], generated: int, real: int, width: int | N
             )
 
 
+def compared(wanted: int, samples: int) -> int:
+    """Real images that are compared, where `wanted` at most of `samples` are asked for, or 0 for all."""
+    return min(wanted or samples, samples)
+
+
 def check_real(wanted: int, samples: int, root: str) -> None:
-    """Raises `UserError` where `wanted` of the `samples` images of `root`, or 0 for all, are not there or too few."""
+    """Raises `UserError` where too few of the `samples` images of `root` are compared."""
     if 0 < wanted < FEWEST_REAL:
         raise UserError(
             f"evaluation.real is {wanted}, and each half of the real images needs 2: give at least {FEWEST_REAL}, or "
             "0 to take all"
         )
-    needed = max(FEWEST_REAL, wanted)
-    if samples < needed:
-        remedy = "give 0 to take all" if wanted > FEWEST_REAL else "use more data"
-        raise UserError(f"{needed} real images are to be compared and {root} holds {samples}: {remedy}")
+    if samples < FEWEST_REAL:
+        raise UserError(f"a comparison needs {FEWEST_REAL} real images and {root} holds {samples}: use more data")
 
 
 def check_class_count(names: Iterable[str], classes: int) -> None:

@@ -18,7 +18,7 @@ from scalegan.data.order import COMPARED, draw, permute
 from scalegan.evaluation import real_cache
 from scalegan.evaluation.features import Extractor
 from scalegan.evaluation.frechet import FrechetDistance
-from scalegan.evaluation.names import check_real
+from scalegan.evaluation.names import check_real, compared
 from scalegan.evaluation.real_cache import RealStatistics, Reference
 from scalegan.evaluation.ssim import THUMBNAIL, best_matches, measurable, thumbnails
 from scalegan.evaluation.team import Team, add_up
@@ -49,7 +49,7 @@ class RealImages:
         """`generated` images are compared with them; None is as many as a half."""
         check_real(wanted, index.samples, index.root)
         self.index, self.reader = index, reader
-        self.count = wanted or index.samples
+        self.count = compared(wanted, index.samples)
         order = permute(np.arange(self.count), index.samples, index.samples, draw(0, COMPARED))  # nothing for those left out
         self.samples: NDArray[np.int64] = np.sort(order)
         """int64 [count], in the order they are read."""

@@ -19,7 +19,7 @@ from scalegan.config import DataConfig
 from scalegan.data.held_out import NONE
 from scalegan.data.index import INDEX_NAME, Index, is_remote, read_index
 from scalegan.data.order import COMPARED, MIXED, draw, permute
-from scalegan.errors import UserError
+from scalegan.errors import UserError, sought
 from scalegan.evaluation import folder, statistics_file
 from scalegan.evaluation.evaluator import LabelFn, evaluate, labels_of
 from scalegan.evaluation.features import Extractor, load_extractor
@@ -50,8 +50,8 @@ def kind_of(given: str) -> Kind:
     if path.suffix == ".npz":
         return "statistics"
     if not path.is_dir():
-        problem = "is no folder" if path.exists() else "does not exist"
-        raise UserError(f"{path} {problem}: give a run or checkpoint, a folder of images, shards, or statistics (.npz)")
+        problem = f"{path} is no folder" if path.exists() else f"{sought(path)} does not exist"
+        raise UserError(f"{problem}: give a run or checkpoint, a folder of images, shards, or statistics (.npz)")
     if (path / INDEX_NAME).is_file():
         return "shards"
     if (path / checkpoint.MANIFEST).is_file() or (path / IDENTITY).is_file() or checkpoint.checkpoints(path).is_dir():
