@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 from opening import encoded, photo, run, save, scan, stored
 from PIL import Image
@@ -185,36 +184,12 @@ def test_force_replaces_earlier_shards(tmp_path: Path) -> None:
     assert run(source, tmp_path / "s", "--classes", "plum", "--force").samples == 6
 
 
-def test_the_summary_says_what_was_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    source = classes(tmp_path / "fruit")
-    (source / "notes.txt").write_text("x")
-    assert cli.main(["shards", str(source), str(tmp_path / "s"), "--workers", "1"]) == 0
-    out, err = capsys.readouterr()
-    assert "18 images, 10x12 (height x width), colour, 1 shard, 0.0 MB" in out
-    assert "classes: kiwi 6, pear 6, plum 6" in out
-    assert "note: other files left alone: 1" in out
-    assert str(tmp_path / "s/contact.png") in out
-    assert err == ""
-
-
 def test_the_command_line_turns_errors_into_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["shards", str(tmp_path / "nowhere"), str(tmp_path / "s")]) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("scalegan: error: ")
     assert err.count("\n") == 1
-
-
-def test_grey_images_stored_in_colour_are_pointed_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    save(tmp_path / "x/a/1.png", np.repeat(scan()[..., None], 3, 2))
-    cli.main(["shards", str(tmp_path / "x"), str(tmp_path / "s")])
-    assert "--channels 1 makes training lighter" in capsys.readouterr().out
-
-
-def test_transparency_is_pointed_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    save(tmp_path / "x/a/1.png", np.dstack([photo(), np.full((10, 12), 99, np.uint8)]))
-    cli.main(["shards", str(tmp_path / "x"), str(tmp_path / "s")])
-    assert "1 images had transparency: it was laid over white" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("number", [1, 3, 25])

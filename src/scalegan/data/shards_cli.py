@@ -118,6 +118,7 @@ def _stopped_by_term() -> Iterator[None]:
 def write(args: argparse.Namespace) -> tuple[Index, list[str]]:
     """Do it; returns the index and the lines of the summary."""
     from scalegan.data.contact import contact_sheet
+    from scalegan.data.shards_summary import hints, summary
     from scalegan.data.sources.convert import Spool
     from scalegan.data.sources.detect import open_source
     from scalegan.data.sources.encode import Transform
@@ -150,18 +151,9 @@ def write(args: argparse.Namespace) -> tuple[Index, list[str]]:
             except UserError as error:
                 raise UserError(f"{error}; this is of the held-out images: --hold-out 0 does without them") from None
         index, held_out = fill(folder, args, source, split or source, transform, spool, ours, shard_samples)
-        grey = contact_sheet(folder, index)
-    hints = []
-    if grey and index.channels == 3 and not args.channels:
-        hints.append("the images are grey but stored in colour: --channels 1 makes training lighter")
-    if transparent:
-        hints.append(f"{transparent} images had transparency: it was laid over white")
-    if hint and "held_out_note" not in index.details:
-        hints.append(hint)
-    left_out = source.outside - (split.count if split is not None else 0)
-    if left_out > 0:
-        hints.append(f"{left_out} images outside the split {source.details['split']} are not among them (--split chooses)")
-    return index, summary(index, held_out, out, source, hints)
+        lighter = contact_sheet(folder, index) and not args.channels
+    told = hints(index, source, split, transparent, lighter=lighter, nothing_held_out=hint)
+    return index, summary(index, held_out, out, source, told)
 
 
 def fill(
@@ -300,50 +292,3 @@ def make_details(
         if note and not args.hold_out:
             details["held_out_note"] = note
     return details
-
-
-def summary(index: Index, kept_out: Index | None, out: Path, source: Source, hints: list[str]) -> list[str]:
-    """Lines to print."""
-    from scalegan.data.held_out import FOLDER
-
-    shards = f"{len(index.shards)} shard" + ("s" if len(index.shards) > 1 else "")
-    megabytes = sum(shard.bytes for shard in index.shards) / 1e6
-    channels = "grey" if index.channels == 1 else "colour"
-    lines = [
-        f"{index.samples:,} images, {index.height}x{index.width} (height x width), {channels}, {shards}, {megabytes:.1f} MB"
-    ]
-    if index.labelled:
-        counted = [f"{name} {count:,}" for name, count in zip(index.classes, index.class_counts, strict=True)]
-        more = f", and {len(counted) - 20} classes more" if len(counted) > 20 else ""
-        lines.append(f"classes: {', '.join(counted[:20])}{more}")
-    else:
-        lines.append("classes: none (no labels)")
-    if kept_out is not None:
-        split = kept_out.details.get("split")
-        whence = f" of the {split} split" if split != index.details.get("split") else ""
-        lines.append(
-            f"held out: {kept_out.samples:,} images{whence}, in {out / FOLDER}: runs on these shards are watched by them"
-        )
-    told = [name for name in ("split", "axis", "slices", "window", "fit") if index.details.get(name)]
-    if told:
-        lines.append(", ".join(f"{name}: {index.details[name]}" for name in told))
-    if source.unit == "volumes":
-        lines += volume_lines(index.details["volumes"], index.details["volume_count"])
-    held_out = index.details.get("held_out_note")
-    lines += [f"note: {note}" for note in (*source.notes, *hints, *([held_out] if held_out else []))]
-    lines.append(f"written to {out}; look at {out / 'contact.png'}")
-    return lines
-
-
-def volume_lines(facts: list[dict[str, Any]], count: int) -> list[str]:
-    lines = []
-    for number, fact in enumerate(facts[:3]):
-        if "slices" in fact:
-            low, high = fact["slices"]
-            lines.append(
-                f"volume {number}: {fact['taken']} of {fact['of']} slices ({low} to {high - 1}), window {fact['window']}"
-            )
-    if count > 3:
-        lines.append(f"and {count - 3} volumes more: see index.json")
-    notes = dict.fromkeys(fact["note"] for fact in facts if "note" in fact)
-    return lines + [f"note: {note}" for note in notes]
