@@ -12,7 +12,7 @@ from PIL import Image
 
 from scalegan.data import shards_cli
 from scalegan.data.index import Index, read_bytes, read_index, read_offsets
-from scalegan.data.sources.base import Request, Source
+from scalegan.data.sources.base import Damaged, Request, Source
 from scalegan.data.sources.convert import work
 from scalegan.data.sources.detect import open_source
 from scalegan.data.sources.encode import Encoded, Transform, decode
@@ -44,7 +44,9 @@ def pictures(
     """All images of a source in its own order, as they would be stored, and what was recorded."""
     transform = Transform(size, source.fit, channels)
     results = [work(task, transform) for task in source.tasks]
-    return [image for images, _ in results for image in images], [facts for _, facts in results if facts]
+    if damaged := [clause for result in results for clause in result.damaged]:
+        raise Damaged(*damaged)
+    return [image for result in results for image in result.images], [result.facts for result in results if result.facts]
 
 
 def opened(path: Path | str, **options: Any) -> tuple[list[Encoded], list[dict[str, Any]], Source]:

@@ -83,6 +83,32 @@ def test_a_test_image_of_another_size_is_told_with_the_way_out(tmp_path: Path) -
     assert run(tmp_path / "fruit", tmp_path / "s", "--hold-out", "0").samples == 16
 
 
+def damage(file: Path) -> Path:
+    file.write_bytes(b"broken")
+    return file
+
+
+def test_test_images_that_cannot_be_read_are_told_with_the_way_out(tmp_path: Path) -> None:
+    broken = damage(fruits(tmp_path / "fruit") / "Test" / "Kiwi" / "1_100.jpg")
+    with pytest.raises(UserError) as raised:
+        run(tmp_path / "fruit", tmp_path / "s")
+    assert str(raised.value) == (
+        f"{broken} is no readable image: repair it or take it away; this is of the held-out images: "
+        "--hold-out 0 does without them"
+    )
+
+
+def test_files_of_both_splits_that_cannot_be_read_are_named_at_once(tmp_path: Path) -> None:
+    source = fruits(tmp_path / "fruit")
+    training, test = damage(source / "Training" / "Plum" / "1_100.jpg"), damage(source / "Test" / "Kiwi" / "1_100.jpg")
+    with pytest.raises(UserError) as raised:
+        run(source, tmp_path / "s")
+    assert str(raised.value) == (
+        f"2 files cannot be read: {training} is no readable image, {test} is no readable image: repair them or take them away"
+    )
+    assert not (tmp_path / "s").exists()
+
+
 def test_shards_that_are_read_again_keep_what_was_held_out(tmp_path: Path) -> None:
     index = run(fruits(tmp_path / "fruit"), tmp_path / "s")
     again = run(tmp_path / "s", tmp_path / "again", "--size", "8x9", "--classes", "Plum")

@@ -98,6 +98,68 @@ def test_an_error_in_a_worker_is_the_same_line(tmp_path: Path, monkeypatch: pyte
     assert [path.name for path in tmp_path.iterdir()] == ["fruit"]
 
 
+def damage(file: Path) -> Path:
+    file.write_bytes(b"broken")
+    return file
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_all_files_that_cannot_be_read_are_named_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: str) -> None:
+    monkeypatch.setattr(convert, "INLINE", 0)
+    source = classes(tmp_path / "fruit", 50)
+    cut = source / "kiwi/7.png"
+    cut.write_bytes(cut.read_bytes()[:-100])
+    text, empty = damage(source / "pear/30.png"), source / "plum/9.png"
+    empty.write_bytes(b"")
+    with pytest.raises(UserError) as raised:
+        run(source, tmp_path / "s", "--workers", workers)
+    assert str(raised.value) == (
+        f"3 files cannot be read: {cut} is no readable image (image file is truncated), {text} is no readable image, "
+        f"{empty} is no readable image: repair them or take them away"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["fruit"]
+
+
+def test_a_single_file_that_cannot_be_read_is_told_as_one(tmp_path: Path) -> None:
+    text = damage(classes(tmp_path / "fruit") / "pear/3.png")
+    with pytest.raises(UserError) as raised:
+        run(tmp_path / "fruit", tmp_path / "s")
+    assert str(raised.value) == f"{text} is no readable image: repair it or take it away"
+
+
+def test_of_many_files_that_cannot_be_read_the_first_are_named(tmp_path: Path) -> None:
+    source = classes(tmp_path / "fruit", 4)
+    for name in ("kiwi", "pear", "plum"):
+        for i in range(4):
+            damage(source / name / f"{i}.png")
+    with pytest.raises(UserError, match=r"^12 files cannot be read: .*pear/3.png is no readable image and 4 more: ") as raised:
+        run(source, tmp_path / "s")
+    assert "plum" not in str(raised.value)
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_reading_ends_after_a_hundred_files_that_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: str
+) -> None:
+    """They are 150, read by sixteens."""
+    monkeypatch.setattr(convert, "INLINE", 0)
+    source = classes(tmp_path / "fruit", 50)
+    for file in source.glob("*/*.png"):
+        damage(file)
+    with pytest.raises(UserError, match=r"^at least 112 files cannot be read: .* and 104 more: repair them or take them away$"):
+        run(source, tmp_path / "s", "--workers", workers)
+    assert multiprocessing.active_children() == []
+
+
+def test_another_error_behind_a_file_that_cannot_be_read_is_told_at_once(tmp_path: Path) -> None:
+    source = classes(tmp_path / "fruit")
+    damage(source / "kiwi/1.png")
+    save(source / "kiwi/2.png", photo(0, 7, 9))
+    damage(source / "plum/1.png")
+    with pytest.raises(UserError, match=r"^images of several sizes"):
+        run(source, tmp_path / "s")
+
+
 def test_an_error_of_the_reader_leaves_no_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(convert, "INLINE", 0)
     source = classes(tmp_path / "fruit", 50)

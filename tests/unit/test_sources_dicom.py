@@ -285,6 +285,23 @@ def test_cut_files_are_named(tmp_path: Path) -> None:
         assert "\n" not in str(raised.value)
 
 
+def test_all_files_that_cannot_be_read_are_named_at_once(tmp_path: Path) -> None:
+    series(tmp_path)
+    for name in ("003", "011"):
+        path = tmp_path / f"{name}.dcm"
+        path.write_bytes(path.read_bytes()[:-300])
+    with pytest.raises(
+        UserError, match=r"^2 files cannot be read: (?=.*003\.dcm cannot be read \()(?=.*011\.dcm cannot be read \()"
+    ):
+        opened(tmp_path)
+    for name in ("003", "011"):
+        (tmp_path / f"{name}.dcm").write_text("hello")
+    with pytest.raises(
+        UserError, match=r"^2 files cannot be read: .*003\.dcm is no readable DICOM .*011\.dcm is no readable DICOM "
+    ):
+        opened(tmp_path)
+
+
 def test_what_has_only_the_suffix_is_named(tmp_path: Path) -> None:
     (tmp_path / "x.dcm").write_text("hello")
     with pytest.raises(UserError, match=r"x.dcm is no readable DICOM file"):

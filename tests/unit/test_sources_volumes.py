@@ -155,6 +155,16 @@ def test_cut_files_are_named(tmp_path: Path, end: str, keep: int) -> None:
     assert "\n" not in str(raised.value)
 
 
+def test_all_volumes_that_cannot_be_read_are_named_at_once(tmp_path: Path) -> None:
+    for name in "abc":
+        write(tmp_path / f"v/{name}.nii.gz", head())
+    for name in "ac":
+        (tmp_path / f"v/{name}.nii.gz").write_bytes(b"broken")
+    with pytest.raises(UserError, match=r"^2 files cannot be read: .*a\.nii\.gz cannot be read \(.*c\.nii\.gz cannot be read"):
+        run(tmp_path / "v", tmp_path / "s")
+    assert [path.name for path in tmp_path.iterdir()] == ["v"]
+
+
 def test_a_header_that_claims_too_much_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "x.nii", head())
     data = bytearray(path.read_bytes())

@@ -146,10 +146,8 @@ def write(args: argparse.Namespace) -> tuple[Index, list[str]]:
         _read_all(source, transform, workers, spool)
         ours, transparent = len(spool), spool.transparent
         if split is not None:
-            try:
-                _read_all(split, transform, workers, spool)
-            except UserError as error:
-                raise UserError(f"{error}; this is of the held-out images: --hold-out 0 does without them") from None
+            _read_held_out(split, transform, workers, spool)
+        spool.check_readable()
         index, held_out = fill(folder, args, source, split or source, transform, spool, ours, shard_samples)
         lighter = contact_sheet(folder, index) and not args.channels
     told = hints(index, source, split, transparent, lighter=lighter, nothing_held_out=hint)
@@ -198,9 +196,19 @@ def _read_all(source: Source, transform: Transform, workers: int, spool: Spool) 
     with closing(run_tasks(source, transform, workers)) as read, _progress(source) as advance:
         for results in read:
             spool.add(results)
-            advance(len(results[0]) if source.unit == "images" else 1)
-    if not len(spool):
+            advance(len(results.images) + len(results.damaged) if source.unit == "images" else 1)
+    if not len(spool) and not spool.damaged:
         raise UserError("no images: nothing was written")
+
+
+def _read_held_out(split: Source, transform: Transform, workers: int, spool: Spool) -> None:
+    """`_read_all`, whose errors tell of the way out: there is none where images to train on cannot be read either."""
+    way_out = "" if spool.damaged else "; this is of the held-out images: --hold-out 0 does without them"
+    try:
+        _read_all(split, transform, workers, spool)
+        spool.check_readable()
+    except UserError as error:
+        raise UserError(f"{error}{way_out}") from None
 
 
 @contextmanager

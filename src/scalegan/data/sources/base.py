@@ -6,6 +6,7 @@ import difflib
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -19,6 +20,9 @@ from scalegan.errors import UserError
 
 CHUNK = 16
 """Images that one task hands to a worker: enough to hide the cost of the hand-over, few enough for memory if they are large."""
+
+MOST_DAMAGED = 100
+"""After so many files that cannot be read, reading ends: it is not some of them that are damaged."""
 
 Fit = Literal["crop", "pad", "stretch"]
 
@@ -103,6 +107,26 @@ class Source:
     """Images of these classes that lie outside the folders of the split."""
     held_out: str = ""
     """Folder of shards that were kept out of these, where it is shards that are read."""
+
+
+class Damaged(UserError):
+    """Files that cannot be read. Its arguments are a clause about each, such as `x.jpg is no readable image`."""
+
+    def __str__(self) -> str:
+        number = len(self.args)
+        if number == 1:
+            return f"{self.args[0]}: repair it or take it away"
+        known = f"at least {number}" if number >= MOST_DAMAGED else number
+        return f"{known} files cannot be read: {listed(self.args)}: repair them or take them away"
+
+
+@contextmanager
+def noting(damaged: list[str]) -> Iterator[None]:
+    """What cannot be read within is added to `damaged`, so that all such files can be named together."""
+    try:
+        yield
+    except Damaged as error:
+        damaged.extend(error.args)
 
 
 def expand(pattern: str) -> list[Path]:

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from scalegan.data.sources.base import Source
+from scalegan.data.sources.base import MOST_DAMAGED, Damaged, Source
 from scalegan.data.sources.encode import Transform
 from scalegan.data.sources.processes import Result, in_processes, work
 from scalegan.data.writer import Sample
@@ -52,6 +52,7 @@ class Spool:
         self.counts: Counter[int] = Counter()
         self.facts: list[dict[str, Any]] = []
         self.transparent = 0
+        self.damaged: list[str] = []
 
     def __enter__(self) -> Spool:
         return self
@@ -64,11 +65,16 @@ class Spool:
         return len(self.starts)
 
     def add(self, results: Result) -> None:
-        """Store the images of one task; those of another size or number of channels are an error."""
-        images, facts = results
-        if facts:
-            self.facts.append(facts)
-        for image in images:
+        """Store the images of one task; those of another size or number of channels are an error.
+
+        What cannot be read is an error only where it is a lot: the others of it are yet to be found.
+        """
+        self.damaged += results.damaged
+        if len(self.damaged) >= MOST_DAMAGED:
+            self.check_readable()
+        if results.facts:
+            self.facts.append(results.facts)
+        for image in results.images:
             self.tasks.append(self.task)
             self.sizes.setdefault((image.height, image.width), image.name)
             self.depths.setdefault(image.channels, image.name)
@@ -81,6 +87,10 @@ class Spool:
             self.transparent += image.transparent
             self.file.write(image.data)
         self.task += 1
+
+    def check_readable(self) -> None:
+        if self.damaged:
+            raise Damaged(*self.damaged)
 
     def check_alike(self) -> None:
         if len(self.sizes) > 1:

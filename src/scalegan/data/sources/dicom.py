@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scalegan.data.sources.base import Picture, Request, Source, one_line, walk
+from scalegan.data.sources.base import Damaged, Picture, Request, Source, noting, one_line, walk
 from scalegan.data.sources.folders import csv_labels
 from scalegan.data.sources.volume import Cut, canonical, cut_of, medical_import_error, planes, take
 from scalegan.data.sources.window import Window, apply_window
@@ -69,7 +69,12 @@ class Series:
         return self.paths[0] if len(self.paths) == 1 else f"{Path(self.paths[0]).parent} ({len(self.paths)} files)"
 
     def open(self) -> tuple[Iterable[Picture], dict[str, Any]]:
-        opened = [(path, read_file(path)) for path in self.paths]
+        opened, damaged = [], list[str]()
+        for path in self.paths:
+            with noting(damaged):
+                opened.append((path, read_file(path)))
+        if damaged:
+            raise Damaged(*damaged)
         if any(isinstance(content, np.ndarray) for _, content in opened):
             return self._colour(opened)
         frames = [frame for _, content in opened for frame in content]
@@ -147,7 +152,7 @@ def read_file(path: str) -> list[Frame] | NDArray[np.uint8]:
     except UserError:
         raise
     except Exception as error:  # pydicom hands on whatever a damaged element breaks inside it
-        raise UserError(f"{path} cannot be read ({one_line(error)}): repair it or take it away") from None
+        raise Damaged(f"{path} cannot be read ({one_line(error)})") from None
 
 
 def _check_decoder(path: str, syntax: Any) -> None:
@@ -224,7 +229,7 @@ def dicom(request: Request) -> Source:
     paths = [folder / name for name in walk(folder)] if folder else request.files
     paths = [path for path in paths if is_dicom(path)]
     groups: dict[tuple[Any, ...], list[tuple[tuple[float, ...], str]]] = {}
-    others = 0
+    others, damaged = 0, list[str]()
     for path in paths:
         try:
             header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(HEADER))
@@ -233,8 +238,11 @@ def dicom(request: Request) -> Source:
                 continue
             key, place = _place(header)
         except Exception as error:  # pydicom hands on whatever a damaged element breaks inside it
-            raise UserError(f"{path} is no readable DICOM file ({one_line(error)}): repair it or take it away") from None
+            damaged.append(f"{path} is no readable DICOM file ({one_line(error)})")
+            continue
         groups.setdefault(key, []).append((place, str(path)))
+    if damaged:
+        raise Damaged(*damaged)
     if not groups:
         raise UserError(f"{request.path} holds no DICOM images: check the path")
     series = sorted(tuple(path for _, path in sorted(found)) for found in groups.values())

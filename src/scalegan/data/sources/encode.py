@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from scalegan.data.sources.base import Fit, Picture, one_line
+from scalegan.data.sources.base import Damaged, Fit, Picture, one_line
 from scalegan.data.sources.window import Window, apply_window
 from scalegan.errors import UserError
 
@@ -147,7 +147,7 @@ def _decode(name: str, data: bytes) -> tuple[Image.Image, bool]:
         raise UserError(f"{name} has far more than {MOST_PIXELS:,} pixels: make it smaller first") from None
     except (OSError, SyntaxError, ValueError, EOFError, TypeError, IndexError, KeyError, ArithmeticError) as error:
         said = "" if isinstance(error, UnidentifiedImageError) else f" ({one_line(error)})"
-        raise UserError(f"{name} is no readable image{said}: repair it or take it away") from None
+        raise Damaged(f"{name} is no readable image{said}") from None
     return image, image.format in (*JPEG, "PNG")
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from scalegan.data.sources.base import Picture, Request, Source, one_line, walk
+from scalegan.data.sources.base import Damaged, Picture, Request, Source, one_line, walk
 from scalegan.data.sources.folders import csv_labels
 from scalegan.data.sources.volume import MOST_VOXELS, Cut, canonical, cut_of, medical_import_error, planes, take
 from scalegan.errors import UserError
@@ -45,7 +45,7 @@ class File:
         except UserError:
             raise
         except Exception as error:  # nibabel hands on whatever a damaged header breaks inside it
-            raise UserError(f"{self.path} cannot be read ({one_line(error)}): repair it or take it away") from None
+            raise Damaged(f"{self.path} cannot be read ({one_line(error)})") from None
         assert self.cut.axis is not None
         stack, spacing = planes(values, sizes, self.cut.axis)
         pictures, facts = take(stack, spacing, self.cut, name=self.path, label=self.label)

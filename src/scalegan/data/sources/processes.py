@@ -13,19 +13,32 @@ import traceback
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack
 from multiprocessing.connection import Connection, wait
-from typing import Any
+from typing import Any, NamedTuple
 
 from scalegan.data.blocked import blocked_signals
-from scalegan.data.sources.base import Task
+from scalegan.data.sources.base import Task, noting
 from scalegan.data.sources.encode import Encoded, Transform
 from scalegan.errors import UserError
 
-Result = tuple[list[Encoded], dict[str, Any]]
+
+class Result(NamedTuple):
+    """What came of one task."""
+
+    images: list[Encoded]
+    facts: dict[str, Any]
+    damaged: list[str]
+    """A clause about each file that cannot be read."""
 
 
 def work(task: Task, transform: Transform) -> Result:
-    pictures, facts = task.open()
-    return [transform(picture) for picture in pictures], facts
+    result = Result([], {}, [])
+    with noting(result.damaged):
+        pictures, facts = task.open()
+        result.facts.update(facts)
+        for picture in pictures:
+            with noting(result.damaged):
+                result.images.append(transform(picture))
+    return result
 
 
 def in_processes(tasks: Sequence[Task], transform: Transform, workers: int) -> Generator[Result, None, None]:
