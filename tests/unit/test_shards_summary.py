@@ -33,4 +33,26 @@ def test_grey_images_stored_in_colour_are_pointed_out(tmp_path: Path, capsys: py
 def test_transparency_is_pointed_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save(tmp_path / "x/a/1.png", np.dstack([photo(), np.full((10, 12), 99, np.uint8)]))
     cli.main(["shards", str(tmp_path / "x"), str(tmp_path / "s")])
-    assert "1 images had transparency: it was laid over white" in capsys.readouterr().out
+    assert "note: 1 image had transparency: it was laid over white" in capsys.readouterr().out
+
+
+def test_images_that_were_enlarged_are_counted_in_both_splits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for split, sides in (("Training", [(10, 12), (9, 30), (50, 50)]), ("Test", [(11, 8), (40, 60)])):
+        for number, (height, width) in enumerate(sides):
+            save(tmp_path / f"x/{split}/a/{number}.png", photo(number, height, width))
+    cli.main(["shards", str(tmp_path / "x"), str(tmp_path / "s"), "--size", "40"])
+    assert (
+        "note: 3 images had to be enlarged to 40x40 (the smallest is 11x8): "
+        "that blurs detail, and a smaller --size keeps it sharp\n"
+    ) in capsys.readouterr().out
+    cli.main(["shards", str(tmp_path / "x"), str(tmp_path / "t"), "--size", "40", "--split", "Test"])
+    assert "note: 1 image had to be enlarged to 40x40 (the smallest is 11x8)" in capsys.readouterr().out
+    cli.main(["shards", str(tmp_path / "x"), str(tmp_path / "u"), "--size", "8"])
+    assert "had to be" not in capsys.readouterr().out
+
+
+def test_several_images_that_had_transparency_are_pointed_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(2):
+        save(tmp_path / f"x/a/{number}.png", np.dstack([photo(number), np.full((10, 12), 99, np.uint8)]))
+    cli.main(["shards", str(tmp_path / "x"), str(tmp_path / "s")])
+    assert "note: 2 images had transparency: it was laid over white" in capsys.readouterr().out

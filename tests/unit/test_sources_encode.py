@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 
 from scalegan.data.sources import encode
 from scalegan.data.sources.base import Picture
-from scalegan.data.sources.encode import Transform, decode, resize
+from scalegan.data.sources.encode import Transform, decode, enlarges, resize
 from scalegan.data.sources.window import Slices, Window, parse_slices, parse_window
 from scalegan.errors import UserError
 
@@ -272,6 +272,36 @@ def test_pad_keeps_everything_in_a_black_frame() -> None:
 
 def test_stretch_distorts() -> None:
     assert (decode(transform(np.full((10, 30), 200, np.uint8), size=(30, 30), fit="stretch").data) == 200).all()
+
+
+@pytest.mark.parametrize(
+    ("before", "fit", "enlarged"),
+    [
+        ((30, 30), "crop", True),
+        ((60, 60), "crop", False),
+        ((64, 30), "crop", True),
+        ((60, 100), "crop", False),
+        ((30, 100), "pad", False),
+        ((30, 60), "pad", False),
+        ((30, 59), "pad", True),
+        ((30, 100), "stretch", True),
+        ((60, 100), "stretch", False),
+    ],
+)
+def test_an_image_that_is_enlarged_says_what_it_was(before: tuple[int, int], fit: Any, enlarged: bool) -> None:
+    made = transform(photo(0, *before), size=(60, 60), fit=fit)
+    assert made.enlarged == (before if enlarged else None)
+    assert transform(encoded(photo(0, *before)), size=(60, 60), fit=fit).enlarged == made.enlarged
+
+
+def test_without_a_size_nothing_is_enlarged() -> None:
+    assert transform(photo()).enlarged is None
+    assert Transform(None, "pad", None)(Picture("x", np.full((10, 10), 0.5), 0, (2.0, 1.0))).enlarged is None
+
+
+def test_thick_slices_are_enlarged_where_the_finer_direction_is() -> None:
+    assert not enlarges((10, 40), (40, 40), "pad", (4.0, 1.0))
+    assert enlarges((10, 40), (41, 41), "pad", (4.0, 1.0))
 
 
 def test_pixels_that_are_not_square_are_made_so() -> None:

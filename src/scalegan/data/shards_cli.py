@@ -150,7 +150,7 @@ def write(args: argparse.Namespace) -> tuple[Index, list[str]]:
         spool.check_readable()
         index, held_out = fill(folder, args, source, split or source, transform, spool, ours, shard_samples)
         lighter = contact_sheet(folder, index) and not args.channels
-    told = hints(index, source, split, transparent, lighter=lighter, nothing_held_out=hint)
+    told = hints(index, source, split, transparent, spool.enlarged, lighter=lighter, nothing_held_out=hint)
     return index, summary(index, held_out, out, source, told)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +13,40 @@ from scalegan.data.sources.base import Source
 
 
 def hints(
-    index: Index, source: Source, split: Source | None, transparent: int, *, lighter: bool, nothing_held_out: str
+    index: Index,
+    source: Source,
+    split: Source | None,
+    transparent: int,
+    enlarged: Counter[tuple[int, int]],
+    *,
+    lighter: bool,
+    nothing_held_out: str,
 ) -> list[str]:
-    """Notes on what was done, and on what other options would do. `lighter`: grey in one channel would be the same images."""
+    """Notes on what was done, and on what other options would do.
+
+    `enlarged` counts the images that were, by height and width; `lighter`: grey in one channel would be the same images.
+    """
     told = []
     if lighter and index.channels == 3:
         told.append("the images are grey but stored in colour: --channels 1 makes training lighter")
     if transparent:
-        told.append(f"{transparent} images had transparency: it was laid over white")
+        told.append(f"{images(transparent)} had transparency: it was laid over white")
+    if enlarged:
+        height, width = min(enlarged, key=math.prod)
+        told.append(
+            f"{images(enlarged.total())} had to be enlarged to {index.height}x{index.width} "
+            f"(the smallest is {height}x{width}): that blurs detail, and a smaller --size keeps it sharp"
+        )
     if nothing_held_out and "held_out_note" not in index.details:
         told.append(nothing_held_out)
     left_out = source.outside - (split.count if split is not None else 0)
     if left_out > 0:
         told.append(f"{left_out} images outside the split {source.details['split']} are not among them (--split chooses)")
     return told
+
+
+def images(number: int) -> str:
+    return f"{number:,} image" + ("s" if number > 1 else "")
 
 
 def summary(index: Index, kept_out: Index | None, out: Path, source: Source, notes: list[str]) -> list[str]:

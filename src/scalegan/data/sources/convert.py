@@ -52,6 +52,7 @@ class Spool:
         self.counts: Counter[int] = Counter()
         self.facts: list[dict[str, Any]] = []
         self.transparent = 0
+        self.enlarged: Counter[tuple[int, int]] = Counter()
         self.damaged: list[str] = []
 
     def __enter__(self) -> Spool:
@@ -85,6 +86,8 @@ class Spool:
             self.png.append(image.suffix == "png")
             self.counts[image.label] += 1
             self.transparent += image.transparent
+            if image.enlarged:
+                self.enlarged[image.enlarged] += 1
             self.file.write(image.data)
         self.task += 1
 

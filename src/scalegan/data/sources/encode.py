@@ -52,6 +52,8 @@ class Encoded:
     channels: int
     transparent: bool = False
     """It had transparency, which was laid over white."""
+    enlarged: tuple[int, int] | None = None
+    """Height and width that it had, if it was smaller than `--size` and was enlarged."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,8 @@ class Transform:
             raise UserError(
                 f"{picture.name} has pixels of {picture.spacing[0]:g} x {picture.spacing[1]:g}: give --size and --fit"
             )
+        before = (image.height, image.width)
+        enlarged = before if enlarges(before, size, self.fit, picture.spacing) else None
         image = resize(image, size, self.fit, picture.spacing)
         if image.mode == "F":
             image = Image.fromarray(np.rint(np.clip(np.asarray(image), 0, 255)).astype(np.uint8))
@@ -123,7 +127,7 @@ class Transform:
             image = image.convert("RGB")
         channels = 1 if image.mode == "L" else 3
         data = _png(image)
-        return Encoded(picture.name, data, "png", picture.label, image.height, image.width, channels, transparent)
+        return Encoded(picture.name, data, "png", picture.label, image.height, image.width, channels, transparent, enlarged)
 
 
 def _decode(name: str, data: bytes) -> tuple[Image.Image, bool]:
@@ -187,6 +191,13 @@ def _square_pixels(height: int, width: int, spacing: tuple[float, float]) -> tup
     if max(spacing) / fine < 1.01:
         return height, width
     return max(1, round(height * down / fine)), max(1, round(width * across / fine))
+
+
+def enlarges(before: tuple[int, int], size: tuple[int, int], fit: Fit, spacing: tuple[float, float]) -> bool:
+    """Whether `resize` makes more pixels than there were, in either direction; of thick slices, after making pixels square."""
+    height, width = _square_pixels(*before, spacing)
+    factors = size[0] / height, size[1] / width
+    return (min(factors) if fit == "pad" else max(factors)) > 1
 
 
 def resize(image: Image.Image, size: tuple[int, int], fit: Fit, spacing: tuple[float, float] = (1.0, 1.0)) -> Image.Image:
