@@ -15,6 +15,8 @@ VENV ?= .venv
 TORCH ?= torch
 PIP_FLAGS ?=
 PYTEST_FLAGS ?=
+# What is imported in hundreds of processes is to be compiled once, also where Python is told not to write that down.
+TESTED = OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest
 # Two files of tests at a time, the long ones first, one thread each: threads of both wait for each other's cores.
 IN_PARALLEL ?= -n 2 --dist loadfile --no-loadscope-reorder
 
@@ -74,7 +76,7 @@ lint: install
 	$(BIN)/mypy
 
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu and not slurm and not parity" \
+	$(TESTED) -m "not slow and not gpu and not slurm and not parity" \
 		$(IN_PARALLEL) $(PYTEST_FLAGS) tests/faults tests/distributed tests/unit
 
 # The other programs see the packages of $(VENV) and bring their own beside them, where nothing of ours can import them.
@@ -95,7 +97,7 @@ test-slurm: install
 
 # A Slurm and a GPU are there once: their tests run one at a time.
 test-all: lint test-parity
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu and not slurm and not parity" \
+	$(TESTED) -m "not gpu and not slurm and not parity" \
 		$(IN_PARALLEL) $(PYTEST_FLAGS) tests/faults tests/distributed tests/unit
 	$(BIN)/python -m pytest -m "gpu or slurm" -rs $(PYTEST_FLAGS) tests
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from helpers.daily import one_a_day
 from helpers.shards import make_images, make_shards, png
 from helpers.worlds import run_world
 from scalegan.data.index import read_index
@@ -276,7 +277,7 @@ def jpeg(image: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-@pytest.mark.parametrize("kind", ["folder", "shards", "folder against statistics"])
+@pytest.mark.parametrize("kind", one_a_day(["folder", "shards", "folder against statistics"]))
 def test_a_broken_generated_image_stops_all_of_them(tmp_path, kind):
     real, made = fill(tmp_path / "real", REAL, 0), tmp_path / "made"
     contents = [jpeg(image) for image in make_images(GENERATED, 20, 28, 3, seed=5)[0]]
@@ -295,7 +296,7 @@ def test_a_broken_generated_image_stops_all_of_them(tmp_path, kind):
         assert "22.jpg" in str(process.value)
 
 
-@pytest.mark.parametrize("disturb", [broken, killed])
+@pytest.mark.parametrize("disturb", one_a_day([broken, killed]))
 def test_a_process_that_breaks_or_is_killed_ends_all_of_them(data, tmp_path, disturb):
     began = time.monotonic()
     ended = run_world(tmp_path, 3, disturbed, data, tmp_path / "cache", disturb)
@@ -309,7 +310,7 @@ def test_a_process_that_breaks_or_is_killed_ends_all_of_them(data, tmp_path, dis
         assert str(other.value).startswith("another process of this run has ended, and says why in its own output")
 
 
-@pytest.mark.parametrize("failing", ["similarity", "best_matches"])
+@pytest.mark.parametrize("failing", one_a_day(["similarity", "best_matches"]))
 def test_what_process_0_alone_cannot_read_stops_all_of_them(tmp_path, failing):
     made, real = fill(tmp_path / "made", 5, 5), fill(tmp_path / "real", 5, 0)
     ended = run_world(tmp_path, 2, compared, made, real, tmp_path / "cache", failing)

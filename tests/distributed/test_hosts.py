@@ -6,8 +6,9 @@ import subprocess
 
 import pytest
 
-from helpers.launcher import ACCELERATE, LAUNCH, TRAIN
-from helpers.runs import FULL, arguments, contents
+from helpers.launcher import ACCELERATE, LAUNCH
+from helpers.runs import FULL, arguments, configured, contents, training
+from helpers.worlds import run_world
 
 pytestmark = pytest.mark.distributed
 
@@ -62,8 +63,8 @@ def test_two_hosts_train_as_two_processes_of_one(shards, tmp_path, hosts):
     assert "done: 256 images" in said[0][0]
     assert said[1][0] == "", "only process 0 speaks"
 
-    alone = [*TRAIN, *arguments(shards, tmp_path / "one", 256, **changes)]
-    subprocess.run(alone, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True, capture_output=True, timeout=240)
+    alone = run_world(tmp_path, 2, training, configured(shards, tmp_path / "one", 256, **changes), True)
+    assert [e.value for e in alone] == [True, True], alone
     ours, theirs = (contents(tmp_path / name) for name in ("two", "one"))
     ours.pop("evaluations.jsonl"), theirs.pop("evaluations.jsonl")  # which tell the seconds
     assert ours.keys() == theirs.keys()

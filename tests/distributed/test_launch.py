@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from helpers.daily import one_a_day
 from helpers.launcher import ACCELERATE, LAUNCH, TWO
 from helpers.runs import error_lines
 from helpers.shards import make_shards
@@ -70,9 +71,7 @@ def test_each_file_is_tested():
     assert sorted(FILES) == ["cpu", "debug", "multi_gpu", "multi_node", "single_gpu"]
 
 
-@pytest.mark.parametrize(
-    "name", ["cpu", "multi_gpu", *(pytest.param(n, marks=pytest.mark.slow) for n in ("debug", "single_gpu"))]
-)
+@pytest.mark.parametrize("name", one_a_day(["cpu", "multi_gpu", "debug", "single_gpu"]))
 def test_a_file_starts_its_processes_in_one_world(launch, name):
     expected = FILES[name]["num_processes"]
     seen = launch(name)

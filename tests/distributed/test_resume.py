@@ -1,5 +1,6 @@
 """A run that was stopped or killed, and started again by the same command, ends as if nothing had happened."""
 
+import itertools
 import json
 import platform
 import shutil
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 import scalegan
+from helpers.daily import one_a_day
 from helpers.runs import FULL, configured, contents, metrics, newest, stopped_training, training
 from helpers.worlds import run_world
 from scalegan.data.index import read_index
@@ -46,13 +48,9 @@ def assert_same(run, reference):
 
 @pytest.mark.parametrize(
     ("processes", "rank", "number"),
-    [
-        (1, 0, signal.SIGTERM),
-        (2, 1, signal.SIGUSR1),
-        pytest.param(2, 0, signal.SIGTERM, marks=pytest.mark.slow),
-        pytest.param(1, 0, signal.SIGINT, marks=pytest.mark.slow),
-        pytest.param(4, 1, signal.SIGTERM, marks=pytest.mark.slow),
-    ],
+    one_a_day(
+        [(1, 0, signal.SIGTERM), (2, 1, signal.SIGUSR1), (2, 0, signal.SIGTERM), (1, 0, signal.SIGINT), (4, 1, signal.SIGTERM)]
+    ),
 )
 def test_a_run_stopped_by_a_signal_goes_on_to_the_same_bytes(shards, tmp_path, unbroken, processes, rank, number):
     reference = unbroken(processes)
@@ -72,12 +70,12 @@ def test_a_run_stopped_by_a_signal_goes_on_to_the_same_bytes(shards, tmp_path, u
     assert_same(tmp_path / "run", reference)
 
 
-@pytest.mark.parametrize("family", [
+@pytest.mark.parametrize("family", one_a_day([
     {"model__family": "stylegan2", "model__map_layers": 2, "loss__path_weight": 2.0, "loss__path_every": 2},
-    pytest.param({"model__family": "biggan", "model__attention": 8, "model__class_ramp": 256}, marks=pytest.mark.slow),
-    pytest.param({"model__family": "fastgan"}, marks=pytest.mark.slow),
-    pytest.param({"model__family": "r3gan", "model__group_width": 4, "loss__name": "relativistic"}, marks=pytest.mark.slow),
-], ids=lambda changes: changes["model__family"])  # fmt: skip
+    {"model__family": "biggan", "model__attention": 8, "model__class_ramp": 256},
+    {"model__family": "fastgan"},
+    {"model__family": "r3gan", "model__group_width": 4, "loss__name": "relativistic"},
+]), ids=lambda changes: changes["model__family"])  # fmt: skip
 def test_a_family_whose_state_is_more_than_weights_goes_on_to_the_same_bytes(shards, tmp_path, family):
     """Running means, hashed noise and path lengths; vectors of spectral norms and classes that come in."""
     changes = {name: value for name, value in CHANGES.items() if name not in ("model__critic_norm", "model__init")} | family
@@ -141,8 +139,7 @@ def test_a_run_goes_on_in_fp16_that_had_no_loss_scale(shards, tmp_path):
     assert state_of(tmp_path / "run")["scaler"]["scale"] == 4.0 * 2 ** (2 * (IMAGES // 32 - 6) // 5)
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-@pytest.mark.parametrize("damage", ["flipped", "cut"])
+@pytest.mark.parametrize(("damage", "processes"), one_a_day(itertools.product(["flipped", "cut"], [1, 2])))
 def test_from_the_checkpoint_before_a_damaged_one_it_goes_on_to_the_same_bytes(shards, unbroken, tmp_path, damage, processes):
     command = configured(shards, tmp_path / "run", IMAGES, **CHANGES | {"log__keep": 3})
     stopped = run_world(tmp_path, processes, stopped_training, command, None, signal.SIGTERM, 32 * 9)
@@ -214,7 +211,7 @@ def test_a_longer_run_goes_on_from_a_finished_one(shards, unbroken, tmp_path):
     assert f"train.images: {IMAGES} -> {2 * IMAGES}" in str(ended.value)
 
 
-@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), pytest.param(4, 2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("before", "after"), one_a_day([(1, 2), (2, 1), (4, 2)]))
 def test_a_run_goes_on_with_another_number_of_processes(shards, tmp_path, before, after):
     """As close as float32 allows. One round a step, as batch norm sees other images together in rounds of another length."""
     changes = CHANGES | {"train__accumulate": 1, "optim__warmup": 0}

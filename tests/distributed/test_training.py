@@ -5,6 +5,7 @@ import signal
 import numpy as np
 import pytest
 
+from helpers.daily import one_a_day
 from helpers.runs import FULL, configured, contents, in_float64, metrics, stopped_training, tensors, training
 from helpers.worlds import run_world
 
@@ -171,7 +172,7 @@ def test_in_float64_networks_end_the_same(runs, processes, case, network):
         np.testing.assert_allclose(found[name], values, atol=1e-10, rtol=0, err_msg=name)
 
 
-@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), pytest.param(4, 2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("before", "after"), one_a_day([(1, 2), (2, 1), (4, 2)]))
 def test_another_number_of_processes_from_a_resume_on_changes_neither_inputs_nor_networks(
     shards, runs, tmp_path, before, after
 ):
@@ -187,7 +188,7 @@ def test_another_number_of_processes_from_a_resume_on_changes_neither_inputs_nor
             np.testing.assert_allclose(found[name], values, atol=1e-10, rtol=0, err_msg=name)
 
 
-@pytest.mark.parametrize(("before", "after"), [(2, 1), *(pytest.param(n, 4, marks=pytest.mark.slow) for n in (1, 2))])
+@pytest.mark.parametrize(("before", "after"), one_a_day([(2, 1), (1, 4), (2, 4)]))
 def test_in_float32_networks_without_batch_norm_end_alike_too(shards, runs, tmp_path, before, after):
     config = config_of(PLAIN, shards, tmp_path / "run")
     for processes, stop in ((before, 20), (after, 0)):

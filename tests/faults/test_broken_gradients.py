@@ -8,11 +8,15 @@ import numpy as np
 import pytest
 import torch
 
+from helpers.daily import one_a_day
 from helpers.runs import arguments, command, configured, error_lines, metrics, newest, tensors, training
 from helpers.worlds import run_world
 from scalegan import settings
 
 pytestmark = pytest.mark.faults
+
+WORLDS = [(1, 0), (2, 1)]
+"""Processes, and the one of them whose gradients are broken."""
 
 
 def poison(network, rank, first, last):
@@ -56,8 +60,8 @@ def poisoned_command(argv, rank, last):
     return command(argv)
 
 
-@pytest.mark.parametrize(("processes", "rank"), [(1, 0), pytest.param(2, 1, marks=pytest.mark.distributed)])
-@pytest.mark.parametrize("network", ["generator", "critic"])
+@pytest.mark.distributed
+@pytest.mark.parametrize(("network", "processes", "rank"), one_a_day((n, *w) for n in ("generator", "critic") for w in WORLDS))
 def test_a_step_with_nan_on_one_process_is_skipped_on_all(shards, tmp_path, network, processes, rank):
     config = configured(shards, tmp_path / "run", 32 * 8, ema__half_life=64)
     ended = run_world(tmp_path, processes, poisoned, config, network, rank, 2, 3)
@@ -72,8 +76,15 @@ def test_a_step_with_nan_on_one_process_is_skipped_on_all(shards, tmp_path, netw
         assert {float(v) for name, v in moments.items() if name.endswith(".step")} == {6.0 if part == skipping else 8.0}
 
 
-@pytest.mark.parametrize(("processes", "rank"), [(1, 0), pytest.param(2, 1, marks=pytest.mark.distributed)])
-@pytest.mark.parametrize(("last", "every"), [(10_000, 64), (8, 32 * 20)], ids=["for good", "recovered before the next line"])
+@pytest.mark.distributed
+@pytest.mark.parametrize(
+    ("last", "every", "processes", "rank"),
+    one_a_day(
+        pytest.param(*when, *world, id=f"{words}-{world[0]}")
+        for words, when in {"for good": (10_000, 64), "recovered before the next line": (8, 32 * 20)}.items()
+        for world in WORLDS
+    ),
+)
 def test_too_many_in_a_row_stop_the_run_in_one_line(shards, tmp_path, processes, rank, last, every):
     argv = arguments(shards, tmp_path / "run", 32 * 40, train__nonfinite_limit=5, log__checkpoint=64, log__every=every)
     ended = run_world(tmp_path, processes, poisoned_command, argv, rank, last)
@@ -101,9 +112,8 @@ def poisoned_and_told(argv, rank):
     return command(argv)
 
 
-@pytest.mark.parametrize(
-    ("processes", "rank"), [pytest.param(1, 0, marks=pytest.mark.slow), pytest.param(2, 1, marks=pytest.mark.distributed)]
-)
+@pytest.mark.distributed
+@pytest.mark.parametrize(("processes", "rank"), one_a_day(WORLDS))
 def test_after_too_many_in_a_row_nothing_is_saved_that_could_not_go_on(shards, tmp_path, processes, rank):
     often = {"train__nonfinite_limit": 5, "log__checkpoint": 96, "log__every": 32 * 20}
     argv = arguments(shards, tmp_path / "run", 32 * 12, **often)

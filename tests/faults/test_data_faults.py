@@ -5,12 +5,13 @@ import os
 import re
 import signal
 import time
-from itertools import chain
+from itertools import chain, product
 
 import numpy as np
 import pytest
 
 from helpers import numbered
+from helpers.daily import one_a_day
 from helpers.numbered import watched
 from helpers.runs import arguments, command, configured, error_lines, newest, stopped_training, training
 from helpers.worlds import run_world
@@ -55,8 +56,8 @@ def global_batches(ended):
     return [list(chain(*parts)) for parts in zip(*(e.value for e in ended), strict=True)]
 
 
-@pytest.mark.parametrize("kind", [KINDS[3], *(pytest.param(k, marks=pytest.mark.slow) for k in KINDS[:3])])
-@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.distributed)])
+@pytest.mark.distributed
+@pytest.mark.parametrize(("kind", "processes"), one_a_day(product(KINDS, (1, 2))))
 def test_a_damaged_shard_stops_the_run_with_its_name(tmp_path, kind, processes):
     make(tmp_path / "shards")
     name = damage(tmp_path / "shards", kind)
@@ -88,10 +89,8 @@ def test_a_held_out_image_that_one_process_alone_reads_is_told_once_by_its_name(
     assert f"{bad:09d}" in line
 
 
-@pytest.mark.parametrize("order", [pytest.param("full", marks=pytest.mark.slow), "blocks"])
-@pytest.mark.parametrize("reader", READERS)
-@pytest.mark.parametrize("kind", [KINDS[1], *(pytest.param(k, marks=pytest.mark.slow) for k in (KINDS[0], *KINDS[2:]))])
 @pytest.mark.distributed
+@pytest.mark.parametrize(("kind", "reader", "order"), one_a_day(product(KINDS, READERS, ("full", "blocks"))))
 def test_skipping_a_damaged_shard_is_the_same_on_any_number_of_processes(tmp_path, kind, reader, order):
     make(tmp_path / "shards")
     damage(tmp_path / "shards", kind)

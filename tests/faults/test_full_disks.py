@@ -7,6 +7,7 @@ import subprocess
 
 import pytest
 
+from helpers.daily import one_a_day
 from helpers.runs import configured, contents, newest, training
 from helpers.worlds import run_world
 
@@ -50,7 +51,8 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", folder], check=True)
 
 
-@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.distributed)])
+@pytest.mark.distributed
+@pytest.mark.parametrize("processes", one_a_day([1, 2]))
 def test_a_full_disk_costs_a_checkpoint_and_not_the_run(shards, tmp_path, small_disk, processes):
     often = {"log__checkpoint": 96, "log__every": 32, "log__samples": 224, "log__step_losses": True}
     config = configured(shards, small_disk / "run", 32 * 14, **often)

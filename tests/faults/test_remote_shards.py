@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 
 from helpers import numbered
-from helpers.runs import arguments, contents, error_lines
+from helpers.daily import one_a_day
+from helpers.runs import arguments, configured, contents, error_lines, training
 from helpers.servers import WATCHED, Machines, Nginx, halving, nginx_is_here, s3
 from helpers.shards import make_shards
+from helpers.worlds import run_world
 from scalegan.config import DataConfig
 from scalegan.data.index import locate, read_index
 from scalegan.data.order import make_order, on_layout, samples_at, shards_ahead, substitutes
@@ -42,8 +44,8 @@ def from_disk(shards, tmp_path_factory):
     def run(machines):
         if machines not in made:
             folder = tmp_path_factory.mktemp("disk")
-            ended = Machines(folder, machines, arguments(shards, folder / "run", IMAGES, **BLOCKS), {}).end()
-            assert [code for code, *_ in ended] == [0] * machines, ended
+            ended = run_world(folder, machines, training, configured(shards, folder / "run", IMAGES, **BLOCKS))
+            assert [e.value for e in ended] == [True] * machines, ended
             made[machines] = contents(folder / "run")
         return made[machines]
 
@@ -71,6 +73,15 @@ def shards_of(folder, rank):
     return {index.shards[number].name for number in shards_ahead(order, 0, own, order.segment)}
 
 
+def shards_needed(folder, rank):
+    """Of those, the shards that the images of the run lie in."""
+    index = read_index(folder)
+    order = make_order(DataConfig(order="blocks", streams=STREAMS, window=64), index, 0)
+    slots = np.arange(rank * BATCH // 2, (rank + 1) * BATCH // 2)
+    numbers = [locate(index, samples_at(order, seen, slots, BATCH))[0] for seen in range(0, IMAGES, BATCH)]
+    return {index.shards[number].name for number in np.unique(numbers)}
+
+
 def test_from_s3_each_machine_fetches_its_own_shards_and_trains_as_from_a_disk(shards, tmp_path, from_disk):
     if not shutil.which("moto_server"):  # from an environment of its own, as it and s3fs pull botocore to and fro
         pytest.skip("needs moto's S3 server on the PATH: pip install 'moto[s3]' flask flask-cors")
@@ -86,7 +97,10 @@ def test_from_s3_each_machine_fetches_its_own_shards_and_trains_as_from_a_disk(s
     line = json.loads((tmp_path / "run" / "timing.jsonl").read_text().splitlines()[-1])
     told = line["fetched_mb"]
     assert line["fetched_mb_epoch"] == told, "the run is less than an epoch long"
-    assert np.array(told) * 1e6 == pytest.approx([sum(sizes.values()) for sizes in fetched])
+    for rank, (mb, sizes) in enumerate(zip(told, fetched, strict=True)):
+        needed = {name: sizes[name] for name in shards_needed(shards, rank)}
+        # What is fetched ahead of the last step may still be on its way when its line is written.
+        assert sum(needed.values()) <= round(mb * 1e6) <= sum(sizes.values())
 
 
 @pytest.mark.slow
@@ -119,7 +133,7 @@ def spoiling(folder, name, fault):
         yield f"location = /{name} {{ {rule} }}"
 
 
-@pytest.mark.parametrize("fault", ["500", *(pytest.param(fault, marks=pytest.mark.slow) for fault in FAULTS[1:])])
+@pytest.mark.parametrize("fault", one_a_day(FAULTS))
 def test_a_server_that_recovers_costs_some_seconds(shards, tmp_path, from_disk, nginx, fault):
     broken = sorted(shards_of(shards, 0) & shards_of(shards, 1) or shards_of(shards, 0))[0]
     size = next(shard.bytes for shard in read_index(shards).shards if shard.name == broken)

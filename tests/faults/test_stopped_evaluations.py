@@ -8,6 +8,7 @@ import signal
 import pytest
 import torch
 
+from helpers.daily import one_a_day
 from helpers.runs import configured, contents, newest
 from helpers.worlds import run_world
 from scalegan.errors import UserError
@@ -97,17 +98,16 @@ def all_but_seconds(run):
 
 NOTICE, MISTAKE = told_in_an_evaluation, mistaken_in_an_evaluation
 AT = {"the first": 32 * 4, "another": 32 * 8, "of the last pass": 32 * 10}
-QUICK = [(NOTICE, "the first", 2), (MISTAKE, "another", 1), (NOTICE, "of the last pass", 1), (MISTAKE, "of the last pass", 2)]
 
 
 def cases():
     for how, at, processes in itertools.product((NOTICE, MISTAKE), AT, (1, 2)):
-        marks = [pytest.mark.slow] * ((how, at, processes) not in QUICK) + [pytest.mark.distributed] * (processes > 1)
         words = "notice" if how is NOTICE else "mistake"
-        yield pytest.param(how, AT[at], processes, id=f"{words}-{at}-{processes}", marks=marks)
+        yield pytest.param(how, AT[at], processes, id=f"{words}-{at}-{processes}")
 
 
-@pytest.mark.parametrize(("how", "at", "processes"), cases())
+@pytest.mark.distributed
+@pytest.mark.parametrize(("how", "at", "processes"), one_a_day(cases()))
 def test_what_comes_in_an_evaluation_costs_no_step_and_it_is_made_again(shards, tmp_path, evaluated, how, at, processes):
     rank = processes - 1
     config = configured(shards, tmp_path / "run", 32 * 10, **EVALUATED)

@@ -1,7 +1,7 @@
 """Runs that are killed or told to stop, and go on to the same bytes."""
 
 import contextlib
-import datetime
+import itertools
 import json
 import multiprocessing
 import os
@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers.daily import TODAY, one_a_day
 from helpers.launcher import start
 from helpers.runs import (
     FULL,
@@ -43,8 +44,6 @@ def wait_for(condition):
 # --- killed
 
 
-TODAY = datetime.date.today().toordinal()
-"""One seed a day for those who test often; the name of the test says which."""
 KILLED = FULL | {
     "model.critic_norm": "spectral",
     "data.reader": "stream",
@@ -74,6 +73,7 @@ KILLINGS = [(p, workers, all_) for p in (1, 2, 4) for workers in (0, 2) for all_
 """How many processes train, how many workers load for each, and whether all are killed or one; every seed has its turn."""
 
 
+# One seed a day for those who test often; the name of the test says which.
 @pytest.mark.distributed
 @pytest.mark.parametrize("seed", [TODAY, *(pytest.param(s, marks=pytest.mark.slow) for s in range(20))])
 def test_a_killed_run_goes_on_to_the_same_bytes(shards, tmp_path, undisturbed, seed):
@@ -120,20 +120,16 @@ def told(config, numbers, workers):
     return disturbed_training(config, 32 * 5, disturb)
 
 
-@pytest.mark.parametrize(
-    ("workers", "start_method"),
-    [
-        (2, "forkserver"),
-        pytest.param(2, "fork", marks=pytest.mark.slow),
-        pytest.param(0, "forkserver", marks=pytest.mark.slow),
-    ],
-)
-@pytest.mark.parametrize(
-    "numbers",
-    [(signal.SIGCONT, signal.SIGTERM), *(pytest.param((n,), marks=pytest.mark.slow) for n in (signal.SIGUSR1, signal.SIGTERM))],
-    ids=lambda numbers: "+".join(n.name for n in numbers),
-)
-@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.distributed)])
+def tellings():
+    """Processes, signals to each of them, and how many loader workers each has, started how."""
+    numbers = [(signal.SIGCONT, signal.SIGTERM), (signal.SIGUSR1,), (signal.SIGTERM,)]
+    for processes, told, loader in itertools.product((2, 1), numbers, [(2, "forkserver"), (2, "fork"), (0, "forkserver")]):
+        names = "+".join(number.name for number in told)
+        yield pytest.param(processes, told, *loader, id=f"{processes}-{names}-{loader[0]}-{loader[1]}")
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(("processes", "numbers", "workers", "start_method"), one_a_day(tellings()))
 def test_signals_to_every_process_of_the_step_lose_no_step(
     shards, tmp_path, undisturbed, processes, numbers, workers, start_method
 ):
@@ -164,7 +160,7 @@ def unbroken(shards, tmp_path_factory):
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("how", ["Ctrl-C", pytest.param("TERM to the launcher", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("how", one_a_day(["Ctrl-C", "TERM to the launcher"]))
 def test_a_launched_run_that_is_stopped_saves_and_goes_on(shards, tmp_path, unbroken, how):
     argv = arguments(shards, tmp_path / "run", LAUNCHED, **FULL)
     process = start(argv)

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from helpers.daily import one_a_day
 from helpers.runs import configured, contents, disturbed_training, newest, training
 from helpers.worlds import run_world
 from scalegan.config import Config
@@ -200,7 +201,7 @@ def test_a_real_training_ends_with_the_same_bytes_without_wandb_with_it_and_when
         server.rows.clear()
 
 
-@pytest.mark.parametrize("known_from", ["wandb.json", pytest.param("checkpoint", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("known_from", one_a_day(["wandb.json", "checkpoint"]))
 def test_a_real_training_that_is_stopped_and_resumed_is_one_run_in_which_nothing_comes_twice(
     server: Server, shards: Path, tmp_path: Path, known_from: str
 ) -> None:

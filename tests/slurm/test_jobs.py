@@ -1,6 +1,5 @@
 """The job scripts as they are, on a real Slurm of two nodes: whatever happens to a job, it ends with the same weights."""
 
-import datetime
 import os
 import signal
 import sys
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers.daily import by_the_day
 from helpers.runs import SMALL, newest
 from helpers.slurm import NODES, Cluster, missing, wait_for
 
@@ -25,12 +25,6 @@ WORKERS = {"data.reader": "stream", "data.workers": 1}
 ACCIDENTS = 8
 """Tests of minutes each, of which one a day runs in `make test-slurm`, all of them in `make test-all`."""
 NETWORKS = SMALL | {"model.norm_group": 0, "model.critic_norm": "spectral", "loss.r1_gamma": 0.1, "log.wandb": "off"}
-
-
-def by_the_day(number):
-    """Slow but on one day of as many as there are accidents."""
-    today = datetime.date.today().toordinal() % ACCIDENTS == number
-    return (lambda test: test) if today else pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +152,7 @@ def test_a_notice_before_the_end_costs_nothing(cluster, submit, tmp_path, undist
     assert differing(tmp_path / "run", undisturbed) == []
 
 
-@by_the_day(7)
+@by_the_day(7, ACCIDENTS)
 def test_a_job_that_was_queued_again_often_enough_ends_and_goes_on_when_submitted_again(cluster, submit, tmp_path, undisturbed):
     job = submit("kiwi", MAX_RESTARTS="0")
     at_work(tmp_path / "run")
@@ -172,7 +166,7 @@ def test_a_job_that_was_queued_again_often_enough_ends_and_goes_on_when_submitte
     assert differing(tmp_path / "run", undisturbed) == []
 
 
-@by_the_day(0)
+@by_the_day(0, ACCIDENTS)
 def test_a_notice_while_the_training_still_imports_is_not_lost(cluster, submit, tmp_path, undisturbed):
     job = submit("kiwi")
     wait_for(f"job {job} to start its step", 60, lambda: "nodes x" in begun(tmp_path, job))
@@ -183,7 +177,7 @@ def test_a_notice_while_the_training_still_imports_is_not_lost(cluster, submit, 
     assert differing(tmp_path / "run", undisturbed) == []
 
 
-@by_the_day(1)
+@by_the_day(1, ACCIDENTS)
 def test_the_time_limit_gives_notice_by_itself(cluster, submit, shards, tmp_path):
     """Slurm looks at the time now and then alone: with a limit of one minute its notice comes after 20 to 60 seconds."""
     (tmp_path / "undisturbed").mkdir()
@@ -201,7 +195,7 @@ def test_the_time_limit_gives_notice_by_itself(cluster, submit, shards, tmp_path
     assert differing(tmp_path / "run", result(tmp_path / "undisturbed" / "run")) == []
 
 
-@by_the_day(2)
+@by_the_day(2, ACCIDENTS)
 def test_a_preempted_job_comes_back(cluster, submit, tmp_path, undisturbed):
     job = submit("kiwi", more=WORKERS)
     at_work(tmp_path / "run")
@@ -220,7 +214,7 @@ def test_a_preempted_job_comes_back(cluster, submit, tmp_path, undisturbed):
     assert differing(tmp_path / "run", undisturbed) == []
 
 
-@by_the_day(3)
+@by_the_day(3, ACCIDENTS)
 def test_a_job_requeued_from_outside_goes_on(cluster, submit, tmp_path, undisturbed):
     job = submit("kiwi")
     at_work(tmp_path / "run")
@@ -231,7 +225,7 @@ def test_a_job_requeued_from_outside_goes_on(cluster, submit, tmp_path, undistur
     assert differing(tmp_path / "run", undisturbed) == []
 
 
-@by_the_day(4)
+@by_the_day(4, ACCIDENTS)
 def test_a_node_that_fails_costs_the_steps_since_the_checkpoint(cluster, submit, tmp_path, undisturbed):
     """Slurm holds the job back for two minutes by itself, in which what it was before is cleared off the node that returns."""
     job = submit("kiwi")
@@ -244,7 +238,7 @@ def test_a_node_that_fails_costs_the_steps_since_the_checkpoint(cluster, submit,
     assert differing(tmp_path / "run", undisturbed) == []
 
 
-@by_the_day(5)
+@by_the_day(5, ACCIDENTS)
 def test_a_cancelled_job_saves_and_stays_away(cluster, submit, tmp_path, undisturbed):
     job = submit("kiwi", more=WORKERS)
     at_work(tmp_path / "run")
@@ -260,7 +254,7 @@ def test_a_cancelled_job_saves_and_stays_away(cluster, submit, tmp_path, undistu
     assert differing(tmp_path / "run", undisturbed) == []
 
 
-@by_the_day(6)
+@by_the_day(6, ACCIDENTS)
 def test_a_killed_worker_ends_the_job_and_the_next_goes_on(cluster, submit, tmp_path, undisturbed):
     job = submit("kiwi")
     at_work(tmp_path / "run")

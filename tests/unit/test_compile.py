@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 from test_steps import BATCH, make_game, real_batch
 
+from helpers.daily import one_a_day, slow
 from helpers.runs import only_traced
 from scalegan.errors import UserError
 
@@ -72,7 +73,7 @@ def assert_alike(case: str, eager: list[torch.Tensor], compiled: list[torch.Tens
         assert (one - other).norm() <= rounding * one.norm()
 
 
-@pytest.mark.parametrize("case", [pytest.param(case, marks=[] if case in QUICK else pytest.mark.slow) for case in CASES])
+@pytest.mark.parametrize("case", [*one_a_day(QUICK), *(slow(case) for case in CASES if case not in QUICK)])
 @pytest.mark.usefixtures("traced")
 def test_a_traced_step_is_the_eager_one(case: str) -> None:
     eager = steps(case)

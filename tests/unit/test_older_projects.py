@@ -43,7 +43,7 @@ def cut(preset: str, epoch: int, epochs: int, data: Path, run: Path) -> Config:
         config,
         model=replace(config.model, width=4, critic_width=4),
         train=replace(config.train, images=epochs * EPOCH, batch=16, precision="fp32"),
-        log=replace(log, every=scaled(log.every), samples=scaled(log.samples), checkpoint=scaled(log.checkpoint)),
+        log=replace(log, every=scaled(log.every), samples=scaled(log.samples), checkpoint=scaled(log.checkpoint), wandb="off"),
         evaluation=replace(config.evaluation, every=scaled(config.evaluation.every), samples=16, real=0, batch=16),
     )
 
