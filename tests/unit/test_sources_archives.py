@@ -422,6 +422,11 @@ def test_what_a_mac_leaves_beside_a_tar_is_none(tmp_path: Path) -> None:
     assert opened(tmp_path)[2].count == 1
 
 
+def test_the_suffix_of_a_tar_may_be_in_capitals(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "A.TAR", {"0.png": encoded(photo())})
+    assert opened(path)[2].count == opened(tmp_path)[2].count == 1
+
+
 def test_labels_may_be_words_and_stand_in_json(tmp_path: Path) -> None:
     files = {}
     for i, label in enumerate(("plum", "kiwi", "kiwi")):

@@ -60,7 +60,7 @@ def webdataset(request: Request) -> Source:
     request.refuse("a WebDataset", "axis", "slices", "labels", "split")
     if request.folder and holds_shards(request.folder):
         return _indexed(request, request.folder)
-    paths = [path for path in (top_files(request.folder) if request.folder else request.files) if path.suffix == ".tar"]
+    paths = [path for path in (top_files(request.folder) if request.folder else request.files) if path.suffix.lower() == ".tar"]
     if not paths:
         raise UserError(f"{request.path} holds no .tar files: give the folder of the shards, or a pattern in quotes")
     dotted: list[str] = []
