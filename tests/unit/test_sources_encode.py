@@ -191,17 +191,29 @@ def test_sixteen_bits_in_colour_are_refused() -> None:
         transform(data)
 
 
-def test_sixteen_bits_in_colour_are_refused_in_tiff() -> None:
-    """Pillow writes none, so its one row and its tags are put together here."""
-    values = np.arange(36, dtype="<u2")
+def raw_tiff(pixels: np.ndarray, kind: int, *extra: int) -> bytes:
+    """One row [W, channels] as a TIFF that Pillow reads and does not write; `kind`: 0 white is zero, 1 grey, 2 colour."""
+    bits, channels = pixels.dtype.itemsize * 8, pixels.shape[1]
+    depth = bits * 0x10001 if channels < 3 else 8  # two of them fit into the tag; of more it says where they are
     tags = [
-        (256, 3, 1, 12), (257, 3, 1, 1), (258, 3, 3, 122), (259, 3, 1, 1), (262, 3, 1, 2),
-        (273, 4, 1, 128), (277, 3, 1, 3), (278, 3, 1, 1), (279, 4, 1, 72),
+        (256, 3, 1, len(pixels)), (257, 3, 1, 1), (258, 3, channels, depth), (259, 3, 1, 1), (262, 3, 1, kind), (273, 4, 1, 14),
+        (277, 3, 1, channels), (278, 3, 1, 1), (279, 4, 1, pixels.nbytes), *((338, 3, 1, number) for number in extra),
     ]  # fmt: skip
-    head = b"II*\0\x08\0\0\0" + struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", *tag) for tag in tags) + bytes(4)
-    data = head + struct.pack("<3H", 16, 16, 16) + values.tobytes()
+    content = struct.pack("<3H", bits, bits, bits) + pixels.tobytes()
+    directory = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", *tag) for tag in tags) + bytes(4)
+    return b"II*\0" + struct.pack("<I", 8 + len(content)) + content + directory
+
+
+def test_sixteen_bits_in_colour_are_refused_in_tiff() -> None:
     with pytest.raises(UserError, match="in colour with 16 bits"):
-        transform(data)
+        transform(raw_tiff(np.arange(36, dtype="<u2").reshape(12, 3), 2))
+
+
+def test_grey_that_is_multiplied_by_its_opacity_is_laid_over_white() -> None:
+    data = raw_tiff(np.array([[0, 255], [200, 255], [50, 127], [0, 0]], np.uint8), 1, 1)
+    made = transform(data)
+    assert made.transparent
+    assert decode(made.data)[0].tolist() == [0, 200, pytest.approx(178, abs=1), 255]
 
 
 def test_a_size_or_place_with_the_digits_16_in_it_is_no_depth() -> None:

@@ -171,7 +171,7 @@ def _orientation(image: Image.Image) -> Any:
 
 def _over_white(image: Image.Image) -> Image.Image:
     grey = image.mode in ("L", "LA", "La", "1")
-    image = image.convert("RGBA")
+    image = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")  # Pillow knows no way straight from La
     flat = Image.new("RGBA", image.size, (255, 255, 255, 255))
     flat.alpha_composite(image)
     return flat.convert("L" if grey else "RGB")
