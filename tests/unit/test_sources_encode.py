@@ -209,6 +209,14 @@ def test_sixteen_bits_in_colour_are_refused_in_tiff() -> None:
         transform(raw_tiff(np.arange(36, dtype="<u2").reshape(12, 3), 2))
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.dtype("<u2")])
+def test_zero_is_white_where_the_file_says_so_at_any_depth(dtype: Any) -> None:
+    most = np.iinfo(dtype).max
+    data = raw_tiff(np.array([[0], [most // 5], [most]], dtype), 0)
+    made = transform(data, window=Window("range", 0, most))
+    assert decode(made.data)[0].tolist() == [255, 204, 0]
+
+
 def test_grey_that_is_multiplied_by_its_opacity_is_laid_over_white() -> None:
     data = raw_tiff(np.array([[0, 255], [200, 255], [50, 127], [0, 0]], np.uint8), 1, 1)
     made = transform(data)

@@ -27,6 +27,7 @@ JPEG = ("JPEG", "MPO")  # MPO: a telephone's JPEG with further pictures behind i
 MOST_PIXELS = 100_000_000
 """A file of some kilobytes can claim more pixels than memory holds."""
 EXIF_ORIENTATION = 0x0112
+TIFF_PHOTOMETRIC, WHITE_IS_ZERO = 0x0106, 0
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -107,7 +108,10 @@ class Transform:
             raise UserError(f"--window is for grey images and {name} is in colour: leave it out, or convert the image first")
         values = np.asarray(image, np.float64)
         low, high = self.window.limits(values, name)
-        return Image.fromarray((apply_window(values, low, high) * 255.0).astype(np.float32))
+        shown = apply_window(values, low, high)
+        if image.mode.startswith("I;16") and getattr(image, "tag_v2", {}).get(TIFF_PHOTOMETRIC) == WHITE_IS_ZERO:
+            shown = 1.0 - shown  # what Pillow does itself up to 8 bits
+        return Image.fromarray((shown * 255.0).astype(np.float32))
 
     def _finish(self, picture: Picture, image: Image.Image, transparent: bool = False) -> Encoded:
         """Mode L, RGB or F (grey, from 0 to 255) -> resized, with the channels asked for, as PNG."""
