@@ -194,6 +194,16 @@ def test_a_scout_in_another_direction_is_a_stack_of_its_own(tmp_path: Path) -> N
     assert opened(tmp_path, window=RAW, slices=parse_slices("0:1"))[2].count == 2
 
 
+@pytest.mark.parametrize("emptied", [("SeriesInstanceUID",), ("SeriesInstanceUID", "SOPInstanceUID")])
+def test_files_whose_series_was_blanked_out_are_not_put_into_one(tmp_path: Path, emptied: tuple[str, ...]) -> None:
+    for name in ("a", "b"):
+        data = dataset(np.eye(8, dtype=np.uint16))
+        for element in emptied:
+            setattr(data, element, "")
+        write(tmp_path / f"{name}.dcm", data)
+    assert opened(tmp_path)[2].count == 2
+
+
 def test_series_get_labels_by_their_folder(tmp_path: Path) -> None:
     for name in ("p1", "p2"):
         series(tmp_path / "scans" / name, SeriesInstanceUID=f"1.2.{name[1]}")

@@ -265,7 +265,7 @@ def _place(header: Any) -> tuple[tuple[Any, ...], tuple[float, ...]]:
     orientation, position = header.get("ImageOrientationPatient"), header.get("ImagePositionPatient")
     instance = float(header.get("InstanceNumber") or 0)
     directions = tuple(round(float(v), 2) for v in orientation) if orientation else ()
-    series = str(header.get("SeriesInstanceUID", header.get("SOPInstanceUID", "")))
+    series = str(header.get("SeriesInstanceUID") or header.get("SOPInstanceUID") or header.filename)  # some are blanked out
     key = (series, int(header.Rows), int(header.Columns), directions)
     if orientation and position:
         row_column = np.array(orientation, np.float64)
