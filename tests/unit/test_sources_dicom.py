@@ -212,6 +212,18 @@ def test_series_get_labels_by_their_folder(tmp_path: Path) -> None:
     assert (source.classes, [image.label for image in images]) == (("sick", "well"), [0, 1])
 
 
+def test_series_that_share_a_folder_get_labels_by_their_files(tmp_path: Path) -> None:
+    """Radiographs: thousands of them in one folder, each a series."""
+    for number, name in enumerate(("a", "b", "sub/c", "sub/d")):
+        write(tmp_path / f"scans/{name}.dcm", dataset(np.eye(8, dtype=np.uint16), SeriesInstanceUID=f"1.2.{number}"))
+    (tmp_path / "labels.csv").write_text("file,label\na.dcm,sick\nb.dcm,well\nsub/c.dcm,well\nsub/d.dcm,sick\n")
+    images = opened(tmp_path / "scans", labels=str(tmp_path / "labels.csv"))[0]
+    assert [image.label for image in images] == [0, 1, 1, 0]
+    (tmp_path / "labels.csv").write_text("file,label\na.dcm,sick\nsub,well\n")
+    with pytest.raises(UserError, match=r"labels.csv has no label for b.dcm: add a line 'b.dcm,LABEL'"):
+        opened(tmp_path / "scans", labels=str(tmp_path / "labels.csv"))
+
+
 def test_frames_of_one_file_are_slices(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (5, 8, 9)).astype(np.uint16)
     data = dataset(pixels, NumberOfFrames=5, Rows=8, Columns=9)

@@ -62,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--fit", choices=("crop", "pad", "stretch"), help=fit)
     add("--channels", type=int, choices=(1, 3), help="1 grey, 3 colour (default: as they are)")
     add("--classes", metavar="A,B", help="only these classes; labels are numbered in this order (default: all, by name)")
-    labels = "table with the columns file,label; file is relative to SOURCE (for DICOM: the folder of a series)"
+    labels = "table with the columns file,label; file is relative to SOURCE (for DICOM: a series by its folder or first file)"
     add("--labels", metavar="CSV", help=labels)
     add("--split", help="Training (or train), Test, val or all, where SOURCE has them (default: train)")
     hold_out = (

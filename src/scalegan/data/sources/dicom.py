@@ -247,8 +247,9 @@ def dicom(request: Request) -> Source:
         raise UserError(f"{request.path} holds no DICOM images: check the path")
     series = sorted(tuple(path for _, path in sorted(found)) for found in groups.values())
     names = [files[0] for files in series]
-    short = [str(Path(name).parent.relative_to(folder)) if folder else Path(name).name for name in names]
-    classes, labels = csv_labels(request, names, short)
+    below = [Path(name).relative_to(folder) if folder else Path(Path(name).name) for name in names]
+    short = [str(path.parent if path.parent != Path() else path) for path in below]
+    classes, labels = csv_labels(request, names, [str(path) for path in below], short)
     cut = cut_of(request, None)
     own = request.window is not None and request.window.kind == "dicom"
     tasks = [

@@ -181,25 +181,26 @@ def flat_folder(request: Request) -> Source:
     return Source("flat", tasks, len(names), classes=classes, details=details, notes=notes, outside=outside)
 
 
-def csv_labels(request: Request, names: Sequence[str], short: Sequence[str]) -> tuple[tuple[str, ...], list[int]]:
+def csv_labels(request: Request, names: Sequence[str], *others: Sequence[str]) -> tuple[tuple[str, ...], list[int]]:
     """Classes and label of each file, from `--labels`; -1 for files of classes that `--classes` leaves out.
 
-    `short` are other names that the table may use for the same files.
+    `others` are further names that the table may use for the same files, the last those that messages use.
     """
     if request.labels is None:
         if request.classes:
             raise UserError("--classes needs labels: give --labels file.csv (columns file,label), or class folders")
         return (), [-1] * len(names)
     table = read_csv(Path(request.labels))
-    times = Counter(short) if request.folder is None else Counter[str]()
+    times = Counter(others[-1]) if request.folder is None else Counter[str]()
     given: list[str] = []
-    for name, other in zip(names, short, strict=True):
+    for known in zip(names, *others, strict=True):
+        name, other = known[0], known[-1]
         if name not in table and times[other] > 1:
             raise UserError(
                 f"{request.labels} cannot mean one of the {times[other]} files called {other}: add lines with their paths, "
                 f"such as '{name},LABEL'"
             )
-        label = table.get(name, table.get(other))
+        label = next((table[key] for key in known if key in table), None)
         if label is None:
             raise UserError(
                 f"{request.labels} has no label for {other}: add a line '{other},LABEL' "
