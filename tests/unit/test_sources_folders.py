@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from pathlib import Path
+from typing import Any
 
 import pytest
 from opening import opened, photo, run, save, scan
@@ -327,6 +329,17 @@ def test_a_missing_label_names_the_file(tmp_path: Path) -> None:
     labels = table(tmp_path / "labels.csv", "file,label\n0.png,a\n1.png,b\n3.png,b\n")
     with pytest.raises(UserError, match=r"labels.csv has no label for 2.png: add a line '2.png,LABEL'"):
         opened(flat(tmp_path / "images"), labels=labels)
+
+
+@pytest.mark.parametrize(("disk", "typed"), [("NFD", "NFC"), ("NFC", "NFD")])
+def test_an_accent_is_one_letter_or_two_as_the_system_wrote_it(tmp_path: Path, disk: Any, typed: Any) -> None:
+    """A Mac writes names with the accent as a letter of its own, other systems do not, and nobody sees which."""
+    there, asked = (unicodedata.normalize(form, "prêt") for form in (disk, typed))
+    for name in (there, "kiwi"):
+        save(tmp_path / "images" / name / "1.png", photo())
+    assert opened(tmp_path / "images", classes=(asked,))[2].classes == (there,)
+    labels = table(tmp_path / "labels.csv", f"file,label\n{asked}/1.png,b\nkiwi/1.png,a\n")
+    assert [image.label for image in opened(tmp_path / "images", labels=labels)[0]] == [0, 1]
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -197,7 +198,13 @@ def named(wanted: str, known: Sequence[str]) -> list[str]:
     """The class of that name, else its numbered varieties: releases of Fruits-360 since 2025 call Kiwi `Kiwi 1`."""
     if wanted in known:
         return [wanted]
-    return [name for name in known if re.fullmatch(re.escape(wanted) + r" \d+", name)]
+    alike = [name for name in known if composed(name) == composed(wanted)]
+    return alike or [name for name in known if re.fullmatch(re.escape(composed(wanted)) + r" \d+", composed(name))]
+
+
+def composed(name: str) -> str:
+    """The same letters, an accent as part of its own: a Mac writes the two apart in the names of files, and nobody sees it."""
+    return unicodedata.normalize("NFC", name)
 
 
 def one_line(error: BaseException) -> str:

@@ -16,6 +16,7 @@ from scalegan.data.sources.base import (
     Source,
     choose_classes,
     chunks,
+    composed,
     listed,
     number_order,
     one_line,
@@ -195,12 +196,13 @@ def csv_labels(request: Request, names: Sequence[str], *others: Sequence[str]) -
     given: list[str] = []
     for known in zip(names, *others, strict=True):
         name, other = known[0], known[-1]
-        if name not in table and times[other] > 1:
+        keys = [composed(key) for key in known]
+        if keys[0] not in table and times[other] > 1:
             raise UserError(
                 f"{request.labels} cannot mean one of the {times[other]} files called {other}: add lines with their paths, "
                 f"such as '{name},LABEL'"
             )
-        label = next((table[key] for key in known if key in table), None)
+        label = next((table[key] for key in keys if key in table), None)
         if label is None:
             raise UserError(
                 f"{request.labels} has no label for {other}: add a line '{other},LABEL' "
@@ -231,7 +233,7 @@ def read_csv(path: Path) -> dict[str, str]:
 def _table(path: Path, rows: csv.DictReader[str]) -> dict[str, str]:
     table: dict[str, str] = {}
     for row in rows:
-        name = (row["file"] or "").strip().replace("\\", "/").removeprefix("./")
+        name = composed(row["file"] or "").strip().replace("\\", "/").removeprefix("./")
         label = (row["label"] or "").strip()
         if not name or not label:
             raise UserError(f"{path}, line {rows.line_num}: file or label is empty")
