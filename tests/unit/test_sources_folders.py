@@ -273,6 +273,14 @@ def test_single_files_and_patterns(tmp_path: Path) -> None:
     assert opened(tmp_path / "a_1.png")[2].count == 1
 
 
+def test_files_of_a_pattern_that_are_not_read_are_counted_as_those_of_a_folder_are(tmp_path: Path) -> None:
+    save(tmp_path / "1.png", photo())
+    for name in ("2.gif", "3.jfif"):
+        (tmp_path / name).write_bytes(b"anything")
+    assert opened(tmp_path / "*")[2].notes == opened(tmp_path)[2].notes == ("other files left alone: 2",)
+    assert opened(tmp_path / "*.png")[2].notes == ()
+
+
 def table(path: Path, text: str) -> str:
     path.write_text(text, encoding="utf-8-sig")
     return str(path)

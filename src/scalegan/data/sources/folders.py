@@ -66,6 +66,10 @@ def images_below(folder: Path) -> tuple[list[str], int]:
     return images, len(names) - len(images)
 
 
+def left_alone(others: int) -> tuple[str, ...]:
+    return (f"other files left alone: {others}",) if others else ()
+
+
 @dataclass(frozen=True)
 class Layout:
     """A folder of images, with the folders of its splits taken off."""
@@ -84,7 +88,7 @@ class Layout:
 def read_layout(request: Request, folder: Path) -> Layout:
     """Find `Training/`, `test/` and the like, and keep the images of the split that is asked for."""
     images, others = images_below(folder)
-    notes = (f"other files left alone: {others}",) if others else ()
+    notes = left_alone(others)
     prefix = _wrapper(images)
     rest = {name: name.removeprefix(prefix) for name in images}
     tops = {name.split("/", 1)[0] for name in rest.values() if "/" in name}
@@ -171,7 +175,8 @@ def flat_folder(request: Request) -> Source:
     else:
         request.refuse("single files", "split")
         names = [str(path) for path in request.files if is_image(path.name)]
-        short, split, notes, outside = [Path(name).name for name in names], None, (), 0
+        notes = left_alone(len(request.files) - len(names))
+        short, split, outside = [Path(name).name for name in names], None, 0
         if not names:
             raise UserError(f"{request.path} names no images: check the path")
     classes, labels = csv_labels(request, names, short)
