@@ -328,6 +328,15 @@ def test_single_images_are_replaced_by_the_next_that_can_be_read(tmp_path: Path)
     assert samples(reader.read(np.array([6, 7, 8, 39]))) == [6, 9, 9, 0]
 
 
+@pytest.mark.filterwarnings("ignore:left out")
+def test_single_images_end_where_none_can_be_read(tmp_path: Path) -> None:
+    """Instead of looking for one in circles: a budget of 1 lets all others be unreadable."""
+    index = with_bad_images(tmp_path / "shards", dict.fromkeys(range(40), b"nothing"))
+    reader = open_reader(index, config(index, on_error="skip", skip_budget=1.0).data, CPU)
+    with pytest.raises(UserError, match="none of the 40 images can be read; the last: image 0000000"):
+        reader.read(np.array([6, 7]))
+
+
 # --- remote
 
 

@@ -48,8 +48,11 @@ class Tolerance:
         self._check()
 
     def _check(self) -> None:
-        if len(self.unreadable) > self.budget * self.samples:
-            raise UserError(
-                f"{len(self.unreadable)} of {self.samples} images cannot be read, more than data.skip_budget "
-                f"{self.budget:g} allows; the last: {list(self.unreadable.values())[-1]}"
-            )
+        found = len(self.unreadable)
+        if found > self.budget * self.samples:
+            problem = f"{found} of {self.samples} images cannot be read, more than data.skip_budget {self.budget:g} allows"
+        elif found == self.samples:
+            problem = f"none of the {found} images can be read"
+        else:
+            return
+        raise UserError(f"{problem}; the last: {list(self.unreadable.values())[-1]}")
