@@ -226,6 +226,20 @@ def test_a_class_that_somebody_else_put_there_is_not_replaced(repository, tmp_pa
     assert files(out) == before
 
 
+def test_the_folder_may_be_a_mount_point(repository, tmp_path):
+    """Of a container or a cluster's disk: what is beside it lies on another file system, or may not be written."""
+    out, disk = tmp_path / "out", tmp_path / "disk"
+    out.mkdir()
+    disk.mkdir()
+    if subprocess.run(["mount", "--bind", disk, out], capture_output=True).returncode:
+        pytest.skip("nothing may be mounted here")
+    try:
+        assert fruits360.fetch(out, ["Plum"], url=repository.as_uri()).counts == FILES
+        assert sorted(path.name for path in out.iterdir()) == ["LICENSE", "README.md", "Test", "Training", fruits360.RECORD]
+    finally:
+        subprocess.run(["umount", out], check=True)
+
+
 def test_nothing_is_left_beside_the_folder(repository, tmp_path):
     fruits360.fetch(tmp_path / "fruits", ["Plum"], url=repository.as_uri())
     with pytest.raises(UserError):

@@ -89,7 +89,8 @@ def fetch(folder: Path, classes: Sequence[str], revision: str = REVISION, url: s
     """Put `Training/<class>` and `Test/<class>` of each of `classes` (none: of all) into `folder`; those there already stay."""
     check(classes, revision, url)
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.fetch-", dir=folder.absolute().parent) as temporary:
+    # Inside, as the folder may be a mount point: nothing can be moved into it from beside it.
+    with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder.absolute()) as temporary:
         clone = Clone(Path(temporary))
         commit = clone.fetch_file_list(url, revision)
         names = clone.class_names()
