@@ -158,6 +158,14 @@ def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
     assert (source.classes, source.count) == (("a", "b"), 2)
 
 
+def test_a_link_that_leads_to_itself_or_nowhere_is_a_file_that_is_left_alone(tmp_path: Path) -> None:
+    save(tmp_path / "a/1.png", photo())
+    for name, target in (("round", "round"), ("lost", "nowhere")):
+        (tmp_path / "a" / name).symlink_to(target)
+    source = opened(tmp_path)[2]
+    assert (source.count, source.notes) == (1, ("other files left alone: 2",))
+
+
 def test_a_class_may_be_a_link_to_another(tmp_path: Path) -> None:
     save(tmp_path / "b/1.png", photo())
     for name in ("a", "c"):

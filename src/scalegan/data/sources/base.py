@@ -163,7 +163,8 @@ def walk(folder: Path) -> list[str]:
             for entry in entries:
                 if is_hidden(entry.name):
                     continue
-                if entry.is_dir():
+                # Of a link that leads to itself, `is_dir` of the entry raises; it needs no look at other files.
+                if os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir():
                     visit(entry.path, f"{prefix}{entry.name}/", (*above, here))
                 else:
                     found.append(f"{prefix}{entry.name}")
