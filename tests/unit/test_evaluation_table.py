@@ -81,6 +81,16 @@ def test_shards_whose_labels_do_not_fit_are_told_apart(tmp_path, capsys):
             assert said in refused(capsys, real.root, "--against", made.root, "--metrics", "accuracy")
 
 
+@pytest.mark.parametrize("classes", [("a", "b", "c"), ("b", "a"), ("a",)])
+def test_images_of_other_classes_are_compared_without_them(tmp_path, classes):
+    real = make_shards(tmp_path / "real", classes=("a", "b"))
+    made = make_shards(tmp_path / "made", classes=classes)
+    assert cli.main(["evaluate", made.root, "--against", real.root, "--json", str(tmp_path / "r.json")]) == 0
+    record = json.loads((tmp_path / "r.json").read_text())
+    assert record["diversity"] == pytest.approx(record["diversity_real"])
+    assert "diversity_in_class" not in record
+
+
 def test_path_length_and_lpips_of_a_run_are_printed(run, tmp_path, monkeypatch, capsys):  # noqa: F811
     path = made_up_file(monkeypatch, tmp_path)
     assert cli.main(["evaluate", str(run), "--metrics", "lpips,ppl", "--lpips-weights", str(path)]) == 0

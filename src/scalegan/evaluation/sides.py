@@ -187,11 +187,16 @@ def in_colour(index: Index, beside: Index | Statistics) -> Index:
     return replace(index, channels=3) if grey else index
 
 
-def check_classes(made: Made, against: Index, config: EvaluationConfig) -> None:
-    """Raises `UserError` where both sides are labelled, a metric goes by class, and a label is not the same class in both."""
+def comparable_labels(made: Made, against: Index, config: EvaluationConfig) -> LabelFn | None:
+    """The labels of the generated images, where each means the class that it means in `against`; else None.
+
+    Raises `UserError` where both sides are labelled, a metric goes by class, and a label is not the same class in both.
+    """
+    if made.classes == against.classes:
+        return made.labels
     by_class = [name for name in config.wanted if METRICS[name].classes]
-    if not (by_class and made.classes and against.classes) or made.classes == against.classes:
-        return
+    if not (by_class and made.classes and against.classes):
+        return None
     alone = sorted(set(made.classes) ^ set(against.classes))
     problem = f"class {alone[0]} is in one of them alone" if alone else "they are in another order"
     raise UserError(
@@ -234,7 +239,7 @@ class Comparison:
             options += [f"--channels {channels}"] if channels != shape[0] else []
             alike = f"`scalegan shards {against.root} DIR {' '.join(options)}`"
             raise UserError(f"{who} {own} images and {against.root} holds {held}: give --against the DIR that {alike} writes")
-        check_classes(made, against, self.config)
+        labels = comparable_labels(made, against, self.config)
         record = evaluate(
             made.sample,
             against,
@@ -249,7 +254,7 @@ class Comparison:
             data=replace(self.data, path=against.root),
             held_out=self.held_out,
             extractor=self.extractor,
-            labels=made.labels,
+            labels=labels,
             paths=made.paths,
             facts=made.facts | {"against": against.root},
             pictures=self.pictures,
