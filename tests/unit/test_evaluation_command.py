@@ -89,6 +89,12 @@ def test_a_run_is_measured_against_its_own_data(run, index, capsys):
     assert str(path) in printed.replace("\n", "")
 
 
+def test_a_run_folder_with_brackets_in_its_name_is_printed_whole(run, tmp_path, capsys):
+    run = run.rename(tmp_path / "run[lr=2]")
+    assert cli.main(["evaluate", str(run)]) == 0
+    assert f"{run}/checkpoints/000000640 (640 images seen" in capsys.readouterr().out
+
+
 def test_options_change_what_is_compared(run, tmp_path):
     out = tmp_path / "elsewhere" / "record.json"
     options = ["--samples", "10", "--real", "20", "--seed", "4", "--batch", "5", "--json", str(out)]

@@ -68,7 +68,7 @@ def show(records: list[dict[str, Any]], run_dir: Path | None, best: str) -> None
     if len(records) > 1:
         console.print(curve(records, best))
     else:
-        console.print(origin(record), soft_wrap=True)
+        console.print(origin(record), soft_wrap=True, markup=False)
         console.print(values(record))
     count = record["real"] or "an unknown number of"
     line = f"{record['generated']} generated, {count} real images of {record['against']}; {record['resize']}; "
