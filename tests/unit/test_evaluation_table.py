@@ -126,6 +126,13 @@ def test_weights_go_with_the_network_that_they_are_of():
         overridden(own, argparse.Namespace(lpips="alex", metrics="kid"))
 
 
+def test_held_out_images_that_no_metric_looks_at_are_refused(run, tmp_path, capsys):  # noqa: F811
+    held_out = make_shards(tmp_path / "held_out", samples=25)
+    for metrics in ([], ["--metrics", "kid,lpips"]):
+        said = refused(capsys, str(run), *metrics, "--held-out", held_out.root)
+        assert "--held-out is of metrics accuracy and memorisation: name one by --metrics, or leave it out" in said
+
+
 def test_what_is_wrong_with_them_is_one_line(run, capsys):  # noqa: F811
     assert "'prcd' is unknown: did you mean prdc?" in refused(capsys, str(run), "--metrics", "prcd")
     assert "and there are none: name them by --held-out" in refused(

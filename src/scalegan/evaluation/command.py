@@ -313,6 +313,8 @@ def overridden(config: EvaluationConfig, args: argparse.Namespace) -> Evaluation
     config = replace(config, best=best, **given)
     if {"lpips", "lpips_weights"} & asked and not config.wants_lpips:
         raise UserError("--lpips and --lpips-weights are of metrics lpips and ppl: name one by --metrics, or leave them out")
+    if getattr(args, "held_out", "") and not any(METRICS[name].held_out for name in config.wanted):
+        raise UserError("--held-out is of metrics accuracy and memorisation: name one by --metrics, or leave it out")
     return config
 
 
