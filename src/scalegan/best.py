@@ -12,16 +12,21 @@ from scalegan.evaluation_config import EvaluationConfig
 from scalegan.tracking import read_lines
 
 Best = dict[str, Any]
-"""`metric` (the figure's name in records), its `value` and `images_seen`; empty before the first evaluation."""
+"""`metric` (the figure's name in records), its `value`, `images_seen` and what was compared; empty before the first
+evaluation."""
+COMPARED = ("generated", "real", "resize", "weights_sha256")
+"""Facts of a record without which two values cannot be held against each other: fewer images alone make a distance larger."""
 
 
 def better(config: EvaluationConfig, record: Mapping[str, Any], before: Best) -> Best:
-    """The best with one more evaluation: `before` itself unless that one is better. Of equal ones the earlier counts."""
+    """The best with one more evaluation: `before` itself unless that one is better, or of another comparison. Of equal ones the
+    earlier counts."""
     name = config.judged_by
-    value = record[name]
-    if before and (value <= before["value"] if FIGURES[config.best].higher else value >= before["value"]):
+    value, facts = record[name], {fact: record[fact] for fact in COMPARED if fact in record}
+    alike = all(before.get(fact, found) == found for fact, found in facts.items())  # older checkpoints have none
+    if before and alike and (value <= before["value"] if FIGURES[config.best].higher else value >= before["value"]):
         return before
-    return {"metric": name, "value": value, "images_seen": record["images_seen"]}
+    return {"metric": name, "value": value, "images_seen": record["images_seen"]} | facts
 
 
 def saved(config: EvaluationConfig, found: Best, run_dir: Path, images_seen: int) -> Best:

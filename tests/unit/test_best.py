@@ -150,6 +150,23 @@ def test_images_too_small_for_the_figure_are_refused_before_training(tmp_path):
     check_data(replace(config, evaluation=replace(config.evaluation, metrics="ssim", best="ssim_max")), small)
 
 
+@pytest.mark.parametrize("changed", [{"generated": 500}, {"real": 400}, {"resize": "clean"}, {"weights_sha256": "b"}])
+def test_another_comparison_begins_a_new_best(changed):
+    config, facts = EvaluationConfig(), {"generated": 2000, "real": 466, "resize": "tf1", "weights_sha256": "a"}
+
+    def after(before: best.Best, images_seen: int, value: float, **other) -> best.Best:
+        return best.better(config, facts | other | {"fd_lite0": value, "images_seen": images_seen}, before)
+
+    first = after({}, 8, 3.0)
+    assert after(first, 16, 4.0) is first
+    other = after(first, 24, 9.0, **changed)
+    assert (other["images_seen"], other["value"]) == (24, 9.0)
+    assert after(other, 32, 9.5, **changed) is other
+    assert after(other, 32, 8.0, **changed)["images_seen"] == 32
+    older = {"metric": "fd_lite0", "value": 3.0, "images_seen": 8}  # of a checkpoint that does not say what was compared
+    assert after(older, 16, 4.0) is older
+
+
 def make_trainer(config: Config, index: Index, monkeypatch, values: list[tuple[float, float]]) -> Trainer:
     """Whose evaluations find these (distance, precision), one after the other, and leave them in the run folder."""
     remaining = iter(values)
