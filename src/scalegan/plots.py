@@ -112,6 +112,9 @@ def _is_picture(path: Path) -> bool:
     try:
         with Image.open(path) as picture:
             picture.verify()
+    except Image.DecompressionBombError:
+        print(f"scalegan: {path} has too many pixels to be drawn from: it is left out", file=sys.stderr)
+        return False
     except (OSError, SyntaxError):  # the latter is PIL's word for a wrong checksum
         print(f"scalegan: {path} is no picture: it is left out", file=sys.stderr)
         return False

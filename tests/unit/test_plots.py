@@ -154,6 +154,16 @@ def test_a_grid_that_is_no_picture_is_told_and_left_out(tmp_path: Path, capsys: 
     assert sorted(told) == sorted(f"scalegan: {samples / name} is no picture: it is left out" for name in broken)
 
 
+def test_grids_of_more_pixels_than_pillow_opens_do_not_cost_the_curves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As 64 images of 2048x2048 have."""
+    run = make_run(tmp_path, 4, samples=2)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    assert [path.name for path in plot_run(run)] == ["losses.png", "accuracy.png", "quality.png", "schedule.png"]
+    assert capsys.readouterr().err.count("0.png has too many pixels to be drawn from: it is left out\n") == 2
+
+
 @pytest.mark.parametrize("content", [b"", b"- 1\n", b"data: [\n", b"data: 5\n", b"\x89PNG\r\n"])
 def test_a_damaged_configuration_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes) -> None:
     make_run(tmp_path, 2)
