@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from scalegan.augment_config import COLOURS, AugmentConfig
+from scalegan.augment_config import COLOURS, AugmentConfig, in_pixels
 
 
 class Numbers(NamedTuple):
@@ -120,7 +120,7 @@ def _before_moves(
 
 def _whole_pixels(draw: Tensor, share: float, size: int) -> Tensor:
     """[N] uniform in (0, 1) -> [N, 1, 1] whole numbers, each from -limit to limit alike."""
-    limit = int(share * size + 0.5)
+    limit = in_pixels(share, size)
     return torch.floor(draw * (2 * limit + 1)).long()[:, None, None] - limit
 
 
@@ -222,7 +222,7 @@ def _outside_hole(images: Tensor, hole_y: Tensor, hole_x: Tensor, share: float) 
     """[N, 1, H, W]: 0 in a square of `share` of the sides, centred anywhere on the image, else 1."""
 
     def inside(draw: Tensor, size: int) -> Tensor:
-        length = int(share * size + 0.5)
+        length = in_pixels(share, size)
         start = torch.floor(draw * size).long()[:, None] - length // 2
         place = torch.arange(size, device=images.device)
         return (place >= start) & (place < start + length)

@@ -16,6 +16,11 @@ COLOURS = ("brightness", "saturation", "contrast", "hue", "luma_flip")
 """Those of them that are done as often as `colour` says."""
 
 
+def in_pixels(share: float, size: int) -> int:
+    """Whole pixels of a side that `shift` and `cutout` stand for."""
+    return int(share * size + 0.5)
+
+
 @dataclass(frozen=True)
 class AugmentConfig:
     pipe: Literal["", "photo", "medical", "digits", "diffaugment"] = ""

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from scalegan.augment_config import COLOURS, PIPES, STRENGTHS
+from scalegan.augment_config import COLOURS, PIPES, STRENGTHS, in_pixels
 from scalegan.config import BurnInConfig, Config
 from scalegan.errors import UserError
 from scalegan.model_config import ALWAYS_NORMALISED, FIELDS_OF
@@ -196,11 +196,19 @@ def set_by_hand(config: Config) -> dict[str, Any]:
 
 def rules_of(index: Index) -> tuple[Rule, ...]:
     """What the images have to be like."""
-    side, size = min(index.height, index.width), f"{index.height}x{index.width}"
+    side, longer, size = *sorted((index.height, index.width)), f"{index.height}x{index.width}"
     least, above = attended(side)
     between = f"give {least} to {above - 1}, or 0 for none" if least < above else "set it to 0, for none"
     return (
         Rule(("augment.hue", "augment.saturation"), lambda c: index.channels == 3, "on grey images", "take images in colour"),
+        Rule(
+            ("augment.shift",), lambda c: in_pixels(c.augment.shift, longer) > 0,
+            f"in images of {size}, where it is under half a pixel", f"give {1 / longer:.2g}",
+        ),
+        Rule(
+            ("augment.cutout",), lambda c: in_pixels(c.augment.cutout, side) > 0,
+            f"in images of {size}, where it is under half a pixel", f"give {1 / side:.2g}",
+        ),
         Rule(
             ("model.attention",), lambda c: c.model.attention == 0 or least <= c.model.attention < above or own_network(c),
             f"in images of {size}, which have no such resolution between the coarsest and their own", between,

@@ -1,13 +1,16 @@
 """A setting that would do nothing is refused where a run begins: what it lacks, what to set, and what to leave it at."""
 
+import re
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from scalegan import settings
+from scalegan.augment import WIDTH, augment
 from scalegan.augment_config import PIPES, STRENGTHS, SWITCHES
 from scalegan.config import Config
 from scalegan.data.index import Index
@@ -163,6 +166,26 @@ def test_colours_of_grey_images_are_not_changed(field):
     with pytest.raises(UserError, match=rf"augment\.{field} 0\.5 does nothing on grey images: .* leave it at its default, 0"):
         check(config, images(channels=1))
     check(config, images(channels=3))
+
+
+@pytest.mark.parametrize("field", ["shift", "cutout"])
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (32, 96), (96, 32), (9, 9)])
+def test_what_is_under_half_a_pixel_is_told(field, height, width):
+    views = torch.rand(200, WIDTH, generator=torch.Generator().manual_seed(0))
+    refused = 0
+    for share in (0.004, 0.006, 0.01, 0.02, 0.05, 0.1):
+        config = parsed(f"augment.{field} {share}")
+        seen = torch.ones(200, 1, height, width)
+        if not torch.equal(augment(seen, views, config.augment), seen):
+            check(config, images(3, height, width))
+            continue
+        refused += 1
+        said = rf"augment\.{field} {share} does nothing in images of {height}x{width}, .* half a pixel: give (.*), or leave it"
+        with pytest.raises(UserError, match=said) as told:
+            check(config, images(3, height, width))
+        remedy = re.search(r"give ([\d.]+)", str(told.value))[1]
+        check(parsed(f"augment.{field} {remedy}"), images(3, height, width))
+    assert 0 < refused < 6
 
 
 def test_attention_has_to_find_a_resolution():
