@@ -21,6 +21,7 @@ from scalegan.config import Config
 from scalegan.errors import UserError, require
 from scalegan.loss_config import LossConfig
 from scalegan.losses import AUXILIARY, LOSSES, Loss
+from scalegan.models.batch_norm import RunningMean
 from scalegan.models.conditions import Judgement
 
 STYLED_METHODS = ("styles", "synthesise")
@@ -58,6 +59,11 @@ def check_networks(
     labels = torch.full((2,), 0 if model.conditional else -1)
     if model.generator:
         option = f"--model.generator {model.generator}"
+        require(
+            not config.loss.path_weight or isinstance(getattr(generator, "path_length", None), RunningMean),
+            f"{option}: loss.path_weight {config.loss.path_weight} keeps the mean of path lengths in the generator: set "
+            "self.path_length = RunningMean() in the class, of scalegan.models.batch_norm, or loss.path_weight to 0",
+        )
         if processes > 1:
             check_statistics(option, generator)
         check_output(f"{option}: its images", passed(generator, torch.zeros(2, model.z_dim), labels), [(2, *shape)])

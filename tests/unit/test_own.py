@@ -36,7 +36,7 @@ def folder(tmp_path, monkeypatch) -> Path:
     assert code
     Path("mine.py").write_text(code[1])
     yield tmp_path
-    for name in ("mine", "trap", "broken", "normed", "tied"):
+    for name in ("mine", "trap", "broken", "normed", "styled", "tied"):
         sys.modules.pop(name, None)
     importlib.invalidate_caches()
 
@@ -99,6 +99,28 @@ def test_a_path_length_penalty_needs_a_generator_with_intermediate_latents(confi
     sys.modules.pop("mine")
     own.check(replace(paths, model=replace(paths.model, generator="mine.Styled")))
     own.check(config)
+
+
+@pytest.mark.parametrize("kept", ["None", "torch.zeros(())", "RunningMean()"])
+def test_a_path_length_penalty_needs_a_place_for_its_running_mean(config, index, kept):
+    Path("styled.py").write_text(
+        "import mine, torch\nfrom scalegan.models.batch_norm import RunningMean\n"
+        "class Generator(mine.Generator):\n    def __init__(self, config, shape, classes):\n"
+        f"        super().__init__(config, shape, classes)\n        self.path_length = {kept}\n"
+        "    def styles(self, latents, labels, keys):\n        return self.hidden(latents)[:, None]\n"
+        "    def synthesise(self, ws, keys):\n        return self.to_image(ws[:, 0].relu()).tanh().view(-1, *self.shape)\n"
+    )
+    model = replace(config.model, generator="styled.Generator")
+    paths = replace(config, model=model, loss=replace(config.loss, path_weight=2.0, path_every=1))
+    own.check(paths)
+    told = pytest.raises(UserError, match=r"styled\.Generator: loss\.path_weight 2\.0 keeps .* self\.path_length = RunningMean")
+    fits = kept == "RunningMean()"
+    with nullcontext() if fits else told:
+        game = Game(paths, Accelerator(cpu=True), start.facts_of(index))
+    if fits:
+        real = Batch(torch.zeros(8, 1, 16, 12, dtype=torch.uint8), torch.full((8,), -1))
+        assert game.generator_step([real], 0).means()["path_length"] > 0
+        assert game.bare_generator.path_length.mean > 0
 
 
 @pytest.mark.parametrize("way", [[], ["--dry_run"], ["--debug"]])
