@@ -168,6 +168,14 @@ def claim(run_dir: Path, config: Config, data_sha256: str, start: dict[str, Any]
     write_atomically(run_dir / CONFIG, config_text(config).encode())
 
 
+def release(run_dir: Path) -> None:
+    """Take back what `claim` wrote of a run that has ended before anything came of it: its settings may be what was wrong."""
+    lines = run_dir / "metrics.jsonl"
+    if not _checkpoints(run_dir) and not (lines.is_file() and lines.stat().st_size):
+        for name in (IDENTITY, CONFIG):
+            (run_dir / name).unlink(missing_ok=True)
+
+
 def begun(run_dir: Path) -> bool:
     """Whether there is a run in the folder."""
     return bool(record(run_dir))

@@ -96,6 +96,10 @@ def watched(config: Config, watchdog: Watchdog) -> bool:
         from_main(claimed if isinstance(claimed, UserError) else None, group)
         try:
             reached = Trainer(config, accelerator, index, group, watchdog).train()
+        except UserError:
+            if isinstance(claimed, run.Lock):
+                run.release(Path(config.run))
+            raise
         finally:
             if isinstance(claimed, run.Lock):
                 claimed.close()

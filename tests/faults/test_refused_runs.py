@@ -175,6 +175,21 @@ def test_what_may_change_goes_on_with_override_resume_and_stays_on_record(shards
     assert record == {"after_checkpoint": "000000064", "changes": ["optim.lr_g: 0.0002 -> 0.5"]}
 
 
+@pytest.mark.parametrize(
+    ("wrong", "advice", "mended"),
+    [
+        ({"loss__penalty_form": "difference"}, "set --loss.penalty_form exact", {}),
+        ({"model__family": "biggan", "model__z_dim": 1}, "give at least 3", {"model__family": "biggan", "model__z_dim": 8}),
+    ],
+)
+def test_what_is_refused_before_anything_came_of_a_run_can_be_mended_in_its_folder(shards, tmp_path, wrong, advice, mended):
+    (refused,) = run_world(tmp_path, 1, command, arguments(shards, tmp_path / "run", 64, loss__r1_gamma=1, **wrong))
+    assert refused.value == 2
+    assert advice in refused.stderr
+    (ended,) = run_world(tmp_path, 1, training, configured(shards, tmp_path / "run", 64, loss__r1_gamma=1, **mended))
+    assert ended.value is True, ended
+
+
 @pytest.mark.parametrize("newest_told", [True, False])
 def test_a_run_that_lost_its_run_json_is_known_by_its_checkpoints(shards, tmp_path, newest_told):
     run_world(tmp_path, 1, training, configured(shards, tmp_path / "run", 128, log__checkpoint=64))
