@@ -218,7 +218,8 @@ class Config:
     init_partial: bool = False
     """Take from `init_from` only layers whose names and shapes match; initialise the others."""
     override_resume: bool = False
-    """Resume although losses, augmentation, optimizers, averaging, length, accumulation rounds or precision have changed."""
+    """Resume although losses, augmentation, optimizers, averaging, length, accumulation rounds, precision or `data.on_error`
+    have changed."""
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)

@@ -21,6 +21,7 @@ from scalegan.files import write_atomically
 IDENTITY = "run.json"
 LOCK = ".lock"
 MAY_CHANGE = (
+    "data.on_error",
     "loss.",
     "augment.",
     "optim.",
@@ -31,7 +32,7 @@ MAY_CHANGE = (
     "train.accumulate",
     "train.precision",
 )
-"""What --override_resume lets another value in for; all else decides what a checkpoint holds, or which images come next."""
+"""What --override_resume lets another value in for; all else decides what a checkpoint holds, or in which order images come."""
 CONFIG = "config.yaml"
 LOOK = 1.0
 """Seconds within which who looks for a writer (`refuse_second_writer`) lets go again."""

@@ -15,6 +15,7 @@ from helpers.daily import one_a_day
 from helpers.numbered import watched
 from helpers.runs import arguments, command, configured, error_lines, newest, stopped_training, training
 from helpers.worlds import run_world
+from scalegan import settings
 from scalegan.config import DataConfig
 from scalegan.data.index import read_index, read_offsets
 from scalegan.probe import MOST, fixed
@@ -74,6 +75,22 @@ def test_a_damaged_shard_stops_the_run_with_its_name(tmp_path, kind, processes):
     wanted = place.get(kind, "(first damaged: image 9 of 16, key '000000040')")
     assert all(wanted in line for line in said if "process" not in line), said
     assert not any("Traceback" in e.stderr for e in ended), "neither where it was met nor where it was not"
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_a_run_whose_shard_is_damaged_on_the_way_goes_on_without_it_by_the_options_told(tmp_path, reader):
+    make(tmp_path / "shards")
+    before = configured(tmp_path / "shards", tmp_path / "run", 64, **READERS[reader])
+    (ended,) = run_world(tmp_path, 1, training, before)
+    assert ended.value is True, ended
+    damage(tmp_path / "shards", KINDS[3])
+    argv = arguments(tmp_path / "shards", tmp_path / "run", 320, **READERS[reader])
+    (ended,) = run_world(tmp_path, 1, command, argv)
+    (line,) = error_lines(ended.stderr)
+    advice = re.search(r"or train without such images, (--.*)$", line)
+    config = settings.parse([*argv, *advice[1].split(), "--data.skip_budget=0.3"]).config
+    (ended,) = run_world(tmp_path, 1, training, config)
+    assert ended.value is True, ended
 
 
 @pytest.mark.distributed

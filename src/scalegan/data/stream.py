@@ -87,7 +87,8 @@ class StreamReader:
                 labels[at] = label
             except Unreadable as problem:
                 if not self.skip:
-                    raise UserError(f"{problem}; or leave such images out with --data.on_error skip") from None
+                    way_out = "train without such images, --data.on_error skip --override_resume"
+                    raise UserError(f"{problem}; or {way_out}") from None
                 unreadable[at] = str(problem)
         return Pixels(images, labels, unreadable)
 
