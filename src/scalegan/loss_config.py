@@ -66,7 +66,8 @@ class LossConfig:
             "set --loss.gp_centre 0, or --loss.penalty_form exact",
         )
         require(
-            not self.own or self.name == "non_saturating", f"loss.name {self.name} has no effect with loss.own: leave it out"
+            not self.own or self.name == "non_saturating",
+            f"loss.name {self.name} has no effect with loss.own: leave it out, or go back by --loss.name non_saturating",
         )
 
     @property

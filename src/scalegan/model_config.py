@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from scalegan.errors import require
+from scalegan.errors import UserError, require
 
 FIELDS_OF = {
     "critic_norm": ("dcgan", "resnet", "biggan", "fastgan", "projected"),
@@ -172,21 +172,25 @@ class ModelConfig:
         return names + ["critic_width", "critic_max_width"] * (self.critic == "r3gan")
 
     def _check_fields(self) -> None:
-        """A setting that nothing here looks at is a mistake."""
-        for field in dataclasses.fields(self):
-            changed = getattr(self, field.name) != field.default
-            known = FIELDS_OF.get(field.name, (self.family,))
-            lookers = [getattr(self, of) for of in LOOKED_AT_BY.get(field.name, ("family", "critic"))]
+        """Settings that nothing here looks at are a mistake. A preset's cannot be left out, but set back."""
+        changed = [field for field in dataclasses.fields(self) if getattr(self, field.name) != field.default]
+        if strange := [field for field in changed if not self._looks_at(field.name)]:
             ours = self.family if self.critic == self.family else f"{self.family} with a critic {self.critic}"
-            require(
-                not changed or any(looker in known for looker in lookers),
-                f"model.{field.name} is a setting of model.family {' and '.join(known)}, but this is {ours}: leave it out",
+            raise UserError(
+                f"model.{strange[0].name} is a setting of model.family {' and '.join(FIELDS_OF[strange[0].name])}, but this is "
+                f"{ours}: leave it out, or go back by {_defaults(strange)}"
             )
-            told = field.name in ("class_head", "class_via", "class_start", "class_ramp")
-            require(
-                not changed or not told or self.conditional,
-                f"model.{field.name} has no effect without classes: set --model.conditional true, or leave it out",
+        told = [field for field in changed if field.name in ("class_head", "class_via", "class_start", "class_ramp")]
+        if told and not self.conditional:
+            raise UserError(
+                f"model.{told[0].name} has no effect without classes: set --model.conditional true, or leave it out, or go "
+                f"back by {_defaults(told)}"
             )
+
+    def _looks_at(self, name: str) -> bool:
+        """Whether a network of these families knows the setting."""
+        lookers = [getattr(self, of) for of in LOOKED_AT_BY.get(name, ("family", "critic"))]
+        return name not in FIELDS_OF or any(looker in FIELDS_OF[name] for looker in lookers)
 
     def _check_groups(self) -> None:
         for name in self.grouped:
@@ -195,3 +199,8 @@ class ModelConfig:
                 f"model.{name} {getattr(self, name)}: with r3gan, twice this must be a multiple of model.group_width "
                 f"{self.group_width}",
             )
+
+
+def _defaults(fields: list[dataclasses.Field[Any]]) -> str:
+    """The options that set them back."""
+    return " ".join(f"--model.{field.name} {field.default}" for field in fields)

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from scalegan import settings
 from scalegan.config import Config, TrainConfig
 from scalegan.errors import UserError
 from scalegan.loss_config import LossConfig
@@ -285,6 +286,21 @@ def test_resampling_keeps_a_constant_image_and_moves_nothing(up):
 def test_settings_of_another_family_are_refused(fields, told):
     with pytest.raises(UserError, match=told):
         ModelConfig(**fields)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["kiwi_small", "--model.family", "stylegan2"],
+        ["kiwi_projected", "--model.critic_family", "same"],
+        ["mnist", "--model.class_start", "9", "--model.class_ramp", "9"],
+    ],
+)
+def test_settings_that_a_preset_has_of_another_family_go_back_by_the_options_told(given):
+    with pytest.raises(UserError, match="or go back by --model") as told:
+        settings.parse(["--config", *given])
+    back = str(told.value).partition("go back by ")[2].split()
+    settings.parse(["--config", *given, *back])
 
 
 # --- batch norm
