@@ -430,6 +430,7 @@ def test_without_network_one_line_says_which_file_goes_where(tiny_mnist, tmp_pat
     assert printed.count("\n") == 1
     assert "http://127.0.0.1:1/mnist/t10k-images-idx3-ubyte.gz" in printed
     assert f"put it at {out}/t10k-images-idx3-ubyte.gz and run this again" in printed
+    assert all(f"http://127.0.0.1:1/mnist/{known.name}" in printed for known in fetch.DATASETS["mnist"].files)
     assert not out.exists()
 
 

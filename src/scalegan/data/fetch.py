@@ -13,7 +13,7 @@ import sys
 import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http.client import HTTPException
@@ -117,7 +117,8 @@ def run_download(dataset: Dataset, folder: Path, url: str) -> None:
     mirrors = (url.rstrip("/") + "/",) if url else dataset.mirrors
     folder.mkdir(parents=True, exist_ok=True)
     for remote in dataset.files:
-        fetch_file(remote, mirrors, folder)
+        missing = [known.name for known in dataset.files if not (folder / known.name).exists()]
+        fetch_file(remote, mirrors, folder, missing)
     files = f"{len(dataset.files)} files" if len(dataset.files) > 1 else "1 file"
     print(f"{dataset.title} is in {folder}: {files}, sha256 as expected")
     print_next(str(folder), dataset.shards)
@@ -163,8 +164,11 @@ def print_next(*arguments: str) -> None:
     print(f"next: {shlex.join(['scalegan', 'shards', *arguments])}")
 
 
-def fetch_file(remote: Remote, mirrors: tuple[str, ...], folder: Path) -> None:
-    """Have `remote` in `folder`, whole and checked: as it lies there, or from the first mirror that answers."""
+def fetch_file(remote: Remote, mirrors: tuple[str, ...], folder: Path, missing: Sequence[str]) -> None:
+    """Have `remote` in `folder`, whole and checked: as it lies there, or from the first mirror that answers.
+
+    Where none does, all files that are `missing` are named: whoever has no network fetches them in one go.
+    """
     path = folder / remote.name
     if path.exists():
         if file_sha256(path) != remote.sha256:
@@ -181,7 +185,11 @@ def fetch_file(remote: Remote, mirrors: tuple[str, ...], folder: Path) -> None:
             return
         except (WrongContent, urllib.error.URLError, HTTPException, TimeoutError, ConnectionError) as error:
             failures.append(f"{url} ({getattr(error, 'reason', None) or error})")
-    raise UserError(f"could not download {' nor '.join(failures)}: fetch it elsewhere, put it at {path} and run this again")
+    others = [mirrors[0] + name for name in missing if name != remote.name]
+    likewise = f"; likewise {', '.join(others)}" if others else ""
+    raise UserError(
+        f"could not download {' nor '.join(failures)}: fetch it elsewhere, put it at {path} and run this again{likewise}"
+    )
 
 
 def download(url: str, path: Path, remote: Remote) -> None:
