@@ -86,8 +86,8 @@ class AugmentConfig:
         )
         require(
             self.changing or not self.target,
-            f"augment.target is {self.target} but no augmentation is on: give a pipe, such as --augment.pipe photo, or set "
-            "augment.target to 0",
+            f"augment.target is {self.target} but no augmentation is on: give a pipe, such as --augment.pipe diffaugment, or "
+            "set augment.target to 0",
         )
 
     @property

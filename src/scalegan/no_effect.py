@@ -114,14 +114,14 @@ RULES = (
     ),
     Rule(
         ("augment.p",), lambda c: c.augment.changing,
-        "where no augmentation is on", "give a pipe, such as --augment.pipe photo",
+        "where no augmentation is on", "give a pipe, such as --augment.pipe diffaugment",
     ),
     Rule(
         ("augment.p",), lambda c: not c.augment.target, "beside augment.target, which finds p itself", "set --augment.target 0",
     ),
     Rule(
         ("augment.pipe", *(f"augment.{name}" for name in STRENGTHS)), lambda c: c.augment.p or c.augment.target,
-        "at augment.p 0", "set --augment.p 0.5, switch all augmentation off by --augment.pipe ''",
+        "at augment.p 0", "set --augment.p 0.5, switch all augmentation off by --augment.pipe '' --augment.p 1",
     ),
     Rule(
         ("augment.speed", "augment.every", "augment.max_p"), lambda c: c.augment.target,
@@ -149,7 +149,7 @@ RULES = (
     ),
     Rule(
         ("burn_in.augment",), lambda c: c.augment.active,
-        "where no augmentation is on", "give a pipe, such as --augment.pipe photo",
+        "where no augmentation is on", "give a pipe, such as --augment.pipe diffaugment",
     ),
     Rule(
         ("burn_in.images",), lambda c: c.burn_in != BurnInConfig(images=c.burn_in.images),

@@ -1,6 +1,7 @@
 """A setting that would do nothing is refused where a run begins: what it lacks, what to set, and what to leave it at."""
 
 import re
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny import make_shards
 
 from scalegan import settings
 from scalegan.augment import WIDTH, augment
@@ -158,6 +160,28 @@ def test_what_a_pipe_stands_for_is_not_held_against_it():
             check(parsed(f"augment.pipe {name}; augment.target 0.6"), images(channels))
             check(parsed(f"augment.pipe {name}"), images(channels))
     check(parsed("augment.pipe photo; augment.brightness 0; augment.saturation 0; augment.contrast 0"), images())
+
+
+def test_all_augmentation_goes_off_by_the_options_told():
+    given = ["--config", "kiwi_small", "--augment.p", "0"]
+    with pytest.raises(UserError, match="does nothing at") as told:
+        check(settings.parse(given).config, images())
+    way = str(told.value).partition("off by ")[2].partition(", or leave")[0]
+    config = settings.parse([*given, *shlex.split(way)]).config
+    assert not config.augment.changing
+    check(config, images())
+
+
+@pytest.mark.parametrize(
+    "given", [["--augment.p=0.5"], ["--augment.target=0.6"], ["--burn_in.images=99", "--burn_in.augment=0"]]
+)
+def test_a_pipe_that_is_told_suits_images_that_are_grey_and_not_square(tmp_path, given):
+    index = make_shards(tmp_path / "shards", height=16, width=12, channels=1)
+    given = [f"--data.path={index.root}", f"--run={tmp_path / 'run'}", "--train.batch=8", *given]
+    with pytest.raises(UserError, match="no augmentation is on: give a pipe, such as ") as told:
+        check_data(settings.parse(given).config, index)
+    pipe = re.search(r"--augment\.pipe \w+", str(told.value))
+    check_data(settings.parse([*given, *pipe[0].split()]).config, index)
 
 
 @pytest.mark.parametrize("field", ["hue", "saturation"])
