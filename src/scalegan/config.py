@@ -239,22 +239,20 @@ class Config:
             near = max(parts, round(batch / parts) * parts)
             raise UserError(
                 f"train.batch {batch} is not divisible by {processes} processes x train.accumulate {rounds}: "
-                f"try --train.batch {near}"
+                f"try {self.options_of_batch(near, processes)}"
             )
         group, share = self.model.norm_group, batch // parts
-        for made in (share, 2 * share) if self.loss.diversity_weight else (share,):  # two of each, where they are to differ
-            if group and made % group and (rounds > 1 or made * parts % group or group % made):
-                others = f"{share}, or 0 for all images" if share > 1 else "0 (all images)"
-                raise UserError(
-                    f"model.norm_group {group} does not fit the {made} images of a round on each of {processes} processes "
-                    f"(train.batch {batch}, train.accumulate {rounds}): try --model.norm_group {others}"
-                )
-        spread = self.model.std_group if self.model.critic == "stylegan2" and not self.model.discriminator else 0
-        if spread and share % spread:
+        if unfit := self._without_whole_groups(batch, parts):
+            others = f"{share}, or 0 for all images" if share > 1 else "0 (all images)"
+            raise UserError(
+                f"model.norm_group {group} does not fit the {unfit} images of a round on each of {processes} processes "
+                f"(train.batch {batch}, train.accumulate {rounds}): try --model.norm_group {others}"
+            )
+        if self._spread and share % self._spread:
             fits = [s for s in range(2, share + 1) if share % s == 0]
             raise UserError(
-                f"model.std_group {spread} does not divide the {share} images of a round on each of {processes} processes "
-                f"(train.batch {batch}, train.accumulate {rounds}): try one of {', '.join(map(str, [*fits[:8], 0]))}"
+                f"model.std_group {self._spread} does not divide the {share} images of a round on each of {processes} "
+                f"processes (train.batch {batch}, train.accumulate {rounds}): try one of {', '.join(map(str, [*fits[:8], 0]))}"
             )
         if self.loss.path_weight and not self.model.generator and self.model.family not in STYLED:
             raise UserError(
@@ -278,14 +276,43 @@ class Config:
             raise UserError(
                 "burn_in.augment and augment.target both change the probability of augmentations: set only one of them"
             )
-        if self.data.order == "blocks":
-            streams = self.data.streams
-            if batch % streams or streams % processes:
-                fits = [s for s in range(processes, batch + 1, processes) if batch % s == 0]
-                raise UserError(
-                    f"data.streams {streams} must divide train.batch {batch} and be a multiple of {processes} processes: "
-                    f"try one of {', '.join(map(str, fits[:8]))}"
-                )
+        if self._unfit_streams(batch, processes):
+            fits = [s for s in range(processes, batch + 1, processes) if batch % s == 0]
+            raise UserError(
+                f"data.streams {self.data.streams} must divide train.batch {batch} and be a multiple of {processes} processes: "
+                f"try one of {', '.join(map(str, fits[:8]))}"
+            )
+
+    def options_of_batch(self, batch: int, processes: int) -> str:
+        """That batch, and what has to change with it, as options."""
+        parts = processes * self.train.accumulate
+        share = batch // parts
+        options = [f"--train.batch {batch}"]
+        if self._without_whole_groups(batch, parts):
+            options.append(f"--model.norm_group {share if share > 1 else 0}")
+        if self._spread and share % self._spread:
+            options.append(f"--model.std_group {max((s for s in range(2, self._spread) if share % s == 0), default=0)}")
+        if self._unfit_streams(batch, processes):
+            fits = (s for s in range(processes, min(batch, self.data.streams) + 1, processes) if batch % s == 0)
+            options.append(f"--data.streams {max(fits, default=processes)}")
+        return " ".join(options)
+
+    @property
+    def _spread(self) -> int:
+        """Images that a critic of StyleGAN2 takes the standard deviation of; 0 is none."""
+        return self.model.std_group if self.model.critic == "stylegan2" and not self.model.discriminator else 0
+
+    def _without_whole_groups(self, batch: int, parts: int) -> int:
+        """The images of a round on a process where they neither are whole batch norm groups nor share one; else 0."""
+        group, share = self.model.norm_group, batch // parts
+        for made in (share, 2 * share) if self.loss.diversity_weight else (share,):  # two of each, where they are to differ
+            if group and made % group and (self.train.accumulate > 1 or made * parts % group or group % made):
+                return made
+        return 0
+
+    def _unfit_streams(self, batch: int, processes: int) -> bool:
+        streams = self.data.streams
+        return self.data.order == "blocks" and bool(batch % streams or streams % processes)
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

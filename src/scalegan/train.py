@@ -136,7 +136,11 @@ def check_data(config: Config, index: Index) -> None:
     if not run.begun(Path(config.run)):  # a run that has begun goes on with what it was told
         no_effect.check(config, index)
     if index.samples < config.train.batch:
-        raise UserError(f"{path} has {index.samples} images, fewer than one batch: try --train.batch {index.samples}")
+        processes = launcher.world_size()
+        parts = processes * config.train.accumulate
+        batch = index.samples // parts * parts
+        tried = f"try {config.options_of_batch(batch, processes)}" if batch else "use more data"
+        raise UserError(f"{path} has {index.samples} images, fewer than one batch: {tried}")
     if config.model.conditional and not index.labelled:
         raise UserError(f"model.conditional is true but {path} has no labels: write shards with classes, or set it false")
     if config.augment.rotate90 and index.height != index.width:

@@ -2,6 +2,8 @@
 
 import re
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny import make_config, make_shards
@@ -26,6 +28,51 @@ def test_a_batch_that_does_not_divide_is_refused_with_one_that_does(batch, proce
     (tried,) = re.findall(r"try --train.batch (\d+)$", told)
     assert int(tried) != batch
     Config(train=TrainConfig(batch=int(tried), accumulate=rounds)).check(processes)
+
+
+GROUPED = pytest.mark.parametrize(
+    "grouped",
+    [
+        {"model": {"norm_group": 8}},
+        {"model": {"norm_group": 4}, "loss": {"diversity_weight": 1.0}},
+        {"model": {"family": "stylegan2", "std_group": 4, "critic_norm": "auto"}},
+        {"data": {"order": "blocks", "streams": 8}},
+    ],
+    ids=str,
+)
+
+
+def grouping(run: Path, grouped: dict[str, dict[str, Any]], **train: int) -> Config:
+    """Images that belong together, in one of the ways there are."""
+    config = make_config(run / "shards", run / "run", train=train)
+    return replace(config, **{name: replace(getattr(config, name), **fields) for name, fields in grouped.items()})
+
+
+def followed(config: Config, told: str) -> Config:
+    """With the options that were told to try."""
+    for section, name, value in re.findall(r"--(\w+)\.(\w+) (\d+)", told.partition(": try ")[2]):
+        config = replace(config, **{section: replace(getattr(config, section), **{name: int(value)})})
+    return config
+
+
+@GROUPED
+@pytest.mark.parametrize(("batch", "processes", "rounds"), [(8, 3, 1), (16, 3, 1), (16, 1, 5), (32, 6, 2)])
+def test_a_batch_is_told_with_all_that_has_to_change_with_it(tmp_path, grouped, batch, processes, rounds):
+    config = grouping(tmp_path, grouped, batch=batch, accumulate=rounds)
+    followed(config, refusal(config, processes)).check(processes)
+
+
+@GROUPED
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_so_is_one_for_fewer_images(tmp_path, grouped, rounds):
+    index = make_shards(tmp_path / "shards", 13)
+    config = grouping(tmp_path, grouped, batch=16, accumulate=rounds)
+    config.check(1)
+    with pytest.raises(UserError, match="13 images, fewer than one batch") as told:
+        check_data(config, index)
+    fewer = followed(config, str(told.value))
+    fewer.check(1)
+    check_data(fewer, index)
 
 
 @pytest.mark.parametrize(("batch", "streams", "processes"), [(64, 48, 1), (64, 3, 2), (24, 8, 3), (96, 64, 4), (6, 4, 6)])
