@@ -164,6 +164,11 @@ def check_evaluation(config: Config, index: Index) -> None:
     check_counts(wanted, config.evaluation.samples, compared(real, index.samples), WIDTHS.get(config.evaluation.extractor))
     check_real(real, index.samples, path)
     by_class = [name for name in wanted if METRICS[name].classes]
+    if by_class and not index.labelled:
+        raise UserError(
+            f"metric {by_class[0]} needs images with labels and {path} has none: write shards with classes, or take it out of "
+            "evaluation.metrics"
+        )
     if by_class and not config.model.conditional:
         raise UserError(
             f"metric {by_class[0]} needs a generator that is told the class: set --model.conditional true, or take it out of "

@@ -75,6 +75,13 @@ def test_so_is_one_for_fewer_images(tmp_path, grouped, rounds):
     check_data(fewer, index)
 
 
+def test_a_metric_by_class_of_data_without_labels_does_not_lead_in_a_circle(tmp_path):
+    index = make_shards(tmp_path / "shards")
+    config = make_config(tmp_path / "shards", tmp_path / "run", evaluation={"metrics": "per_class"})
+    with pytest.raises(UserError, match=r"metric per_class needs images with labels and \S+ has none: write shards with"):
+        check_data(config, index)
+
+
 @pytest.mark.parametrize(("batch", "streams", "processes"), [(64, 48, 1), (64, 3, 2), (24, 8, 3), (96, 64, 4), (6, 4, 6)])
 def test_streams_that_do_not_divide_are_refused_with_those_that_do(batch, streams, processes):
     def config(streams: int) -> Config:
