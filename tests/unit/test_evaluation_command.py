@@ -192,7 +192,9 @@ def test_data_that_is_gone_or_has_changed_is_told(index, tmp_path, capsys):
     (tmp_path / "gone").rename(tmp_path / "moved")
     assert "the data of the training: " in refused(capsys, config.run)
     (tmp_path / "new").rename(tmp_path / "gone")
-    assert f"give --against {gone.root}" in refused(capsys, config.run)
+    assert f"give --against {gone.root} to" in refused(capsys, config.run)
+    assert cli.main(["stats", config.run, str(tmp_path / "real.npz")]) == 2
+    assert f"give {gone.root} to" in capsys.readouterr().err, "an option that it has not"
     assert "has no best checkpoint" in refused(capsys, config.run, "--checkpoint", "best")
 
 

@@ -129,10 +129,13 @@ def found_in(index: Index, wanted: int, stack: ExitStack) -> Made:
     )
 
 
-def images_of(given: str, kind: Kind, window: str, team: Team) -> Index:
-    """The images of shards or of a folder, which process 0 looks at for all; those of a run are its data."""
+def images_of(given: str, kind: Kind, window: str, team: Team, option: str = "--against ") -> Index:
+    """The images of shards or of a folder, which process 0 looks at for all; those of a run are its data.
+
+    `option` goes before what the command takes in place of the run; empty where that stands alone.
+    """
     if kind == "run":
-        return trained_on(find_checkpoint(Path(given)))
+        return trained_on(find_checkpoint(Path(given)), option)
     if kind == "shards":
         return read_index(given)
     facts: dict[str, Any] = {}
@@ -158,15 +161,15 @@ def held_out_given(given: str, window: str, against: Index | Statistics, team: T
     return in_colour(images_of(given, kind, window, team), against) if kind else None
 
 
-def trained_on(found: Checkpoint) -> Index:
+def trained_on(found: Checkpoint, option: str = "--against ") -> Index:
     """The index of the data of a training, as they were then."""
     trained = found.state["data"]
     try:
         index = read_index(trained["path"])
     except UserError as error:
-        raise UserError(f"the data of the training: {error}; or name others by --against") from None
+        raise UserError(f"the data of the training: {error}; or give {option}FOLDER of other images") from None
     if index.sha256 != trained["sha256"]:
-        raise UserError(f"{index.root} has changed since the training: give --against {index.root} to compare with it as it is")
+        raise UserError(f"{index.root} has changed since the training: give {option}{index.root} to take it as it is")
     return index
 
 

@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
             if team.first:
                 try_out(args.out, "OUT.npz")
         cache = command.cache_for(own, user_cache() / "scalegan" / "statistics", stack)
-        index = sides.images_of(args.source, kind, args.window, team)
+        index = sides.images_of(args.source, kind, args.window, team, option="")
         check_window(args.window, index)
         extractor = own or load_extractor(config, accelerator.device, team)
         with closing(open_images(index, DataConfig(path=index.root), accelerator.device)) as reader:
