@@ -173,10 +173,10 @@ def refused(capsys, *arguments: str) -> str:
 
 
 def test_bad_input_is_one_line(run, index, tmp_path, capsys):
-    wide = make_shards(tmp_path / "wide", samples=12, width=24)
+    wide = make_shards(tmp_path / "wide ones", samples=12, width=24)
     assert "does not exist" in refused(capsys, str(tmp_path / "nowhere"))
     assert "makes 1x16x12 images" in (said := refused(capsys, str(run), "--against", wide.root))
-    assert f"`scalegan shards {wide.root} DIR --size 16x12`" in said
+    assert f"`scalegan shards '{wide.root}' DIR --size 16x12`" in said
     assert "index.json is missing" in refused(capsys, str(run), "--against", str(tmp_path))
     assert "evaluation.samples is 1" in refused(capsys, str(run), "--samples", "1")
     assert "evaluation.real is 3, and each half" in refused(capsys, str(run), "--real", "3")

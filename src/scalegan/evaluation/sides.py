@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -238,9 +239,10 @@ class Comparison:
             own, held = ("x".join(map(str, s)) for s in (made.shape, shape))
             who = "the generator makes" if "checkpoint" in made.facts else f"{made.facts['images']} holds"
             channels, height, width = made.shape
-            options = [f"--size {height}x{width}"] if (height, width) != shape[1:] else []
-            options += [f"--channels {channels}"] if channels != shape[0] else []
-            alike = f"`scalegan shards {against.root} DIR {' '.join(options)}`"
+            words = ["scalegan", "shards", against.root, "DIR"]
+            words += ["--size", f"{height}x{width}"] if (height, width) != shape[1:] else []
+            words += ["--channels", f"{channels}"] if channels != shape[0] else []
+            alike = f"`{shlex.join(words)}`"
             raise UserError(f"{who} {own} images and {against.root} holds {held}: give --against the DIR that {alike} writes")
         labels = comparable_labels(made, against, self.config)
         record = evaluate(
