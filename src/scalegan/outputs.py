@@ -113,7 +113,7 @@ class Outputs:
         if not images_seen and (origin := run.started_from(self.run_dir)):
             self.say(described(origin, self.index))
         if self.config.train.precision == "bf16" and not has_bf16(self.accelerator.device.type):
-            self.say("bfloat16 is emulated on this device, and slow: --train.precision fp32 will be faster")
+            self.say("bfloat16 is emulated on this device, and slow: --train.precision fp32 --override_resume will be faster")
         if not (self.run_dir / "samples" / "real.png").exists():
             self.real_grid()
         if is_remote(self.index.root):

@@ -221,6 +221,22 @@ def test_other_images_are_refused_to_a_run_that_lost_its_run_json(tmp_path):
     assert re.search("another configuration .data: [0-9a-f]{64} -> [0-9a-f]{64}.: undo that", str(ended.value))
 
 
+def without_bf16(config):
+    from scalegan import outputs
+
+    outputs.has_bf16 = lambda device: False
+    return training(config)
+
+
+def test_a_run_that_is_told_of_a_faster_precision_takes_it(shards, tmp_path):
+    (ended,) = run_world(tmp_path, 1, without_bf16, configured(shards, tmp_path / "run", 64, train__precision="bf16"))
+    assert ended.value is True, ended
+    advice = re.search(r"and slow: (--.*) will be faster", (tmp_path / "run" / "log.txt").read_text())
+    longer = [*arguments(shards, tmp_path / "run", 128, train__precision="bf16"), *advice[1].split()]
+    (ended,) = run_world(tmp_path, 1, training, settings.parse(longer).config)
+    assert ended.value is True, ended
+
+
 def on_another_cpu(config, has_bf16):
     from scalegan import distributed
 
