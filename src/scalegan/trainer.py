@@ -230,7 +230,8 @@ class Trainer:
             name = self.game.gradient_name(place, number)
             raise UserError(
                 f"gradients were not finite in {limit} steps in a row up to image {seen} ({name}): "
-                "lower optim.lr_g and optim.lr_d, raise loss.r1_gamma or set optim.clip; the last good checkpoint is kept"
+                "lower optim.lr_g and optim.lr_d, raise loss.r1_gamma or set optim.clip, and go on by "
+                "--override_resume; the last good checkpoint is kept"
             )
 
     def evaluate(self) -> bool:

@@ -122,6 +122,7 @@ def test_after_too_many_in_a_row_nothing_is_saved_that_could_not_go_on(shards, t
     assert "gradients were not finite in 5 steps in a row up to image 288 " in error_lines(ended[0].stderr)[0]
     assert not (tmp_path / "run" / "requeue").exists()
     assert int(newest(tmp_path / "run").name) == 192
+    assert error_lines(ended[0].stderr)[0].endswith("and go on by --override_resume; the last good checkpoint is kept")
     other = settings.parse([*argv, "--optim.lr_g=0.0001", "--override_resume"]).config
     again = run_world(tmp_path, processes, training, other)
     assert [e.value for e in again] == [True] * processes, again
