@@ -260,7 +260,8 @@ class Config:
                 f"{self.model.family} does not have: set it to 0, or use model.family {' or '.join(STYLED)}"
             )
         if self.optim.freeze_critic and (not self.init_from or self.init_networks == "generator"):
-            raise UserError("optim.freeze_critic freezes stages of a pretrained critic: give --init_from, with its critic")
+            way = "--init_networks both" if self.init_from else "--init_from RUN, with its critic"
+            raise UserError(f"optim.freeze_critic freezes stages of a pretrained critic: give {way}")
         bounded = self.loss.penalised or self.model.norm_of_critic == "spectral" or self.model.discriminator
         if self.loss.name == "wasserstein" and not bounded:
             ways = ["--loss.gp_weight 10" + " --model.critic_norm none" * (self.model.norm_of_critic == "batch")]

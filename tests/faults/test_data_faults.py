@@ -159,3 +159,5 @@ def test_the_budget_is_one_for_all_starts(tmp_path, processes):
     assert all(type(e.value).__name__ == "UserError" for e in again), again
     told = "16 of 160 images cannot be read, more than data.skip_budget 0.09375 allows"
     assert any(told in str(e.value) for e in again), "the process that meets the last one may stop first"
+    more = configured(tmp_path / "shards", tmp_path / "run", 32 * 6, **changes | {"data__skip_budget": 0.2})
+    assert [e.value for e in run_world(tmp_path, processes, training, more)] == [True] * processes

@@ -271,10 +271,13 @@ def test_it_is_given_on_the_command_line(tmp_path):
     assert settings.read_config(tmp_path / "config.yaml") == config
 
 
-@pytest.mark.parametrize("arguments", [[], ["--init_from", "runs/a", "--init_networks", "generator"]])
-def test_only_a_critic_that_has_learnt_is_frozen(arguments):
+@pytest.mark.parametrize(("arguments", "advice"), [
+    ([], "give --init_from RUN, with its critic"),
+    (["--init_from", "runs/a", "--init_networks", "generator"], "give --init_networks both"),
+])  # fmt: skip
+def test_only_a_critic_that_has_learnt_is_frozen(arguments, advice):
     config = settings.parse(["--data.path", "x", "--optim.freeze_critic", "2", *arguments]).config
-    with pytest.raises(UserError, match="give --init_from, with its critic"):
+    with pytest.raises(UserError, match=advice):
         config.check(1)
 
 

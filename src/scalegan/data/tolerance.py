@@ -51,8 +51,9 @@ class Tolerance:
         found = len(self.unreadable)
         if found > self.budget * self.samples:
             problem = f"{found} of {self.samples} images cannot be read, more than data.skip_budget {self.budget:g} allows"
+            way_out = "repair them, or go on with a larger --data.skip_budget"
         elif found == self.samples:
-            problem = f"none of the {found} images can be read"
+            problem, way_out = f"none of the {found} images can be read", "repair them"
         else:
             return
-        raise UserError(f"{problem}; the last: {list(self.unreadable.values())[-1]}")
+        raise UserError(f"{problem}; the last: {list(self.unreadable.values())[-1]}; {way_out}")
