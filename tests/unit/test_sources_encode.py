@@ -333,6 +333,15 @@ def test_pixels_that_are_not_square_are_made_so() -> None:
     assert columns.sum() == 10
 
 
+@pytest.mark.parametrize("fit", ["pad", "crop"])
+@pytest.mark.parametrize(("down", "height"), [(1.1, 14), (1.12, 15), (1.006, 13)])
+def test_making_pixels_square_leaves_the_finer_direction_as_it_is(fit: Any, down: float, height: int) -> None:
+    """13 rows are 14.3 or 14.6 columns high, which is no whole number: that is no aspect to be padded or cut."""
+    columns = scan(width=400)[:1]
+    made = Transform(None, fit, None)(Picture("x", columns.repeat(13, axis=0), 0, (down, 1.0)))
+    np.testing.assert_array_equal(decode(made.data), columns.repeat(height, axis=0))
+
+
 def test_absurd_pixels_are_an_error() -> None:
     with pytest.raises(UserError, match=r"x has pixels of 1e\+30 x 1: give --size"):
         Transform(None, "pad", None)(Picture("x", np.full((10, 10), 0.5), 0, (1e30, 1.0)))

@@ -124,7 +124,8 @@ class Transform:
             )
         before = (image.height, image.width)
         enlarged = before if enlarges(before, size, self.fit, picture.spacing) else None
-        image = resize(image, size, self.fit, picture.spacing)
+        # Square pixels are a whole number of them: less than half a pixel is stretched, rather than padded or cut.
+        image = resize(image, size, self.fit if self.size else "stretch", picture.spacing)
         if image.mode == "F":
             image = Image.fromarray(np.rint(np.clip(np.asarray(image), 0, 255)).astype(np.uint8))
         if self.channels == 3 and image.mode == "L":
