@@ -103,6 +103,17 @@ def test_monochrome1_is_turned_round(tmp_path: Path) -> None:
     np.testing.assert_array_equal(all_of(tmp_path), 255 - pixels)
 
 
+def test_monochrome1_goes_through_the_same_percentiles(tmp_path: Path) -> None:
+    """Its background, which is no part of them, has the highest value."""
+    pixels = np.zeros((HEIGHT, WIDTH), np.uint16)
+    pixels[6:18, 5:15] = np.linspace(1000, 3000, 120).reshape(12, 10)
+    for name, values in (("MONOCHROME1", 4095 - pixels), ("MONOCHROME2", pixels)):
+        write(tmp_path / name / "x.dcm", dataset(values, PhotometricInterpretation=name))
+    made, expected = (all_of(tmp_path / f"MONOCHROME{n}", window=parse_window("p10,p95")).astype(int) for n in (1, 2))
+    assert (expected == 0).sum() > 300
+    np.testing.assert_allclose(made, expected, atol=1)
+
+
 def test_the_files_own_window(tmp_path: Path) -> None:
     pixels = series(tmp_path, WindowCenter=[100, 40], WindowWidth=[101, 80])
     images, facts, _ = opened(tmp_path, window=parse_window("dicom"), slices=parse_slices(":"))

@@ -217,6 +217,16 @@ def test_zero_is_white_where_the_file_says_so_at_any_depth(dtype: Any) -> None:
     assert decode(made.data)[0].tolist() == [255, 204, 0]
 
 
+def test_where_zero_is_white_the_foreground_is_what_is_brighter_all_the_same() -> None:
+    values = np.concatenate([np.zeros(50), np.linspace(1000, 5000, 50)]).astype("<u2")[:, None]
+    window = Window("percentile", 10, 95)
+    made, expected = (
+        decode(transform(raw_tiff(data, kind), window=window).data).astype(int)
+        for data, kind in ((65535 - values, 0), (values, 1))
+    )
+    np.testing.assert_allclose(made, expected, atol=1)
+
+
 def test_grey_that_is_multiplied_by_its_opacity_is_laid_over_white() -> None:
     data = raw_tiff(np.array([[0, 255], [200, 255], [50, 127], [0, 0]], np.uint8), 1, 1)
     made = transform(data)

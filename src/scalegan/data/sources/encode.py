@@ -107,10 +107,11 @@ class Transform:
         if image.mode not in ("L", "1", "I", "F") and not image.mode.startswith("I;16"):
             raise UserError(f"--window is for grey images and {name} is in colour: leave it out, or convert the image first")
         values = np.asarray(image, np.float64)
-        low, high = self.window.limits(values, name)
-        shown = apply_window(values, low, high)
-        if image.mode.startswith("I;16") and getattr(image, "tag_v2", {}).get(TIFF_PHOTOMETRIC) == WHITE_IS_ZERO:
-            shown = 1.0 - shown  # what Pillow does itself up to 8 bits
+        # What Pillow turns round itself up to 8 bits.
+        inverted = image.mode.startswith("I;16") and getattr(image, "tag_v2", {}).get(TIFF_PHOTOMETRIC) == WHITE_IS_ZERO
+        shown = apply_window(values, *self.window.limits(values, name, inverted=inverted))
+        if inverted:
+            shown = 1.0 - shown
         return Image.fromarray((shown * 255.0).astype(np.float32))
 
     def _finish(self, picture: Picture, image: Image.Image, transparent: bool = False) -> Encoded:

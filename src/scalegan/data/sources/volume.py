@@ -75,7 +75,7 @@ def take(
     stack: NDArray[np.float64], spacing: tuple[float, float], cut: Cut, *, name: str, label: int, inverted: bool = False
 ) -> tuple[Iterator[Picture], dict[str, Any]]:
     """The chosen slices of [n, H, W], from 0 (black) to 1, and what was chosen."""
-    low, high = cut.window.limits(stack, name)
+    low, high = cut.window.limits(stack, name, inverted=inverted)
     length = len(stack)
     if cut.slices or length == 1:
         numbers = list(range(*cut.slices.bounds(length, name))) if cut.slices else [0]

@@ -20,20 +20,24 @@ class Window:
     low: float = 0.0
     high: float = 0.0
 
-    def limits(self, values: NDArray[np.float64], name: str) -> tuple[float, float]:
-        """Black and white point for `values`. Percentiles are of the foreground: what lies above the lowest value."""
+    def limits(self, values: NDArray[np.float64], name: str, *, inverted: bool = False) -> tuple[float, float]:
+        """Lowest and highest value to tell apart. Percentiles are of the foreground: all but the darkest value.
+
+        That is the lowest or, where high values are dark (`inverted`), the highest; percentiles count from there.
+        """
         if not np.isfinite(values).all():
             bad = int((~np.isfinite(values)).sum())
             raise UserError(f"{name} has {bad} values that are no numbers (NaN or infinite): repair it first")
         if self.kind == "range":
             return self.low, self.high
-        lowest = values.min()
-        foreground = values[values > lowest]
+        background = values.max() if inverted else values.min()
+        foreground = values[values != background]
         if not foreground.size:
-            raise UserError(f"{name} has the same intensity {lowest:g} everywhere: leave it out")
-        low, high = (float(v) for v in np.percentile(foreground, [self.low, self.high]))
+            raise UserError(f"{name} has the same intensity {background:g} everywhere: leave it out")
+        shares = [100 - self.high, 100 - self.low] if inverted else [self.low, self.high]
+        low, high = (float(v) for v in np.percentile(foreground, shares))
         if high <= low:  # a mask: its one foreground value is white
-            low = float(lowest)
+            return (low, float(background)) if inverted else (float(background), high)
         return low, high
 
     def __str__(self) -> str:
