@@ -109,6 +109,14 @@ def test_the_default_window_is_of_the_foreground_and_is_recorded(tmp_path: Path)
     assert len(images) == 10
 
 
+def test_the_window_of_small_intensities_is_recorded(tmp_path: Path) -> None:
+    """Diffusivities in m²/s, say."""
+    values = np.zeros((20, 20, 20))
+    values[5:15, 5:15, 5:15] = np.linspace(500, 1500, 1000).reshape(10, 10, 10) * 1e-12
+    _, facts, _ = opened(write(tmp_path / "x.nii", values, dtype=np.float32))
+    assert facts[0]["window"] == [pytest.approx(510e-12, rel=0.01), pytest.approx(1490e-12, rel=0.01)]
+
+
 def test_slices_are_taken_as_asked_even_if_empty(tmp_path: Path) -> None:
     values = np.zeros((20, 20, 20))
     values[5:15, 5:15, 5:15] = 100

@@ -94,7 +94,7 @@ def take(
             yield Picture(f"{name}, slice {number}", 1.0 - shown if inverted else shown, label, spacing)
 
     facts = {
-        "window": [round(low, 6), round(high, 6)],
+        "window": [float(f"{value:.9g}") for value in (low, high)],
         "slices": [numbers[0], numbers[-1] + 1],
         "taken": len(numbers),
         "of": length,
