@@ -206,6 +206,13 @@ def test_a_file_that_is_there_packed_and_unpacked_is_one(tmp_path: Path) -> None
     assert opened(tmp_path)[2].count == 20, "the packed labels do"
 
 
+def test_files_of_one_name_in_several_folders_are_several_data_sets(tmp_path: Path) -> None:
+    digits(tmp_path / "mnist")
+    digits(tmp_path / "fashion")
+    with pytest.raises(UserError, match=r"several data sets \(.*/fashion/train-images-idx3-ubyte.gz, .*/mnist/train-images-"):
+        opened(tmp_path / "*" / "train-images-idx3-ubyte.gz")
+
+
 def test_what_a_mac_leaves_beside_the_files_is_no_data_set(tmp_path: Path) -> None:
     digits(tmp_path)
     (tmp_path / "._train-images-idx3-ubyte.gz").write_bytes(b"\0\5\x16\7")

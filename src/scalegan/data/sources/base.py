@@ -142,6 +142,12 @@ def is_hidden(name: str) -> bool:
     return name.startswith((".", "__MACOSX"))
 
 
+def unpacked(names: Iterable[str]) -> list[str]:
+    """Sorted. Of one file both packed and unpacked, as `gunzip -k` leaves it, the unpacked."""
+    forms = {name.removesuffix(".gz"): name for name in sorted(names, reverse=True)}
+    return sorted(forms.values())
+
+
 def top_files(folder: Path) -> list[Path]:
     """The files that lie in `folder` itself, sorted. Hidden ones are left out."""
     return sorted(path for path in folder.iterdir() if path.is_file() and not is_hidden(path.name))

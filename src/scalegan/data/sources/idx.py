@@ -24,6 +24,7 @@ from scalegan.data.sources.base import (
     listed,
     one_line,
     top_files,
+    unpacked,
     wanted_split,
 )
 from scalegan.errors import UserError
@@ -80,7 +81,7 @@ def idx(request: Request) -> Source:
     split = wanted_split(request, sorted(by_split), request.path)
     chosen = [path for name, paths in sorted(by_split.items(), reverse=True) if split in ("all", name) for path in paths]
     if any(len(paths) > 1 for paths in by_split.values()):
-        names = [path.name for path in found]
+        names = [str(path) for path in found]
         raise UserError(f"{request.path} holds several data sets ({listed(names)}): give one of the files, or keep them apart")
     pairs = [(path, *read_pair(path)) for path in chosen]
     known = class_names(np.concatenate([labels for _, _, labels, _ in pairs]), [digest for *_, digest in pairs])
@@ -95,9 +96,8 @@ def idx(request: Request) -> Source:
 
 
 def image_files(paths: Iterable[Path]) -> list[Path]:
-    """Those that hold images, sorted. Of one file both packed and unpacked, as `gunzip -k` leaves it, the unpacked."""
-    forms = {path.name.removesuffix(".gz"): path for path in sorted(paths, reverse=True) if is_idx(path.name)}
-    return sorted(forms.values())
+    """Those that hold images, sorted and without what is there twice."""
+    return [Path(name) for name in unpacked(str(path) for path in paths if is_idx(path.name))]
 
 
 def class_names(labels: NDArray[np.int64], digests: list[str]) -> tuple[str, ...]:
