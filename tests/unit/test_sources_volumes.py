@@ -222,6 +222,18 @@ def test_many_volumes_and_their_labels(tmp_path: Path) -> None:
     assert opened(tmp_path / "scans" / "*" / "t1.nii")[2].count == 3
 
 
+def test_a_volume_that_is_there_packed_and_unpacked_is_one(tmp_path: Path) -> None:
+    """As `gunzip -k` leaves it. Twice, it would be on both sides of --hold-out."""
+    for folder in ("a", "b"):
+        for end in (".nii", ".nii.gz"):
+            write(tmp_path / f"{folder}/scan{end}", head())
+    for source in (tmp_path, tmp_path / "*" / "scan*"):
+        images, facts, found = opened(source)
+        assert (found.count, len(facts)) == (2, 2)
+        assert found.notes == ("packed volumes left alone, as they are there unpacked too: 2",)
+        assert {image.name.partition(",")[0] for image in images} == {str(tmp_path / f"{folder}/scan.nii") for folder in "ab"}
+
+
 def test_images_and_volumes_together_are_ambiguous(tmp_path: Path) -> None:
     write(tmp_path / "x.nii", head())
     save(tmp_path / "x.png", scan())

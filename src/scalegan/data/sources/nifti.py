@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from scalegan.data.sources.base import Damaged, Picture, Request, Source, one_line, walk
+from scalegan.data.sources.base import Damaged, Picture, Request, Source, one_line, unpacked, walk
 from scalegan.data.sources.folders import csv_labels
 from scalegan.data.sources.volume import MOST_VOXELS, Cut, canonical, cut_of, medical_import_error, planes, take
 from scalegan.errors import UserError
@@ -84,14 +84,18 @@ def nifti(request: Request) -> Source:
         raise UserError("--window dicom: NIfTI files carry no window: give LO,HI or percentiles such as p1,p99")
     folder = request.folder
     if folder:
-        short = [name for name in walk(folder) if is_volume(name)]
+        found = [name for name in walk(folder) if is_volume(name)]
+        short = unpacked(found)
         names = [str(folder / name) for name in short]
     else:
-        names = [str(path) for path in request.files if is_volume(path.name)]
+        found = [str(path) for path in request.files if is_volume(path.name)]
+        names = unpacked(found)
         short = [Path(name).name for name in names]
     if not names:
         raise UserError(f"{request.path} holds no volumes ({' '.join(SUFFIXES)}): check the path")
     classes, labels = csv_labels(request, names, short)
     cut = cut_of(request, AXIAL)
     tasks = [File(name, label, cut) for name, label in zip(names, labels, strict=True) if label >= 0 or not classes]
-    return Source("nifti", tasks, len(tasks), "volumes", classes, "pad", cut.details())
+    twice = len(found) - len(names)
+    notes = (f"packed volumes left alone, as they are there unpacked too: {twice}",) if twice else ()
+    return Source("nifti", tasks, len(tasks), "volumes", classes, "pad", cut.details(), notes)
