@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -102,6 +102,56 @@ def test_labels_must_fit_the_classes(tmp_path: Path) -> None:
 def test_a_failure_half_way_leaves_nothing(tmp_path: Path) -> None:
     def broken() -> Iterator[Sample]:
         yield from samples()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_shards(broken(), tmp_path / "s", classes=("a", "b", "c"), shard_samples=2, **SHAPE)
+    assert list(tmp_path.iterdir()) == []
+
+
+def interrupting(before: Callable[..., None]) -> Callable[..., None]:
+    """The same, and then Ctrl-C is pressed."""
+
+    def both(*places: object, **options: object) -> None:
+        before(*places, **options)
+        signal.raise_signal(signal.SIGINT)
+
+    return both
+
+
+@pytest.fixture
+def hears_ctrl_c() -> Iterator[None]:
+    """What a shell starts in its background is deaf to it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("hears_ctrl_c")
+@pytest.mark.parametrize("there", [False, True])
+@pytest.mark.parametrize("step", ["os.rename", "os.unlink"])
+def test_an_interrupt_while_shards_take_their_place_comes_too_late(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: bool, step: str
+) -> None:
+    """Between the two renames there is no OUT at all, and old shards on a slow disk are removed for a while."""
+    if there:
+        write_shards(samples(2), tmp_path / "s", classes=("a", "b", "c"), **SHAPE)
+    monkeypatch.setattr(step, interrupting(getattr(os, step.partition(".")[2])))
+    try:
+        write_shards(samples(5), tmp_path / "s", classes=("a", "b", "c"), force=True, **SHAPE)
+    except KeyboardInterrupt:
+        pytest.fail(f"interrupted, and there is {[path.name for path in tmp_path.iterdir()]}")
+    assert read_index(tmp_path / "s").samples == 5
+    assert [path.name for path in tmp_path.iterdir()] == ["s"]
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.usefixtures("hears_ctrl_c")
+def test_a_second_interrupt_amid_the_cleaning_leaves_nothing_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> Iterator[Sample]:
+        yield from samples()
+        monkeypatch.setattr("os.unlink", interrupting(os.unlink))
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -12,6 +12,8 @@ import hashlib
 import io
 import os
 import shutil
+import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -204,12 +206,12 @@ def new_folder(out: Path, *, force: bool = False) -> Iterator[Path]:
             yield partial
             _publish(partial, out, force=force)
         except OSError as error:
-            shutil.rmtree(partial, ignore_errors=True)
+            _remove(partial)
             if no_room(error):
                 raise UserError(f"no space left on the disk of {out.parent}: free some, or write elsewhere") from None
             raise
         except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
+            _remove(partial)
             raise
     finally:
         lock.close()
@@ -227,17 +229,35 @@ def _publish(partial: Path, out: Path, *, force: bool) -> None:
     check_free(out, force=force)
     old = out.parent / f".{out.name}.old"
     shutil.rmtree(old, ignore_errors=True)
-    if out.exists():
-        os.rename(out, old)
+    with _deaf():
+        if out.exists():
+            os.rename(out, old)
+        try:
+            os.rename(partial, out)
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.rename(old, out)
+            raise
+        (out / "lock").unlink()  # not before: whoever came in between would have made a new one, and emptied the folder
+        sync_folder(out.parent)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _remove(folder: Path) -> None:
+    with _deaf():
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """Ctrl-C and SIGTERM are not heard within: they come too late to undo it, or it is the undoing."""
+    numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
     try:
-        os.rename(partial, out)
-    except OSError:
-        with contextlib.suppress(OSError):
-            os.rename(old, out)
-        raise
-    (out / "lock").unlink()  # not before: whoever came in between would have made a new one, and emptied the folder
-    sync_folder(out.parent)
-    shutil.rmtree(old, ignore_errors=True)
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: installed by no Python code
 
 
 def sync_folder(folder: Path) -> None:
