@@ -233,8 +233,12 @@ def test_out_may_not_hold_the_source(tmp_path: Path) -> None:
             run(source, out)
     shards = tmp_path / "shards"
     run(source, shards)
-    with pytest.raises(UserError, match="holds SOURCE"):
-        run(shards, shards, "--force")
+    (shards / "more").mkdir()
+    picture = save(shards / "more/1.png", photo())
+    (tmp_path / "link.png").symlink_to(picture)
+    for place in (shards, picture, shards / "*.tar", tmp_path / "link.png"):
+        with pytest.raises(UserError, match="holds SOURCE"):
+            run(place, shards, "--force")
     assert read_index(shards).samples == 18
 
 

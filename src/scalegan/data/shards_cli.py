@@ -134,7 +134,8 @@ def write(args: argparse.Namespace) -> tuple[Index, list[str]]:
     if args.hold_out is not None and not 0 <= args.hold_out < 1:
         raise UserError(f"--hold-out {args.hold_out:g}: give a share of the images from 0, none, to less than 1")
     check_free(out, force=args.force)
-    if request.folder and out in (folder := request.folder.resolve(), *folder.parents):
+    places = [place.resolve() for place in ([request.folder] if request.folder else request.files)]
+    if any(out in (place, *place.parents) for place in places):
         raise UserError(f"{out} holds SOURCE: write to another folder")
     source = open_source(request)
     if not source.count:
