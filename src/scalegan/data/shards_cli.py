@@ -125,7 +125,7 @@ def write(args: argparse.Namespace) -> tuple[Index, list[str]]:
     from scalegan.data.sources.hold_out import other_split
     from scalegan.data.writer import check_free, new_folder
 
-    size = parse_size(args.size) if args.size else None
+    size = parse_size(args.size) if args.size is not None else None
     request, out = make_request(args), args.out.resolve()
     workers = _at_least_one("--workers", _cores() if args.workers is None else args.workers)
     shard_samples = _at_least_one("--shard-samples", args.shard_samples)
@@ -241,8 +241,8 @@ def make_request(args: argparse.Namespace) -> Request:
         classes=classes,
         split=args.split,
         axis=AXES[args.axis] if args.axis else None,
-        slices=parse_slices(args.slices) if args.slices else None,
-        window=parse_window(args.window) if args.window else None,
+        slices=parse_slices(args.slices) if args.slices is not None else None,
+        window=parse_window(args.window) if args.window is not None else None,
     )
 
 
