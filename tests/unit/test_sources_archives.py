@@ -313,6 +313,13 @@ def test_cifar_is_read_from_its_archive(tmp_path: Path) -> None:
         np.testing.assert_array_equal(decode(image.data), photo(i, 32, 32))
 
 
+def test_its_archive_may_have_been_unpacked_to_a_tar(tmp_path: Path) -> None:
+    packed = cifar_archive(tmp_path / "packed.tar.gz")
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x/cifar-10-binary.tar").write_bytes(gzip.decompress(packed.read_bytes()))
+    assert opened(tmp_path / "x")[2].kind == "cifar10"
+
+
 def test_cifar_splits_classes_and_folders(tmp_path: Path) -> None:
     path = cifar_archive(tmp_path / "cifar-10-binary.tar.gz")
     assert opened(path, split="test")[2].count == 10
@@ -421,6 +428,11 @@ def test_a_foreign_webdataset_is_read(tmp_path: Path) -> None:
     assert [image.label for image in images] == [0, 2, 4] * 2
     assert images[0].data == encoded(photo(0), "JPEG")
     assert opened(tmp_path / "*.tar")[2].count == opened(tmp_path / "0.tar")[2].count * 2 == 6
+
+
+def test_a_webdataset_of_cifar_is_one(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "cifar10-train-000000.tar", {"0.png": encoded(photo()), "0.cls": b"1"})
+    assert opened(path)[2].kind == opened(tmp_path)[2].kind == "webdataset"
 
 
 def test_what_a_mac_leaves_beside_a_tar_is_none(tmp_path: Path) -> None:

@@ -28,7 +28,8 @@ MOST_MEMBERS = 100
 
 
 def is_cifar_archive(name: str) -> bool:
-    return re.match(r"^cifar.*\.(tar\.gz|tgz|tar)$", name.lower()) is not None
+    """By its name; unpacked by gunzip, by that of the original: other tars of these images are WebDatasets."""
+    return re.match(r"^cifar.*\.(tar\.gz|tgz)$|^cifar-100?-(binary|python|matlab)\.tar$", name.lower()) is not None
 
 
 def cifar(request: Request) -> Source:
