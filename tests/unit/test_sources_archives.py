@@ -123,6 +123,15 @@ def test_a_damaged_member_is_named(tmp_path: Path) -> None:
         opened(path)
 
 
+def test_a_dataset_json_of_another_program_takes_no_labels_away(tmp_path: Path) -> None:
+    for name in ("kiwi", "plum"):
+        save(tmp_path / name / "1.png", photo())
+    (tmp_path / "dataset.json").write_text('{"name": "fruit", "licence": "CC0"}')
+    with pytest.raises(UserError, match=r"dataset.json must hold .* if another program wrote it, .* --kind folders"):
+        opened(tmp_path)
+    assert opened(tmp_path, kind="folders")[2].classes == ("kiwi", "plum")
+
+
 def test_a_dataset_json_without_images_decides_nothing(tmp_path: Path) -> None:
     """Collections of scans have a file of that name too."""
     (tmp_path / "dataset.json").write_text('{"labels": {"0": "background"}}')

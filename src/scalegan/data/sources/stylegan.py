@@ -108,10 +108,11 @@ def _zip(path: str) -> tuple[list[str], bytes]:
 def parse_labels(text: bytes, where: str) -> dict[str, int]:
     """`{"labels": [["00000/img00000000.png", 6], ...]}` -> label by name; empty where `labels` is null."""
     try:
-        labels = json.loads(text).get("labels")
+        labels = json.loads(text)["labels"]
         table = {safe_name(name): label for name, label in labels or []}
-    except (ValueError, TypeError, AttributeError, UnicodeDecodeError):
-        raise UserError(f'{where} must hold {{"labels": [["name.png", 0], ...]}} or null for none') from None
+    except (ValueError, TypeError, LookupError):
+        hint = "if another program wrote it, say what SOURCE is by --kind, such as --kind folders"
+        raise UserError(f'{where} must hold {{"labels": [["name.png", 0], ...]}} or null for none: {hint}') from None
     for name, label in table.items():
         if type(label) is not int or not 0 <= label < 1_000_000:
             raise UserError(f"{where}: the label of {name} is {label!r}: only class numbers from 0 are read")
