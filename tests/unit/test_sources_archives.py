@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from opening import encoded, opened, photo, run, save, stored
+from opening import encoded, opened, photo, pictures, run, save, stored
 
 from scalegan.data.sources import cifar, idx, stylegan
 from scalegan.data.sources.base import Request
-from scalegan.data.sources.detect import detect
+from scalegan.data.sources.detect import detect, open_source
 from scalegan.data.sources.encode import decode
 from scalegan.errors import UserError
 
@@ -442,6 +442,14 @@ def test_a_foreign_webdataset_is_read(tmp_path: Path) -> None:
 def test_a_webdataset_of_cifar_is_one(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "cifar10-train-000000.tar", {"0.png": encoded(photo()), "0.cls": b"1"})
     assert opened(path)[2].kind == opened(tmp_path)[2].kind == "webdataset"
+
+
+def test_a_tar_that_goes_away_while_it_is_read_is_named(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "x.tar", {"0.png": encoded(photo())})
+    source = open_source(Request(str(path)))
+    path.unlink()
+    with pytest.raises(UserError, match=r"x.tar cannot be read: No such file"):
+        pictures(source)
 
 
 def test_what_a_mac_leaves_beside_a_tar_is_none(tmp_path: Path) -> None:

@@ -50,10 +50,13 @@ class Members:
         return self._pictures(), {}
 
     def _pictures(self) -> Iterator[Picture]:
-        with open(self.archive, "rb") as file:
-            for place in self.places:
-                content = os.pread(file.fileno(), place.length, place.start)
-                yield Picture(f"{self.archive}:{place.name}", content, place.label)
+        try:
+            with open(self.archive, "rb") as file:
+                for place in self.places:
+                    content = os.pread(file.fileno(), place.length, place.start)
+                    yield Picture(f"{self.archive}:{place.name}", content, place.label)
+        except OSError as error:
+            raise UserError(f"{self.archive} cannot be read: {error.strerror}") from None
 
 
 def webdataset(request: Request) -> Source:
