@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -306,6 +307,14 @@ def test_compression_without_a_decoder_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"x.dcm (is compressed \(JPEG-LS Lossless|cannot be read)") as raised:
         opened(tmp_path)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("pylibjpeg") is not None, reason="there is no decoder to be advised")
+def test_what_the_decoder_at_hand_does_not_know_may_be_whole(tmp_path: Path) -> None:
+    """12 bits in a JPEG, of which Pillow reads eight alone."""
+    whole = pydicom.data.get_testdata_file("JPEG-lossy.dcm", download=False)
+    with pytest.raises(UserError, match=r"JPEG-lossy.dcm cannot be read \(.* file is whole, pip install 'pylibjpeg\[all\]'"):
+        opened(whole)
 
 
 def test_cut_files_are_named(tmp_path: Path) -> None:

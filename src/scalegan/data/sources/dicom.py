@@ -142,8 +142,7 @@ def read_file(path: str) -> list[Frame] | NDArray[np.uint8]:
         if (not colour and photometric not in GREY) or (colour and int(data.BitsAllocated) != 8):
             depth = f"{data.get('BitsAllocated')} bits"
             raise UserError(f"{path} has {photometric} images of {depth}, which are not read: convert it to grey or 8-bit RGB")
-        _check_decoder(path, data.file_meta.TransferSyntaxUID)
-        images = pixels.pixel_array(data)
+        images = _decoded(path, data, pixels)
         if int(data.get("NumberOfFrames", 1) or 1) == 1:
             images = images[None]
         if colour:
@@ -155,18 +154,25 @@ def read_file(path: str) -> list[Frame] | NDArray[np.uint8]:
         raise Damaged(f"{path} cannot be read ({one_line(error)})") from None
 
 
-def _check_decoder(path: str, syntax: Any) -> None:
-    if not syntax.is_compressed:
-        return
+def _decoded(path: str, data: Any, pixels: Any) -> NDArray[Any]:
+    syntax = data.file_meta.TransferSyntaxUID
     try:
-        available = importlib.import_module("pydicom.pixels").get_decoder(syntax).is_available
+        decoder = pixels.get_decoder(syntax) if syntax.is_compressed else None
     except NotImplementedError:
-        available = False
-    if not available:
+        decoder = None
+    if syntax.is_compressed and not (decoder and decoder.is_available):
         raise UserError(
             f"{path} is compressed ({syntax.name}) and no decoder for that is installed: "
             "pip install 'pylibjpeg[all]', or decompress the files first (gdcmconv --raw, dcmdjpeg)"
         )
+    try:
+        images: NDArray[Any] = pixels.pixel_array(data)
+    except Exception as error:  # each decoder has its own
+        if decoder is None or not decoder.missing_dependencies:
+            raise
+        hint = "if the file is whole, pip install 'pylibjpeg[all]' brings other decoders"  # Pillow, say, knows no 12 bits
+        raise Damaged(f"{path} cannot be read ({one_line(error)}; {hint})") from None
+    return images
 
 
 def _frame(data: Any, number: int, apply_modality_lut: Any, image: NDArray[Any]) -> Frame:
