@@ -222,6 +222,12 @@ def test_many_volumes_and_their_labels(tmp_path: Path) -> None:
     assert opened(tmp_path / "scans" / "*" / "t1.nii")[2].count == 3
 
 
+def test_a_pattern_of_folders_is_said_to_be_one(tmp_path: Path) -> None:
+    write(tmp_path / "scans/s1/t1.nii", head())
+    with pytest.raises(UserError, match=r"scans/\* matches folders and no files: give the folder they are in"):
+        opened(tmp_path / "scans" / "*")
+
+
 def test_a_volume_that_is_there_packed_and_unpacked_is_one(tmp_path: Path) -> None:
     """As `gunzip -k` leaves it. Twice, it would be on both sides of --hold-out."""
     for folder in ("a", "b"):

@@ -6,7 +6,7 @@ import importlib
 from pathlib import Path, PurePosixPath
 
 from scalegan.data.index import holds_shards
-from scalegan.data.sources.base import SPLITS, Request, Source, top_files, walk
+from scalegan.data.sources.base import SPLITS, Request, Source, expand, top_files, walk
 from scalegan.data.sources.cifar import BATCH, CIFAR_FOLDER, is_cifar_archive
 from scalegan.data.sources.dicom import is_dicom
 from scalegan.data.sources.folders import is_image
@@ -30,6 +30,8 @@ KINDS = {
 def open_source(request: Request) -> Source:
     """Find out the kind, unless it is given, and read what the source holds. No image is decoded yet."""
     if request.folder is None and not request.files:
+        if any(found.is_dir() for found in expand(request.path)):
+            raise UserError(f"{request.path} matches folders and no files: give the folder they are in, or a pattern of files")
         raise UserError(f"{request.path} does not exist: check the path (patterns such as 'scans/*.nii.gz' go in quotes)")
     kind = detect(request) if request.kind == "auto" else request.kind
     module, function = KINDS[kind]
