@@ -222,6 +222,13 @@ def test_many_volumes_and_their_labels(tmp_path: Path) -> None:
     assert opened(tmp_path / "scans" / "*" / "t1.nii")[2].count == 3
 
 
+def test_classes_of_volumes_need_a_table(tmp_path: Path) -> None:
+    """Folders called after classes are no labels of volumes."""
+    write(tmp_path / "sick/1.nii", head())
+    with pytest.raises(UserError, match=r"--classes needs labels: give --labels file.csv .* or class folders of images$"):
+        opened(tmp_path, classes=("sick",))
+
+
 def test_a_pattern_of_folders_is_said_to_be_one(tmp_path: Path) -> None:
     write(tmp_path / "scans/s1/t1.nii", head())
     with pytest.raises(UserError, match=r"scans/\* matches folders and no files: give the folder they are in"):

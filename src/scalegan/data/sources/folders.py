@@ -194,7 +194,7 @@ def csv_labels(request: Request, names: Sequence[str], *others: Sequence[str]) -
     """
     if request.labels is None:
         if request.classes:
-            raise UserError("--classes needs labels: give --labels file.csv (columns file,label), or class folders")
+            raise UserError("--classes needs labels: give --labels file.csv (columns file,label), or class folders of images")
         return (), [-1] * len(names)
     table = read_csv(Path(request.labels))
     times = Counter(others[-1]) if request.folder is None else Counter[str]()
