@@ -89,6 +89,7 @@ def test_names_that_leave_the_archive_are_refused(tmp_path: Path, name: str) -> 
         ([["00000/img00000000.png", 0]], "no label for 00000/img00000001.png"),
         ([["00000/img00000000.png", 0.5]], "only class numbers"),
         ([["00000/img00000000.png", [0, 1]]], "only class numbers"),
+        ([["00000/img00000000.png", 0], ["00000/img00000000.png", 1]], "00000/img00000000.png has two labels, 0 and 1"),
         ("many", "must hold"),
         ("missing", "has no dataset.json"),
     ],

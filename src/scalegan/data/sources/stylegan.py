@@ -108,12 +108,14 @@ def _zip(path: str) -> tuple[list[str], bytes]:
 def parse_labels(text: bytes, where: str) -> dict[str, int]:
     """`{"labels": [["00000/img00000000.png", 6], ...]}` -> label by name; empty where `labels` is null."""
     try:
-        labels = json.loads(text)["labels"]
-        table = {safe_name(name): label for name, label in labels or []}
+        pairs = [(safe_name(name), label) for name, label in json.loads(text)["labels"] or []]
     except (ValueError, TypeError, LookupError):
         hint = "if another program wrote it, say what SOURCE is by --kind, such as --kind folders"
         raise UserError(f'{where} must hold {{"labels": [["name.png", 0], ...]}} or null for none: {hint}') from None
-    for name, label in table.items():
+    table: dict[str, int] = {}
+    for name, label in pairs:
         if type(label) is not int or not 0 <= label < 1_000_000:
             raise UserError(f"{where}: the label of {name} is {label!r}: only class numbers from 0 are read")
+        if table.setdefault(name, label) != label:
+            raise UserError(f"{where}: {name} has two labels, {table[name]} and {label}")
     return table
