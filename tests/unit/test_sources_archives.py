@@ -60,6 +60,17 @@ def test_the_unpacked_folder_is_the_same(tmp_path: Path) -> None:
     assert (source.kind, source.classes, [image.label for image in images]) == ("stylegan", ("0", "1"), [0, 1, 0, 1])
 
 
+def test_a_zip_of_the_folder_says_which_to_give(tmp_path: Path) -> None:
+    """The folder around it would be read as class folders."""
+    labels = {"ffhq/dataset.json": json.dumps({"labels": [["00000/1.png", 3]]}).encode()}
+    path = make_zip(tmp_path / "x.zip", "missing", ("ffhq/00000/1.png",), **labels)
+    with pytest.raises(UserError, match=r"x.zip has its dataset.json in the folder ffhq: unpack it and give that folder"):
+        opened(path)
+    with zipfile.ZipFile(path) as archive:
+        archive.extractall(tmp_path)
+    assert opened(tmp_path / "ffhq")[0][0].label == 3
+
+
 def test_what_a_mac_packs_along_is_no_image(tmp_path: Path) -> None:
     path = make_zip(tmp_path / "x.zip", **{"__MACOSX/00000/._img00000000.png": b"\0\5\x16\7", "00000/._img.png": b"\0\5"})
     assert opened(path)[2].count == 4

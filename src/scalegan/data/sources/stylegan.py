@@ -99,6 +99,9 @@ def _zip(path: str) -> tuple[list[str], bytes]:
     names = [safe_name(name) for name in archive.namelist() if not name.endswith("/")]
     names = [name for name in names if not any(map(is_hidden, name.split("/")))]
     if LABELS not in names:
+        if inside := next((name for name in names if name.endswith(f"/{LABELS}")), None):
+            folder = inside.removesuffix(f"/{LABELS}")
+            raise UserError(f"{path} has its {LABELS} in the folder {folder}: unpack it and give that folder")
         raise UserError(f"{path} has no {LABELS}, so it is no StyleGAN data set: unpack it and give the folder")
     if len(set(names)) < len(names):
         raise UserError(f"{path} holds several files of one name: pack it again")
