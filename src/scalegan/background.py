@@ -16,6 +16,7 @@ from torch import Tensor
 from scalegan import checkpoint
 
 Parts = Mapping[str, Mapping[str, Tensor]]
+Copies = dict[str, dict[str, Tensor]]
 
 
 class Saver:
@@ -57,7 +58,7 @@ class Saver:
         return problem
 
     def _save(
-        self, images_seen: int, copies: Parts, state: Mapping[str, Any], best: list[int], made: torch.cuda.Event | None = None
+        self, images_seen: int, copies: Copies, state: Mapping[str, Any], best: list[int], made: torch.cuda.Event | None = None
     ) -> None:
         self.whole = False
         try:
@@ -79,12 +80,13 @@ class Saver:
             raise OSError(damaged)
 
 
-def to_host(copies: Parts, made: torch.cuda.Event | None) -> dict[str, dict[str, Tensor]]:
+def to_host(copies: Copies, made: torch.cuda.Event | None) -> Copies:
     """What was copied on a GPU until `made`, in host memory, through a stream of its own: steps queue behind no transfer.
 
-    Each `cpu` returns when its copy has arrived, so that the memory of `copies` is free to be used by any stream after us.
+    Each `cpu` returns when its copy has arrived, so that its memory is free to be used by any stream after us. It is let go of
+    at once, and not when the file is written, as steps may need it: `copies` is empty afterwards.
     """
     with torch.cuda.stream(torch.cuda.Stream(made.device)) if made else nullcontext():  # type: ignore[no-untyped-call]
         if made:
             made.wait()
-        return {part: {name: value.cpu() for name, value in values.items()} for part, values in copies.items()}
+        return {part: {name: values.pop(name).cpu() for name in list(values)} for part, values in copies.items()}

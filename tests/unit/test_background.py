@@ -2,6 +2,7 @@
 
 import errno
 import shutil
+import weakref
 from contextlib import contextmanager
 
 import pytest
@@ -114,3 +115,22 @@ def test_on_a_gpu_copies_leave_by_a_stream_of_their_own_when_they_are_made(tmp_p
     expected = ["clone"] * count + ["all made", "on a stream of cuda:1", "wait for them"] + ["cpu"] * count + ["back"]
     assert done[: len(expected)] == expected
     assert holds(checkpoint.checkpoints(tmp_path) / "000000100", 1)
+
+
+def test_copies_on_a_gpu_are_let_go_of_before_the_file_is_written(tmp_path, monkeypatch):
+    """Their memory is what the next steps may need, and a slow disk takes minutes."""
+    left, write = [], checkpoint.write
+
+    def cpu(copy):
+        left.append(weakref.ref(copy))
+        return copy.clone()  # on a CPU it would be the same tensor
+
+    def looking(*arguments):
+        assert [copy() for copy in left] == [None] * sum(map(len, tensors(100).values()))
+        return write(*arguments)
+
+    monkeypatch.setattr(Tensor, "cpu", cpu)
+    monkeypatch.setattr(checkpoint, "write", looking)
+    saver = Saver(tmp_path, 2)
+    assert save(saver, 100) is None
+    assert saver.whole
