@@ -56,8 +56,14 @@ def devices() -> Iterator[Finding]:
 
     if torch.cuda.is_available():
         for i in range(torch.cuda.device_count()):
-            free, total = torch.cuda.mem_get_info(i)
-            text = f"cuda:{i} {torch.cuda.get_device_name(i)}, {free / GB:.0f} of {total / GB:.0f} GB free"
+            name = f"cuda:{i} {torch.cuda.get_device_name(i)}"
+            try:  # which begins to use it, and so needs some memory there
+                free, total = torch.cuda.mem_get_info(i)
+            except RuntimeError as error:
+                reason = str(error).partition("\n")[0]
+                yield fail("device", f"{name} cannot be used ({reason}): another process may fill or own it (nvidia-smi)")
+                continue
+            text = f"{name}, {free / GB:.0f} of {total / GB:.0f} GB free"
             yield ok("device", text) if free > total / 2 else warn("device", f"{text}: another process uses it (nvidia-smi)")
     elif Path("/proc/driver/nvidia/version").exists():
         yield warn(

@@ -78,6 +78,24 @@ def test_old_packages_are_told_from_new_ones(monkeypatch):
     assert [finding.state for finding in doctor.packages()] == ["fail"] * 4
 
 
+def test_a_gpu_that_cannot_be_looked_at_is_a_finding_beside_the_others(monkeypatch):
+    """To look at it takes memory there, and a full one has none left for that."""
+
+    def free(number):
+        if number == 0:
+            raise RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported")
+        return 79e9, 80e9
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda number: "H100")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", free)
+    full, other = machine.devices()
+    assert (full.state, other) == ("fail", machine.ok("device", "cuda:1 H100, 79 of 80 GB free"))
+    assert full.text.startswith("cuda:0 H100 cannot be used (CUDA error: out of memory): another process ")
+    assert full.text.endswith(" (nvidia-smi)")
+
+
 def test_more_threads_than_cores_is_a_warning(monkeypatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1000")
     assert "export OMP_NUM_THREADS=1" in only(machine.threads(), "warn")
