@@ -62,6 +62,17 @@ def plain_float32() -> None:
         switch.fp32_precision = "ieee"
 
 
+def check_gpus() -> None:
+    """Raises `MachineError` for more processes here than GPUs: Accelerate gives two of them the same, which NCCL refuses."""
+    processes = launcher.number("LOCAL_WORLD_SIZE") or (launcher.number("LOCAL_RANK") or 0) + 1
+    gpus = torch.cuda.device_count()
+    if processes > gpus:
+        raise MachineError(
+            f"{processes} processes were started on this machine and torch sees {gpus} GPU{'s' * (gpus > 1)} here: start one "
+            "for each GPU (--num_processes counts those of all machines), and let every process see all GPUs of its machine"
+        )
+
+
 def make_accelerator(train: TrainConfig) -> Accelerator:
     """The accelerator of this process, for a settled `train.precision`.
 
@@ -71,6 +82,8 @@ def make_accelerator(train: TrainConfig) -> Accelerator:
     launched = launcher.world_size()
     if cpu and launched > 1:
         os.environ["ACCELERATE_USE_CPU"] = "true"  # else Accelerate makes a world of one out of each process
+    elif launched > 1:
+        check_gpus()
     if train.deterministic and not cpu:  # before NCCL's group is made, which looks at it only then
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)

@@ -1,6 +1,7 @@
 """Set-ups that would go wrong unnoticed are refused in one line."""
 
 import os
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from accelerate.state import AcceleratorState
 from scalegan import distributed, launcher
 from scalegan.config import Config, TrainConfig
 from scalegan.distributed import as_one, control_group, from_main, make_accelerator, settle_precision
-from scalegan.errors import UserError
+from scalegan.errors import MachineError, UserError
 
 
 def test_alone_there_is_no_group_and_the_own_value_counts():
@@ -111,6 +112,34 @@ def test_what_makes_a_gpu_deterministic_is_set_when_the_group_of_processes_is_ma
     finally:
         torch.use_deterministic_algorithms(False)
     assert found == [(True, ":4096:8") if deterministic else (False, None)]
+
+
+@pytest.mark.parametrize(
+    ("here", "gpus", "told"),
+    [
+        ({"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}, 1, "2 processes were started on this machine and torch sees 1 GPU here"),
+        ({"LOCAL_RANK": "2"}, 2, "3 processes were started on this machine and torch sees 2 GPUs here"),
+        ({"LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}, 2, None),
+        ({"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}, 1, None),
+    ],
+)
+def test_each_process_has_a_gpu_of_its_own(monkeypatch, here, gpus, told):
+    """Accelerate gives two of them the same one, and NCCL's word for that would pass for a process that was lost."""
+
+    class Accelerator:
+        num_processes = 4
+
+        def __init__(self, **_):
+            pass
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(distributed, "Accelerator", Accelerator)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    for name, value in ({"WORLD_SIZE": "4", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"} | here).items():
+        monkeypatch.setenv(name, value)
+    with nullcontext() if told is None else pytest.raises(MachineError, match=f"^{told}: start one for each GPU "):
+        make_accelerator(TrainConfig(device="cuda", precision="bf16"))
 
 
 def test_auto_is_bf16_where_the_hardware_has_it(monkeypatch):
