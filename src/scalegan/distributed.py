@@ -20,6 +20,7 @@ from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwar
 from scalegan import launcher
 from scalegan.config import Config, TrainConfig
 from scalegan.errors import MachineError, UserError
+from scalegan.float32 import plain_float32
 
 TIMEOUT = timedelta(minutes=60)  # real statistics of a large data set are made while others wait
 
@@ -53,13 +54,6 @@ def check_device(train: TrainConfig) -> bool:
     if cpu and train.cuda_graphs:
         raise UserError("train.cuda_graphs needs a GPU, and here it is the CPU that trains: use --train.cuda_graphs false")
     return cpu
-
-
-def plain_float32() -> None:
-    """No TF32 in this process: GPUs since Ampere have it for convolutions of float32, with 10 bits, unless they are told."""
-    torch.backends.cudnn.allow_tf32 = False  # of all that cuDNN does: what asks so afterwards fails where its parts disagree
-    for switch in (torch.backends.cudnn.conv, torch.backends.cuda.matmul):  # type: ignore[attr-defined]
-        switch.fp32_precision = "ieee"
 
 
 def check_gpus() -> None:

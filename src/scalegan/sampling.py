@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from scalegan import checkpoint, launcher, random, settings
 from scalegan.config import Config
 from scalegan.errors import UserError, sought
+from scalegan.float32 import computing_in
 from scalegan.models import build_generator, place
 from scalegan.pixels import to_uint8
 
@@ -35,8 +36,8 @@ def images_of(
 ) -> Tensor:
     """Images first to first + count of a seed: uint8 [count, C, H, W] on the CPU.
 
-    `labels` [count] are those of a conditional generator; None draws them by the data's histogram (`class_counts`).
-    Raises `UserError` for pixels that are no numbers.
+    `labels` [count] are those of a conditional generator; None draws them by the data's histogram (`class_counts`). In plain
+    float32, whatever a training around it computes in. Raises `UserError` for pixels that are no numbers.
     """
     device = next(generator.parameters()).device
     blocks = []
@@ -48,7 +49,8 @@ def images_of(
         low, high = max(first, start), min(first + count, start + BLOCK)
         if labels is not None:
             chosen[low - start : high - start] = labels[low - first : high - first]
-        images = generator(latents, chosen.to(device))
+        with computing_in("float32", device):
+            images = generator(latents, chosen.to(device))
         made = pixels(images, f"images {start} to {start + BLOCK - 1} of seed {seed}")
         blocks.append(made[low - start : high - start].cpu())
     return torch.cat(blocks)

@@ -15,10 +15,10 @@ from scalegan.adaptive import Adaptive
 from scalegan.config import Config
 from scalegan.critic import Critic, Scores
 from scalegan.data.loader import Batch
-from scalegan.distributed import plain_float32
 from scalegan.draws import DataFacts, Draws
 from scalegan.ema import make_ema, update_ema
 from scalegan.errors import require
+from scalegan.float32 import plain_float32
 from scalegan.models import build_discriminator, build_generator, place
 from scalegan.models.batch_norm import average_running_statistics, spans_processes
 from scalegan.models.conditions import set_strength

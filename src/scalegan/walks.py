@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scalegan import random
+from scalegan.float32 import computing_in
 from scalegan.models.noise import noise_keys
 from scalegan.sampling import BLOCK, LoadedGenerator, pixels
 
@@ -76,7 +77,8 @@ def walk(loaded: LoadedGenerator, count: int, seeds: Sequence[int], steps: int, 
         frame, image = torch.from_numpy(number // count).to(device), torch.from_numpy(number % count).to(device)
         leg, share = frame // steps, (frame % steps).double()[:, None] / steps
         a, b = latents[leg, image], latents[(leg + 1) % len(seeds), image]
-        images = along(network, a, b, share, labels[image], keys[image])
+        with computing_in("float32", device):
+            images = along(network, a, b, share, labels[image], keys[image])
         ready.append(pixels(images, f"on the way between seeds {seeds}")[: frames * count - start].cpu())
         if sum(map(len, ready)) >= count:
             made = torch.cat(ready)

@@ -14,7 +14,7 @@ from torch import Tensor
 from helpers.fid_weights import made_up_weights, picture
 from scalegan.errors import UserError
 from scalegan.evaluation import weights
-from scalegan.evaluation.features import Extractor, computing_in, load_extractor
+from scalegan.evaluation.features import Extractor, load_extractor
 from scalegan.evaluation.inception import Inception
 from scalegan.evaluation.lite0 import Lite0
 from scalegan.evaluation.names import WIDTHS, WITH_PROBABILITIES
@@ -23,6 +23,7 @@ from scalegan.evaluation.resize import RESIZES, tf1, tf1_matrix
 from scalegan.evaluation.suite import HEADS
 from scalegan.evaluation.team import Team
 from scalegan.evaluation_config import EvaluationConfig
+from scalegan.float32 import computing_in
 
 CPU = torch.device("cpu")
 DATA = Path(os.environ.get("SCALEGAN_DATA", Path(__file__).parents[2].parent / "shared" / "data"))

@@ -17,6 +17,7 @@ from scalegan.errors import UserError
 from scalegan.evaluation.team import Team
 from scalegan.pixels import to_uint8
 from scalegan.sampling import LoadedGenerator, grid_labels, load_generator
+from scalegan.walks import walk
 
 CLASSES = ("Apple", "Kiwi", "Plum")
 SHAPE = (16, 12, 1)
@@ -95,6 +96,25 @@ def test_other_numbers_and_other_seeds_are_other_images(generator):
 @pytest.mark.parametrize(("first", "count"), [(0, 1), (63, 2), (64, 64), (70, 60), (129, 1)])
 def test_an_image_is_the_same_in_any_slice(generator, first, count):
     assert torch.equal(generator.sample_range(first, count), generator.sample(130)[first : first + count])
+
+
+def test_an_image_is_made_in_plain_float32_whatever_is_around(generator, float32_switches, monkeypatch):
+    """A training in bfloat16 leaves TF32 on, `scalegan evaluate` has it off, and both are to see the same images."""
+    found, forward = [], generator.network.forward
+
+    def look(*given):
+        found.append([switch.fp32_precision for switch in float32_switches])
+        return forward(*given)
+
+    monkeypatch.setattr(generator.network, "forward", look)
+    before = [switch.fp32_precision for switch in float32_switches]
+    images = generator.sample(70)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(generator.sample(70), images)
+    film = walk(generator, 2, [0, 1], 2, torch.full((2,), -1))
+    assert next(film).shape == images[:2].shape
+    assert found == 5 * [["ieee", "ieee"]]
+    assert [switch.fp32_precision for switch in float32_switches] == before == ["tf32", "none"]
 
 
 @pytest.mark.parametrize("processes", [1, 3])

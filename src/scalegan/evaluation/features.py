@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from scalegan.evaluation.names import key
 from scalegan.evaluation.network import FeatureNetwork, quantised
 from scalegan.evaluation.team import Team
 from scalegan.evaluation_config import EvaluationConfig
+from scalegan.float32 import computing_in
 
 
 @dataclass(frozen=True)
@@ -151,20 +151,3 @@ def on_device(
 ) -> Extractor:
     size = network.cpu_batch if device.type == "cpu" else batch
     return Extractor(name, network.to(device).eval(), sha256, device, size, precision)
-
-
-@contextmanager
-def computing_in(precision: str, device: torch.device) -> Iterator[None]:
-    """Whatever the training around it has chosen: `float32` without autocast, TF32 or bfloat16 inside products; `bfloat16` by
-    autocast, and all that this leaves in float32 likewise plain."""
-    cpu, cuda = torch.backends.mkldnn, torch.backends.cudnn
-    switches = (cuda.conv, torch.backends.cuda.matmul, cpu.conv, cpu.matmul)  # type: ignore[attr-defined]
-    before = [switch.fp32_precision for switch in switches]
-    try:
-        for switch in switches:
-            switch.fp32_precision = "ieee"
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-            yield
-    finally:
-        for switch, value in zip(switches, before, strict=True):
-            switch.fp32_precision = value

@@ -19,9 +19,9 @@ from torchmetrics import Metric
 
 from scalegan.errors import UserError
 from scalegan.evaluation import weights
-from scalegan.evaluation.features import computing_in
 from scalegan.evaluation.team import Team
 from scalegan.evaluation_config import EvaluationConfig
+from scalegan.float32 import computing_in
 from scalegan.pixels import normalise
 
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)

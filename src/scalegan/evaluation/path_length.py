@@ -20,10 +20,10 @@ from torchmetrics import Metric
 
 from scalegan import random
 from scalegan.errors import UserError
-from scalegan.evaluation.features import computing_in
 from scalegan.evaluation.network import DIVERGED
 from scalegan.evaluation.real import Progress
 from scalegan.evaluation.team import Team
+from scalegan.float32 import computing_in
 from scalegan.models.noise import noise_keys
 from scalegan.models.resize import Resize, area
 from scalegan.sampling import BLOCK
