@@ -22,6 +22,7 @@ from scalegan.data.held_out import held_out_of, read_held_out
 from scalegan.data.index import Index, is_remote
 from scalegan.data.loader import Batch, open_reader
 from scalegan.data.order import PROBED, draw, permute
+from scalegan.float32 import computing_in
 from scalegan.pixels import normalise
 from scalegan.steps import Game
 
@@ -81,7 +82,7 @@ def steepness(game: Game, reals: Sequence[Batch], images_seen: int) -> dict[str,
     the device. These images are at hand in every run: fixed ones would have to be read first, and whole shards fetched.
     """
     parts = []
-    with in_evaluation(game.bare_generator, game.bare_critic):
+    with in_evaluation(game.bare_generator, game.bare_critic), computing_in("float32", game.accelerator.device):
         for first, real in game.shown(reals, images_seen):
             latents = game.draws.latents("steepness", first)
             with torch.no_grad():

@@ -151,6 +151,22 @@ def test_how_steep_the_critic_is_does_not_hang_on_bfloat16(shards, tmp_path):
     assert found == exact
 
 
+def test_how_steep_the_critic_is_is_measured_in_plain_float32(shards, tmp_path, float32_switches, monkeypatch):
+    """Beside a training in bfloat16, which leaves TF32 on."""
+    game, index = game_of(shards, tmp_path)
+    found, reals = [], reals_of(game, index)
+    for network in (game.bare_generator, game.bare_critic.discriminator):
+
+        def look(*given, forward=network.forward):
+            found.append([switch.fp32_precision for switch in float32_switches])
+            return forward(*given)
+
+        monkeypatch.setattr(network, "forward", look)
+    steepness(game, reals, 64)
+    assert found == 3 * [["ieee", "ieee"]]
+    assert [switch.fp32_precision for switch in float32_switches] == ["tf32", "none"]
+
+
 @pytest.mark.parametrize("changes", [
     {"model.critic_norm": "batch"},
     {"model.critic_family": "projected", "model.backbone_size": 32, "loss.name": "hinge"},
