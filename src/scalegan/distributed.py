@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -115,9 +116,18 @@ def lost_another(error: RuntimeError) -> bool:
 
 @contextmanager
 def in_company() -> Iterator[None]:
-    """Around what processes do together: where one of them is lost, the others end in one line. Raises `UserError`."""
+    """Around what processes do together: where one is lost, or a GPU is full, all end in one line. Raises `UserError`."""
     try:
         yield
+    except torch.OutOfMemoryError as error:
+        text = (
+            "the GPU has no memory left: raise train.accumulate (a begun run takes it with --override_resume) or lower "
+            "evaluation.batch (`scalegan evaluate`: --batch), in a new run also train.batch or the widths of the networks: "
+            + " ".join(str(error).split())
+        )
+        if launcher.rank():  # for which the command line does not speak, and process 0 may have room
+            print(f"scalegan: error: process {launcher.rank()}: {text}", file=sys.stderr, flush=True)
+        raise UserError(text) from None
     except RuntimeError as error:
         if not lost_another(error):
             raise

@@ -75,6 +75,8 @@ def watched(config: Config, watchdog: Watchdog) -> bool:
     run.refuse_second_writer(Path(config.run))
 
     # All that needs no torch has been checked.
+    import torch
+
     from scalegan import own
     from scalegan.distributed import as_one, control_group, from_all, from_main, in_company, make_accelerator, settle_precision
     from scalegan.models import projected
@@ -96,7 +98,7 @@ def watched(config: Config, watchdog: Watchdog) -> bool:
         from_main(claimed if isinstance(claimed, UserError) else None, group)
         try:
             reached = Trainer(config, accelerator, index, group, watchdog).train()
-        except UserError:
+        except (UserError, torch.OutOfMemoryError):
             if isinstance(claimed, run.Lock):
                 run.release(Path(config.run))
             raise

@@ -7,10 +7,12 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
+from helpers.runs import arguments, command, error_lines
 from scalegan import distributed, launcher
 from scalegan.config import Config, TrainConfig
-from scalegan.distributed import as_one, control_group, from_main, make_accelerator, settle_precision
+from scalegan.distributed import as_one, control_group, from_main, in_company, make_accelerator, settle_precision
 from scalegan.errors import MachineError, UserError
+from scalegan.trainer import Trainer
 
 
 def test_alone_there_is_no_group_and_the_own_value_counts():
@@ -150,3 +152,25 @@ def test_auto_is_bf16_where_the_hardware_has_it(monkeypatch):
         assert settle_precision(config, "fp16").train.precision == "fp16", "a run goes on as it began"
         chosen = Config(train=TrainConfig(precision="bf16"))
         assert settle_precision(chosen, "fp32") == chosen
+
+
+def full(self):
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has a total capacity of 8.00 GiB")
+
+
+def test_a_full_gpu_is_one_line_and_the_run_may_begin_otherwise(shards, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Trainer, "take_steps", full)
+    assert command(arguments(shards, tmp_path / "run", 64)) == 2
+    (told,) = error_lines(capsys.readouterr().err)
+    assert told.startswith("scalegan: error: the GPU has no memory left: raise train.accumulate ")
+    assert told.endswith("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 8.00 GiB")
+    assert not (tmp_path / "run" / "run.json").exists(), "else another batch would be refused"
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_process_whose_gpu_is_full_says_so_itself_where_the_command_line_will_not(monkeypatch, capsys, rank):
+    monkeypatch.setenv("RANK", rank)
+    with pytest.raises(UserError, match=r"^the GPU has no memory left: .* GPU 0 has .* 8.00 GiB$"), in_company():
+        full(None)
+    found = error_lines(capsys.readouterr().err)
+    assert [line.split("left")[0] for line in found] == ["scalegan: error: process 1: the GPU has no memory "] * int(rank)
