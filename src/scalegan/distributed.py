@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, parse_flag_from_env
 
 from scalegan import launcher
 from scalegan.config import Config, TrainConfig
@@ -50,6 +50,11 @@ def check_device(train: TrainConfig) -> bool:
             "train.device is cuda but torch sees no GPU here: use --train.device cpu, or check the driver and torch build"
         )
     cpu = train.device == "cpu" or not torch.cuda.is_available()
+    if not cpu and parse_flag_from_env("ACCELERATE_USE_CPU"):
+        raise UserError(
+            "Accelerate was told to use the CPU (`accelerate launch --cpu`, or ACCELERATE_USE_CPU) and train.device is "
+            f"{train.device}, which is the GPU here: use --train.device cpu (`scalegan evaluate`: --device cpu), or do without"
+        )
     if cpu and train.precision == "fp16":
         raise UserError("train.precision fp16 needs a GPU: use --train.precision bf16 or fp32")
     if cpu and train.cuda_graphs:

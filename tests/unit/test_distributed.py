@@ -60,6 +60,7 @@ def test_a_launcher_that_accelerate_disagrees_with_is_refused(monkeypatch):
     for name, value in {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "x", "MASTER_PORT": "1"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(distributed, "Accelerator", lambda **_: Alone())
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "false")  # so that it is put back
     with pytest.raises(UserError, match="the launcher started 2 processes but Accelerate sees 1") as told:
         make_accelerator(TrainConfig(device="cpu"))
     assert "\n" not in str(told.value)
@@ -69,6 +70,16 @@ def test_a_launcher_that_accelerate_disagrees_with_is_refused(monkeypatch):
 def test_a_gpu_that_is_not_there_is_named():
     with pytest.raises(UserError, match=r"train.device is cuda but torch sees no GPU here: use --train.device cpu"):
         make_accelerator(TrainConfig(device="cuda"))
+
+
+@pytest.mark.parametrize("device", ["cuda", "auto"])
+def test_a_gpu_that_accelerate_was_told_not_to_use_is_refused(monkeypatch, device):
+    """It would train on the CPU without a word, in the precision that is fast on the GPU."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
+    with pytest.raises(UserError, match=rf"ACCELERATE_USE_CPU\) and train.device is {device}.*: use --train.device cpu "):
+        make_accelerator(TrainConfig(device=device, precision="fp32"))
+    assert make_accelerator(TrainConfig(device="cpu", precision="fp32")).device == torch.device("cpu")
 
 
 def test_fp16_on_the_cpu_is_refused():
