@@ -34,6 +34,10 @@ from scalegan.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from torch.distributed import ProcessGroup
+
+OF_MACHINES = ("run", "data.", "evaluation.weights", "evaluation.lpips_weights")
+"""Settings that may be others on each machine: where its files lie, and how it reads them."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -94,6 +98,7 @@ def watched(config: Config, watchdog: Watchdog) -> bool:
             raise UserError(
                 f"train.precision auto is {' and '.join(sorted(found))} on these machines: say which, --train.precision fp32"
             )
+        refuse_unlike(config, index, group)
         claimed = claim(config, index, accelerator)
         from_main(claimed if isinstance(claimed, UserError) else None, group)
         try:
@@ -107,6 +112,21 @@ def watched(config: Config, watchdog: Watchdog) -> bool:
                 claimed.close()
     accelerator.end_training()
     return reached
+
+
+def refuse_unlike(config: Config, index: Index, group: ProcessGroup | None) -> None:
+    """Raises `UserError` where a process would train by other settings or on other images, which nothing exchanged shows."""
+    from scalegan.distributed import as_one, from_main
+
+    alike = {name: value for name, value in run.flatten(config.to_dict()).items() if not name.startswith(OF_MACHINES)}
+    alike |= run.flatten({"data": config.identity()["data"] | {"sha256": index.sha256}})
+    first = from_main(None if launcher.rank() else alike, group)
+    with as_one(group):
+        if unlike := run.differences(first, alike):
+            raise UserError(
+                f"it has other settings or images than process 0 ({'; '.join(unlike)}): give every machine the same command "
+                "and the same shards"
+            )
 
 
 def claim(config: Config, index: Index, accelerator: Accelerator) -> run.Lock | UserError | None:

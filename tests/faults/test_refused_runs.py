@@ -260,6 +260,35 @@ def test_machines_that_differ_in_auto_precision_are_told(shards, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.distributed
+@pytest.mark.parametrize(
+    ("other", "told"),
+    [
+        ({"data__path": "other"}, r"data.sha256: [0-9a-f]{64} -> [0-9a-f]{64}"),
+        ({"optim__lr_g": 0.5}, r"optim.lr_g: 0.0002 -> 0.5"),
+    ],
+    ids=["images", "settings"],
+)
+def test_a_process_with_other_images_or_settings_is_told_of_before_anything_is_written(shards, tmp_path, other, told):
+    """As on a machine whose copy of the shards is an older one, or where the command was changed."""
+    if "data__path" in other:
+        other = {"data__path": make_shards(tmp_path / "other", seed=1).root}
+    argv = [arguments(shards, tmp_path / "run", 64, **changes) for changes in ({}, other)]
+    ended = run_world(tmp_path, 2, command, argv, each=True)
+    assert [e.value for e in ended] == [2, 2], ended
+    (line,) = [line for e in ended for line in error_lines(e.stderr)]
+    assert re.search(rf"process 1: it has other settings or images than process 0 \({told}\): give every machine the", line)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.distributed
+def test_machines_may_have_the_same_images_elsewhere(shards, tmp_path):
+    shutil.copytree(shards, tmp_path / "copy")
+    configs = [configured(path, tmp_path / "run", 64, data__workers=n) for n, path in enumerate((shards, tmp_path / "copy"))]
+    ended = run_world(tmp_path, 2, training, configs, each=True)
+    assert [e.value for e in ended] == [True, True], ended
+
+
 def test_other_images_are_refused_in_5_s(tmp_path):
     make_shards(tmp_path / "shards")
     run_world(tmp_path, 1, training, configured(tmp_path / "shards", tmp_path / "run", 64))
