@@ -262,11 +262,11 @@ class Outputs:
         self.read_at += time.perf_counter() - start
 
     def stopped(self, images_seen: int, saved: bool) -> None:
+        """Raises `UserError` where images were lost: such an end is no success, on which other jobs may wait."""
         if not saved:
-            self.say(
+            raise UserError(
                 f"stopped at {images_seen} images on request, NOT saved: the same command goes on from the checkpoint before"
             )
-            return
         if self.main:
             (self.run_dir / REQUEUE).write_text(f"{images_seen} {os.environ.get(ATTEMPT, '')}".rstrip() + "\n")
         self.say(f"stopped at {images_seen} images on request, checkpoint saved: run the same command to go on")

@@ -12,7 +12,7 @@ import torch
 from accelerate.state import AcceleratorState
 from tiny import make_config, make_shards
 
-from scalegan import outputs
+from scalegan import checkpoint, outputs
 from scalegan.checkpoint import folders, latest, number
 from scalegan.distributed import make_accelerator
 from scalegan.errors import GivenUp, UserError
@@ -150,3 +150,23 @@ def test_a_notice_asks_for_the_run_again_though_an_old_checkpoint_cannot_be_dele
     assert "an old checkpoint could not be deleted" in said
     assert "NOT saved" not in said
     assert [number(path) for path in folders(trainer.run_dir)] == [40, 32, 16]
+
+
+def test_a_stop_that_could_not_be_saved_is_no_success(make_trainer, monkeypatch, capsys):
+    """Jobs may wait for that of this one."""
+    trainer = make_trainer(3.0, 2.0)
+
+    def save(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def told(images_seen):
+        if images_seen == 40:
+            monkeypatch.setattr(checkpoint, "save", save)
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+    monkeypatch.setattr(trainer.outputs, "advance", told)
+    with pytest.raises(UserError, match=r"^stopped at 40 images on request, NOT saved: the same command goes on from the"):
+        trainer.train()
+    assert "checkpoint at 40 images was NOT saved: [Errno 28] No space left on device" in capsys.readouterr().out
+    assert not (trainer.run_dir / "requeue").exists()
+    assert [number(path) for path in folders(trainer.run_dir)] == [32]
