@@ -58,9 +58,9 @@ scalegan_job() {
   [[ -z ${SCALEGAN_SETUP:-} ]] || scalegan_setup || scalegan_stop "SCALEGAN_SETUP=$SCALEGAN_SETUP failed"
   set +e -uo pipefail
   local -a more srun_options prefix
-  read -ra more <<<"${SCALEGAN_ARGS:-}"
-  read -ra srun_options <<<"${SCALEGAN_SRUN:-}"
-  read -ra prefix <<<"${SCALEGAN_EXEC:-}"
+  read -rd "" -a more <<<"${SCALEGAN_ARGS:-}"
+  read -rd "" -a srun_options <<<"${SCALEGAN_SRUN:-}"
+  read -rd "" -a prefix <<<"${SCALEGAN_EXEC:-}"
   set -- "$@" ${more[@]+"${more[@]}"}
   if ((${#prefix[@]} + ${#srun_options[@]} == 0)) && ! command -v accelerate >/dev/null; then
     scalegan_stop "no accelerate on the PATH: activate the environment before sbatch, or name a file that does so in SCALEGAN_SETUP"

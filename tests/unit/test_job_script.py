@@ -185,6 +185,17 @@ def test_gpus_that_torch_does_not_see_are_told_once_by_each_machine(job, shards)
     assert done.stderr == f"scalegan: error: {line}scalegan: error: machine {machine}: {line}"
 
 
+def test_options_may_stand_on_several_lines(job):
+    """As a file to source first may set them."""
+    options = "--train.seed 5\n  --train.images 64\n"
+    done = job(SCALEGAN_ARGS=options, SCALEGAN_SRUN="--mpi=none\n--exact", SCALEGAN_EXEC="env\nCONTAINER=1")
+    assert done.returncode == 0, done.stderr
+    words = job.of("accelerate")
+    assert (option(words, "--train.seed"), option(words, "--train.images")) == ("5", "64")
+    assert {"--mpi=none", "--exact"} <= set(job.of("srun"))
+    assert job.environment()["CONTAINER"] == "1"
+
+
 # --- containers
 
 
