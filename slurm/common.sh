@@ -128,14 +128,16 @@ scalegan_job() {
   [[ -z $teller ]] || kill "$teller" 2>/dev/null
   scalegan_log "srun ended with $rc"
 
-  local images='' attempt=''
+  local images='' attempt='' job=$SLURM_JOB_ID
+  # One task of an array has the number of the array, by which alone all of its tasks would be requeued.
+  [[ $job != "${SLURM_ARRAY_JOB_ID:-}" ]] || job+=_$SLURM_ARRAY_TASK_ID
   [[ ! -e $marker ]] || read -r images attempt <"$marker"
   if [[ -z $cancelled && $attempt == "$SCALEGAN_ATTEMPT" ]]; then
     rc=75
     if ((${SLURM_RESTART_COUNT:-0} < ${MAX_RESTARTS:-100})); then
       trap '' TERM # requeueing sends TERM to this shell
       scalegan_log "requeueing the job, to resume at $images images"
-      scontrol requeue "$SLURM_JOB_ID" && sleep 60 && exit # meanwhile, Slurm ends this shell
+      scontrol requeue "$job" && sleep 60 && exit # meanwhile, Slurm ends this shell
       scalegan_log "not requeued: scontrol failed; the same sbatch command resumes the run"
     else
       scalegan_log "not requeued: MAX_RESTARTS=${MAX_RESTARTS:-100} reached; the same sbatch command resumes the run"

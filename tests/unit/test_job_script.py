@@ -242,6 +242,15 @@ def test_a_training_that_asks_for_it_is_requeued(job):
     assert "requeueing the job, to resume at 320 images" in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("array", "asked"), [("7", "requeue 7_3"), ("5", "requeue 7")], ids=["with its number", "with another"]
+)
+def test_a_task_of_an_array_requeues_itself_alone(job, array, asked):
+    """One of them has the number of the array, which scontrol takes for all of its tasks."""
+    job(TRAINING=ASKS, SLURM_ARRAY_JOB_ID=array, SLURM_ARRAY_TASK_ID="3")
+    assert job.of("scontrol") == [asked]
+
+
 @pytest.mark.parametrize("of", ["6.0", "7.0", ""], ids=["of another job", "of this job before", "of no job"])
 def test_what_others_ask_for_is_left_alone(job, of):
     """A second job on the folder of one that runs is refused, and the first one's wish is not the second's to undo."""
