@@ -77,7 +77,7 @@ scalegan_job() {
   [[ -n $master ]] || scalegan_stop "scontrol does not name the first host of $SLURM_JOB_NODELIST"
 
   # The GPUs that were requested: with --exclusive, the node may have more than the step gets.
-  local gpus=${SLURM_GPUS_ON_NODE:-0} cpus=${SLURM_CPUS_PER_TASK:-1}
+  local gpus=${SLURM_GPUS_ON_NODE:-0} cpus=$((${SLURM_CPUS_PER_TASK:-1} * ${SLURM_NTASKS_PER_NODE:-1}))
   [[ ! ${SLURM_GPUS_PER_NODE:-} =~ ^([^:,]+:)?([0-9]+)$ ]] || gpus=${BASH_REMATCH[2]}
   local processes=${SCALEGAN_PROCESSES:-$((gpus > 0 ? gpus : 1))}
   export SCALEGAN_MASTER=$master
@@ -102,7 +102,8 @@ scalegan_job() {
   # shellcheck disable=SC2016
   (
     trap '' USR1 # until srun has its handler
-    exec srun --kill-on-bad-exit=1 --label --cpus-per-task="$cpus" ${srun_options[@]+"${srun_options[@]}"} \
+    exec srun --kill-on-bad-exit=1 --label --ntasks="$SLURM_NNODES" --ntasks-per-node=1 --cpus-per-task="$cpus" \
+      ${srun_options[@]+"${srun_options[@]}"} \
       bash -c 'trap "" USR1; exec "$@"' launcher ${prefix[@]+"${prefix[@]}"} \
       bash -c 'trap "" USR1 TERM
       for folder in "$SCALEGAN_ROOT" "$SCALEGAN_RUN" "$SCALEGAN_FOLDER"; do

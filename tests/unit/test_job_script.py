@@ -149,6 +149,14 @@ def test_the_step_has_the_cpus_of_the_job_unless_told_otherwise(job):
     assert words.index("--cpus-per-task=8") < words.index("--cpus-per-task=3") < words.index("bash")
 
 
+def test_a_job_of_several_tasks_a_node_has_one_launcher_there_with_the_cpus_of_all(job):
+    """As elsewhere a task is a process: `sbatch --ntasks-per-node=4 --gpus-per-node=4`."""
+    job(SLURM_NTASKS_PER_NODE="4", SLURM_NTASKS="8", SLURM_NNODES="2", SLURM_GPUS_PER_NODE="4")
+    assert {"--ntasks=2", "--ntasks-per-node=1", "--cpus-per-task=32"} <= set(job.of("srun"))
+    assert option(job.of("accelerate"), "--num_cpu_threads_per_process") == "8"
+    assert option(job.of("accelerate"), "--num_processes") == "8"
+
+
 @pytest.mark.parametrize(
     ("asked", "there", "processes"), [("2", "8", 2), ("a100:2", "8", 2), ("0", None, 1), (None, "4", 4), ("a:1,b:1", "2", 2)]
 )
