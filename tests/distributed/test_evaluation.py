@@ -1,12 +1,14 @@
 """An evaluation gives the same on any number of processes, and what one process meets, all of them raise."""
 
 import io
+import json
 import os
 import signal
 import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ import torch
 from PIL import Image
 
 from helpers.daily import one_a_day
+from helpers.runs import configured, training
 from helpers.shards import make_images, make_shards, png
 from helpers.worlds import run_world
 from scalegan.data.index import read_index
@@ -336,3 +339,50 @@ def test_without_weights_and_without_an_answer_all_say_so_in_5_s(tmp_path):
 def test_missing_weights_stop_all_of_them(data, tmp_path, missing):
     ended = run_world(tmp_path, 2, missing, data, tmp_path)
     assert ["do not exist" in str(process.value) for process in ended] == [True, True]
+
+
+def beside_a_training(run: Path, record: Path, later: Path | None = None) -> int:
+    """`scalegan evaluate RUN`, by features that cost nothing. `later` is a checkpoint that a training saves when process 0 has
+    looked for the newest, and process 1 has not."""
+    from scalegan import cli, sampling
+    from scalegan.evaluation import evaluator
+    from scalegan.evaluation.features import Extractor
+    from scalegan.evaluation.network import FeatureNetwork
+
+    class Areas(FeatureNetwork):
+        num_features, resize, cpu_batch = 48, "none", 8
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.adaptive_avg_pool2d(images.float() / 64, 4).flatten(1)
+
+    find, looked, rank = sampling.find_checkpoint, record.with_suffix(".looked"), os.environ.get("RANK")
+
+    def find_checkpoint(path: Path) -> Any:
+        if later is not None and rank == "1":
+            while not looked.exists():
+                time.sleep(0.01)
+            if later.exists():
+                later.rename(run / "checkpoints" / later.name)
+        found = find(path)
+        looked.touch()
+        return found
+
+    sampling.find_checkpoint = find_checkpoint
+    evaluator.load_extractor = lambda *_: Extractor("lite0", Areas(), "no weights", torch.device("cpu"), 8)
+    return cli.main(["evaluate", str(run), "--samples", "128", "--device", "cpu", "--json", str(record)])
+
+
+def test_a_run_that_goes_on_meanwhile_is_evaluated_by_one_checkpoint(shards, tmp_path):
+    run, later = tmp_path / "run", tmp_path / "000000128"
+    run_world(tmp_path, 1, training, configured(shards, run, 128, log__checkpoint=64, optim__lr_g=0.01))
+    (run / "checkpoints" / later.name).rename(later)
+    records = []
+    for processes, more in ((1, ()), (2, (later,))):
+        record = tmp_path / f"{processes}.json"
+        ended = run_world(tmp_path, processes, beside_a_training, run, record, *more)
+        assert [e.value for e in ended] == [0] * processes, ended
+        records.append(json.loads(record.read_text()))
+    assert not later.exists()
+    alone, both = records
+    assert both["images_seen"] == alone["images_seen"] == 64
+    assert both["fd_lite0"] == pytest.approx(alone["fd_lite0"], rel=1e-9)

@@ -171,11 +171,16 @@ def of_run(
 ) -> Iterator[tuple[EvaluationConfig, dict[str, Any]]]:
     """How each checkpoint that was asked for is measured, and its record; the oldest first."""
     from scalegan import own
+    from scalegan.checkpoint import read
     from scalegan.evaluation import folder, sides, statistics_file
     from scalegan.sampling import load_generator
 
     network = own.network("--generator", args.generator)
-    found = choose(Path(args.source), run_dir, args.checkpoint)
+    with team.as_one():  # by one process for all, as a training may save and delete meanwhile
+        chosen = choose(Path(args.source), run_dir, args.checkpoint) if team.first else []
+    paths = team.from_first([str(checkpoint.path) for checkpoint in chosen])
+    with team.as_one():
+        found = [read(Path(path)) for path in paths]
     against = sides.reference(args.against, args.window, team) if args.against else sides.trained_on(found[0])
     held_out = sides.held_out_given(args.held_out, args.window, against, team)
     folder.check_window(args.window, against, held_out)
@@ -183,7 +188,8 @@ def of_run(
     cache = cache_for(extractor, run_dir / "cache", stack)
     left_out, without = 0, ""
     for checkpoint in found:
-        loaded = load_generator(checkpoint.path, device, network)
+        with team.as_one():
+            loaded = load_generator(checkpoint.path, device, network)
         config = overridden(loaded.config.evaluation, args)
         if isinstance(against, statistics_file.Statistics):
             possible = statistics_file.without_images(config)
