@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from helpers.daily import one_a_day
-from helpers.runs import configured, contents, newest
+from helpers.runs import arguments, command, configured, contents, error_lines, newest
 from helpers.worlds import run_world
 from scalegan.errors import UserError
 from scalegan.sampling import BLOCK
@@ -126,3 +126,24 @@ def test_what_comes_in_an_evaluation_costs_no_step_and_it_is_made_again(shards, 
     assert ours[1:] == theirs[1:]
     assert ours[0].keys() == theirs[0].keys()
     assert [name for name in theirs[0] if ours[0][name] != theirs[0][name]] == []
+
+
+def without_weights(argv):
+    """Process 1 has another file where the others have their weights, as on a machine with a damaged copy."""
+    from scalegan.evaluation import weights
+
+    def read_checked(path, sha256):
+        raise UserError(f"weights {path} are not the expected file")
+
+    if os.environ["RANK"] == "1":
+        weights.read_checked = read_checked
+    return command(argv)
+
+
+@pytest.mark.distributed
+def test_weights_that_one_process_alone_cannot_read_are_told_once_and_cost_no_step(shards, tmp_path):
+    ended = run_world(tmp_path, 2, without_weights, arguments(shards, tmp_path / "run", 128, evaluation__every=64))
+    assert [e.value for e in ended] == [2, 2], ended
+    (line,) = [line for e in ended for line in error_lines(e.stderr)]
+    assert "are not the expected file" in line
+    assert int(newest(tmp_path / "run").name) == 64

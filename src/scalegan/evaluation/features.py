@@ -142,7 +142,8 @@ def to_download(config: EvaluationConfig) -> str:
 def load_extractor(config: EvaluationConfig, device: torch.device, team: Team) -> Extractor:
     """The extractor on every process. Raises `UserError` on all."""
     path = team.look(lambda: find_weights(config))
-    network, sha256 = KINDS[config.extractor].build(path, config)
+    with team.as_one():  # each machine may have a file of its own
+        network, sha256 = KINDS[config.extractor].build(path, config)
     return on_device(config.extractor, network, sha256, device, config.batch, config.precision)
 
 

@@ -148,8 +148,9 @@ def load_lpips(config: EvaluationConfig, device: torch.device, team: Team) -> Pe
     """The network that `config` names, on every process. Raises `UserError` on all."""
     name = config.lpips
     path = team.look(lambda: weights.lpips_path(name, config.lpips_weights))
-    state, sha256 = weights.read_known(path, weights.LPIPS[name].sha256)
-    heads = weights.read_checked(weights.lpips_heads_path(name), weights.LPIPS_HEADS_SHA256[name])
+    with team.as_one():  # each machine may have files of its own
+        state, sha256 = weights.read_known(path, weights.LPIPS[name].sha256)
+        heads = weights.read_checked(weights.lpips_heads_path(name), weights.LPIPS_HEADS_SHA256[name])
     network = Lpips(name, state, heads).to(device).eval()
     return PerceptualDistance(name, network, sha256, weights.LPIPS_HEADS_SHA256[name], device)
 
