@@ -6,6 +6,7 @@ The line speaks StyleGAN's dialect, which people and their log scrapers know:
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import time
@@ -19,6 +20,10 @@ from scalegan.files import Lines, no_room
 
 if TYPE_CHECKING:
     from rich.progress import Progress
+
+
+GONE = (errno.EPIPE, errno.EIO)
+"""What writing ends in where the reader of a pipe has gone, or the terminal was closed."""
 
 
 def human_time(seconds: float) -> str:
@@ -128,10 +133,10 @@ class Status:
                 self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
             else:
                 print(text, flush=True)
-        except BrokenPipeError:  # the reader at the other end of a pipe has gone: no reason to stop, the log goes on
-            sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (as long as the process)
-        except OSError as error:  # output goes to a file, as of a batch job: the line waits for the next to be printed
-            if not no_room(error):
+        except OSError as error:
+            if error.errno in GONE:  # no reason to stop: the log goes on
+                be_silent()
+            elif not no_room(error):  # else output goes to a file, as of a batch job: the line waits for the next to be printed
                 raise
 
     def close(self) -> None:
@@ -145,6 +150,16 @@ class Status:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+
+def be_silent() -> None:
+    """What is printed from now on goes nowhere, also by the thread that draws the bar; and so does standard error where it
+    leads to the same pipe or terminal."""
+    lost, nowhere = os.fstat(sys.stdout.fileno()), os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        if os.path.samestat(os.fstat(stream.fileno()), lost):
+            os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 def _progress_bar() -> Progress:

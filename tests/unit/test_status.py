@@ -1,6 +1,8 @@
 """The status line and where it goes: standard output, RUN/log.txt, and over the bar on a terminal."""
 
 import contextlib
+import os
+import pty
 import subprocess
 import sys
 from pathlib import Path
@@ -93,6 +95,30 @@ def test_a_reader_who_leaves_does_not_stop_the_run(tmp_path: Path) -> None:
     assert process.wait(timeout=30) == 0
     assert process.stderr.read() == b""
     process.stderr.close()
+    assert len((tmp_path / "log.txt").read_text().splitlines()) == 50
+
+
+def test_a_terminal_that_is_closed_does_not_stop_the_run(tmp_path: Path) -> None:
+    """As where a connection is lost and the training was told not to mind (`setsid`, `disown`)."""
+    code = (
+        "import sys, time; from pathlib import Path; from scalegan.status import Status\n"
+        "with Status(1000, Path(sys.argv[1])) as s:\n"
+        "    for i in range(50):\n"
+        "        s.say('line'); time.sleep(0.03)\n"
+        "        if i > 40: print('said beside it', file=sys.stderr)"
+    )
+    parent, child = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)],
+        stdout=child,
+        stderr=child,
+        env=os.environ | {"TERM": "xterm"},
+        start_new_session=True,
+    )
+    os.close(child)
+    os.read(parent, 1)
+    os.close(parent)
+    assert process.wait(timeout=60) == 0
     assert len((tmp_path / "log.txt").read_text().splitlines()) == 50
 
 
