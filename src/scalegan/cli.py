@@ -133,8 +133,19 @@ def reader_has_gone() -> bool:
     return gone
 
 
+def open_streams() -> None:
+    """Python has none where a standard stream was closed, as by `>&-`, and the next file that is opened would take its number:
+    what code in C prints would go there."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            stream = open(os.devnull, mode, encoding="utf-8")  # noqa: SIM115 (as long as the process)
+            os.set_inheritable(stream.fileno(), True)
+            setattr(sys, name, stream)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command line. Returns the exit code: 0, 2 for what the user can mend, 130 after Ctrl-C."""
+    open_streams()
     if argv is None and sys.argv[1:2] == ["train"]:
         early.remember()
     try:

@@ -144,6 +144,16 @@ def test_a_reader_that_has_seen_enough_ends_it_without_a_word(tmp_path):
     assert process.wait() == 141
 
 
+@pytest.mark.parametrize("closed", [">&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_without_standard_streams_a_command_runs_and_no_file_takes_their_numbers(tmp_path, closed):
+    """As of a job in the background, `scalegan train ... >&- 2>&- &`: what C code prints would go into that file."""
+    talk = "import os\nprint('hello', sys.stdout.isatty())\nfile = open(sys.argv[1], 'w')\nfile.write(str(file.fileno()))"
+    code = f"import sys\nfrom scalegan import cli\ncli.dispatch = lambda argv: exec({talk!r})\nsys.exit(cli.main([]))"
+    ended = subprocess.run(["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-c", code, str(tmp_path / "file")])
+    assert ended.returncode == 0
+    assert int((tmp_path / "file").read_text()) > 2
+
+
 def test_a_pipe_of_its_own_that_breaks_is_a_bug(command):
     command(raiser(BrokenPipeError(errno.EPIPE, "Broken pipe")))
     with pytest.raises(BrokenPipeError):
