@@ -55,6 +55,7 @@ MENDABLE = {
     errno.ENOTDIR: ("a file stands where a folder should", "choose another path"),
     errno.EEXIST: ("there is such a file already", "choose another path"),
     errno.EISDIR: ("a folder stands where a file should", "choose another path"),
+    errno.ENAMETOOLONG: ("the name of a file or folder is too long", "choose a shorter path"),
 }
 
 

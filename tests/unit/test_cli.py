@@ -126,6 +126,11 @@ def test_bad_options_are_one_line(command, capsys, argv, line):
             2,
             "scalegan: error: a folder stands where a file should: out: choose another path\n",
         ),
+        (
+            OSError(errno.ENAMETOOLONG, "File name too long", "out"),
+            2,
+            "scalegan: error: the name of a file or folder is too long: out: choose a shorter path\n",
+        ),
     ],
 )
 def test_what_a_user_can_mend_is_one_line(command, capsys, error, code, line):
