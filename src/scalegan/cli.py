@@ -10,6 +10,7 @@ import argparse
 import difflib
 import errno
 import importlib
+import io
 import os
 import select
 import sys
@@ -144,9 +145,16 @@ def open_streams() -> None:
             setattr(sys, name, stream)
 
 
+def forgive_letters() -> None:
+    """What standard output has no letter for, as in a locale of Latin-1, is a question mark instead of an error."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="replace")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command line. Returns the exit code: 0, 2 for what the user can mend, 130 after Ctrl-C."""
     open_streams()
+    forgive_letters()
     if argv is None and sys.argv[1:2] == ["train"]:
         early.remember()
     try:

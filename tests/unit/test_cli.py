@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import os
 import subprocess
 import sys
 import time
@@ -157,6 +158,15 @@ def test_without_standard_streams_a_command_runs_and_no_file_takes_their_numbers
     ended = subprocess.run(["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-c", code, str(tmp_path / "file")])
     assert ended.returncode == 0
     assert int((tmp_path / "file").read_text()) > 2
+
+
+def test_what_standard_output_has_no_letter_for_is_a_question_mark():
+    """As where the locale is Latin-1: bars and frames of tables, or the name of a class, are no reason to stop."""
+    talk = "print('P\\u00eache \\u2588')"
+    code = f"import sys\nfrom scalegan import cli\ncli.dispatch = lambda argv: {talk}\nsys.exit(cli.main([]))"
+    environment = os.environ | {"PYTHONIOENCODING": "latin-1"}
+    ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, b"P\xeache ?\n", b"")
 
 
 def test_a_pipe_of_its_own_that_breaks_is_a_bug(command):
