@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -64,7 +64,18 @@ class Parser(ArgumentParser):
 
 
 class Words(yaml.BaseLoader):
-    """Scalars as they are written, but for null and ~, which are nothing, like an empty place."""
+    """Scalars as they are written, but for null and ~, which are nothing, like an empty place. A key that stands twice is an
+    error, as YAML has it: the later one would take the place of the other, with all that it holds."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        made = super().construct_mapping(node, deep)
+        lines: dict[Hashable, int] = {}
+        for key, _ in node.value:
+            name, line = self.construct_object(key), key.start_mark.line + 1
+            if name in lines:
+                raise yaml.YAMLError(f"{name} stands there twice, in lines {lines[name]} and {line}")
+            lines[name] = line
+        return made
 
 
 Words.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"(~|null|Null|NULL)\Z"), ["~", "n", "N"])

@@ -76,6 +76,8 @@ def test_null_in_a_file_is_nothing_and_no_word(tmp_path, nothing):
         (b"\x89PNG\r\n\x1a\n", "is no valid YAML"),
         (b"- 1\n", "must hold sections"),
         (b"data: [\n", "is no valid YAML"),
+        (b"data: {path: x}\ntrain: {batch: 8}\ntrain: {images: 9}\n", "train stands there twice, in lines 2 and 3"),
+        (b"data: {path: x}\ntrain:\n  images: 9\n  images: 9\n", "images stands there twice, in lines 3 and 4"),
     ],
 )
 def test_a_file_that_cannot_be_meant_is_told_in_one_line(tmp_path, content, expected):
