@@ -205,7 +205,8 @@ def _with_pipe(options: list[str]) -> list[str]:
 
 
 def _preset(name: str) -> Path:
-    for path in (Path(name), Path("configs") / f"{name}.yaml", PRESETS / f"{name}.yaml", PRESETS / Path(name).name):
+    ours = PRESETS / f"{name}.yaml", PRESETS / name, PRESETS.parent / name  # also where the command does not stand beside them
+    for path in (Path(name), Path("configs") / f"{name}.yaml", *ours):
         if path.is_file():
             return path
     there = sorted({p.stem for folder in (Path("configs"), PRESETS) for p in folder.glob("*.yaml")})

@@ -141,6 +141,20 @@ def test_mistakes_are_told_in_one_line(preset, arguments, expected):
     assert "\n" not in str(told.value)
 
 
+@pytest.mark.parametrize("name", ["kiwi", "kiwi.yaml", "configs/kiwi.yaml"])
+def test_a_preset_is_found_from_any_folder(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert settings.parse(["--config", name]).config.run == "runs/kiwi"
+
+
+@pytest.mark.parametrize("absolute", [True, False])
+def test_a_file_that_is_not_there_is_no_preset_of_the_same_name(absolute, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name = str(tmp_path / "mine" / "kiwi.yaml") if absolute else "mine/kiwi.yaml"
+    with pytest.raises(UserError, match=f"--config {name}: no such file or preset; did you mean kiwi?"):
+        settings.parse(["--config", name])
+
+
 def test_an_unknown_key_in_a_file_is_named_with_its_neighbour(tmp_path):
     path = tmp_path / "bad.yaml"
     path.write_text("data: {path: x}\noptim: {lr: 1.0}\n")
