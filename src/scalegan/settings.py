@@ -7,6 +7,7 @@ the command line alike.
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -129,7 +130,7 @@ def to_config(fields: dict[str, Any]) -> Config:
             values[name_] = tuple(float(number) for number in values[name_])
         sections[name] = section(**values)
     loose = {name: fields[name] for name in LOOSE if name in fields}
-    loose["run"] = fields["run"] or f"runs/{Path(sections['data'].path).name or 'run'}"
+    loose["run"] = fields["run"] or f"runs/{os.path.basename(os.path.abspath(sections['data'].path)) or 'run'}"
     return Config(**loose, **sections)
 
 

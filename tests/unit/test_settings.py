@@ -155,6 +155,13 @@ def test_a_file_that_is_not_there_is_no_preset_of_the_same_name(absolute, tmp_pa
         settings.parse(["--config", name])
 
 
+@pytest.mark.parametrize(("path", "run"), [("..", "runs/fruit"), (".", "runs/kiwi"), ("../apple/", "runs/apple")])
+def test_a_run_is_called_by_its_data_wherever_the_command_stands(path, run, tmp_path, monkeypatch):
+    (tmp_path / "fruit" / "kiwi").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "fruit" / "kiwi")
+    assert settings.parse(["--data.path", path]).config.run == run
+
+
 def test_an_unknown_key_in_a_file_is_named_with_its_neighbour(tmp_path):
     path = tmp_path / "bad.yaml"
     path.write_text("data: {path: x}\noptim: {lr: 1.0}\n")
