@@ -109,7 +109,7 @@ def parser() -> ArgumentParser:
 def parse(argv: Sequence[str]) -> Request:
     """Raises `UserError`; prints and exits for `--help` and `--print_config`."""
     made = parser()
-    known = set(flatten(made.get_defaults().as_dict()))
+    known = set(flatten(made.get_defaults().as_dict())) - {"config"}  # of a command line alone
     files, options = _apart([str(a) for a in argv])
     _check_options(options, known)
     groups = [_options_in(path, known) for path in files] + [options]

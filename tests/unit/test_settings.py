@@ -73,6 +73,7 @@ def test_null_in_a_file_is_nothing_and_no_word(tmp_path, nothing):
         (b"data: {path: x}\ntrain:\n  batch: null\n", "train.batch: expected a whole number"),
         (b"data: {path: x}\ntrain: 5\n", "section train holds no settings"),
         (b"on: 1\n", "unknown key on"),
+        (b"data: {path: x}\nconfig: other.yaml\n", "unknown key config"),
         (b"\x89PNG\r\n\x1a\n", "is no valid YAML"),
         (b"- 1\n", "must hold sections"),
         (b"data: [\n", "is no valid YAML"),
