@@ -91,6 +91,7 @@ class Outputs:
         if self.main:
             self.status = Status(config.train.images, self.run_dir, images_seen)
             self.tracker = Tracker(self.run_dir, config, images_seen, wandb_id, say=self.status.say)
+            self.cut_grids(images_seen)
 
     @property
     def wandb_id(self) -> str | None:
@@ -114,7 +115,8 @@ class Outputs:
             self.say(described(origin, self.index))
         if self.config.train.precision == "bf16" and not has_bf16(self.accelerator.device.type):
             self.say("bfloat16 is emulated on this device, and slow: --train.precision fp32 --override_resume will be faster")
-        if not (self.run_dir / "samples" / "real.png").exists():
+        # A run that begins anew may have left one of other images (see `run.release`).
+        if not images_seen or not (self.run_dir / "samples" / "real.png").exists():
             self.real_grid()
         if is_remote(self.index.root):
             _ = self.likeness  # now, while the shards that it looks into are those that are fetched first
@@ -128,6 +130,15 @@ class Outputs:
         where = f"{self.config.train.precision} on {several}{self.accelerator.device.type}"
         images = f"{index.samples} images of {index.height}x{index.width} in {index.root}"
         return f"{self.run_dir}: {images}, {where}, first figures at {first} images"
+
+    def cut_grids(self, images_seen: int) -> None:
+        """Delete those after `images_seen`, as the lines about them are cut: the run makes them again, if it gets there."""
+        for path in (self.run_dir / "samples").glob("*.png"):
+            if path.stem.isdigit() and path == self.grid_path(int(path.stem)) and int(path.stem) > images_seen:
+                path.unlink()
+
+    def grid_path(self, images_seen: int) -> Path:
+        return self.run_dir / "samples" / f"{images_seen:09d}.png"
 
     def real_grid(self) -> None:
         """As many real images as a sample grid has."""
@@ -194,7 +205,7 @@ class Outputs:
         except UserError as error:  # of this process alone, while the others go on
             self.say(f"samples at {images_seen} images were NOT made: {error}")
             return
-        path = self.run_dir / "samples" / f"{images_seen:09d}.png"
+        path = self.grid_path(images_seen)
         try:
             figures.save_png(path, images.numpy(), classes if 1 < classes <= 20 else None)
             self.tracker.images(images_seen, path)

@@ -130,6 +130,23 @@ def test_nothing_is_made_again_on_the_first_turn_after_a_resume(make_trainer):
     assert recorded(resumed) == [(16, 3.0), (32, 2.0), (48, 1.0)]
 
 
+def test_grids_of_what_a_run_takes_back_are_not_shown_as_its_own(make_trainer, tmp_path):
+    """Of a run that ended before its first line and begins anew, perhaps on other images; and of one that goes on from before
+    them, perhaps to another end."""
+    samples = tmp_path / "run" / "samples"
+    samples.mkdir(parents=True)
+    for name in ("real.png", "000000040.png", "mine.png", "000099.png"):
+        (samples / name).write_bytes(b"of other images")
+    first = make_trainer(1.0, 2.0, 3.0)
+    assert first.train()
+    assert sorted(path.name for path in samples.iterdir()) == ["000000048.png", "000099.png", "mine.png", "real.png"]
+    assert (samples / "real.png").read_bytes() != b"of other images"
+    shutil.rmtree(first.run_dir / "checkpoints" / "000000048")
+    with pytest.raises(Lost):
+        make_trainer(lost_at=16).train()
+    assert sorted(path.name for path in samples.iterdir()) == ["000099.png", "mine.png", "real.png"]
+
+
 def test_a_notice_asks_for_the_run_again_though_an_old_checkpoint_cannot_be_deleted(make_trainer, monkeypatch, capsys):
     trainer, delete = make_trainer(3.0, 2.0), shutil.rmtree
 
