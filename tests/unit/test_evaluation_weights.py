@@ -162,6 +162,14 @@ def test_inception_is_found_where_it_was_put(monkeypatch, tmp_path):
     assert find_weights(replace(INCEPTION, weights=str(tmp_path / "given.pth"))) == tmp_path / "given.pth"
 
 
+@pytest.mark.parametrize("value", ["", "cache"], ids=["empty", "relative"])
+def test_a_cache_that_is_no_absolute_path_counts_as_none(monkeypatch, tmp_path, value):
+    """As the XDG Base Directory Specification has it: else it would lie wherever the command stands."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", value)
+    assert weights.user_cache() == tmp_path / ".cache"
+
+
 def test_a_download_is_kept(monkeypatch, tmp_path):
     content = b"weights" * 1000
     with server(content) as url:

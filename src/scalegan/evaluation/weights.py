@@ -217,7 +217,8 @@ def dinov2_path(given: str) -> Path:
 
 
 def user_cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
+    given = os.environ.get("XDG_CACHE_HOME", "")
+    return Path(given if os.path.isabs(given) else "~/.cache").expanduser()  # as its specification has it
 
 
 def connect(url: str, patience_s: float = CONNECT_S) -> HTTPResponse:
