@@ -47,7 +47,7 @@ def debug(config: Config) -> int:
     check_data(config, read_index(config.data.path, compare=config.data.on_error == "fail"))
     own.check(config)
     check_device(config.train)
-    parent = Path(f"{config.run}-debug")
+    parent = Path(f"{Path(config.run)}-debug")
     parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="try-", dir=parent))
     console = Console(file=sys.stdout)
@@ -93,7 +93,7 @@ def try_all(parts: list[Part], log: Path, console: Console) -> list[Outcome]:
 
 
 def show(outcomes: list[Outcome], run: str, console: Console) -> None:
-    table = Table(title=f"parts of {run}, cut down", title_justify="left")
+    table = Table(title=escape(f"parts of {run}, cut down"), title_justify="left")
     table.add_column("part", no_wrap=True)
     table.add_column("result", no_wrap=True)
     table.add_column("s", justify="right")

@@ -14,7 +14,7 @@ from scalegan import checkpoint, settings, steps
 from scalegan.config import Config
 from scalegan.cut_down import IMAGES, cut_config, cut_index
 from scalegan.data.index import Index, read_index
-from scalegan.debug import debug, try_all
+from scalegan.debug import Outcome, debug, show, try_all
 from scalegan.errors import UserError
 from scalegan.model_config import ModelConfig
 from scalegan.random import normal
@@ -155,6 +155,18 @@ def test_a_part_is_not_tried_without_what_it_needs(tmp_path):
         ("c", "not tried", "needs b"),
         ("d", "passed", "fine"),
     ]
+
+
+def test_a_run_is_named_as_it_is_called(capsys):
+    show([], "runs/a[/b]", pytest.importorskip("rich.console").Console(width=200))
+    assert "parts of runs/a[/b], cut down" in " ".join(capsys.readouterr().out.split())
+
+
+def test_with_a_slash_at_its_end_it_is_the_same_run(config, tmp_path, monkeypatch):
+    """As a shell completes the name of a folder."""
+    monkeypatch.setattr("scalegan.debug.try_all", lambda *_: [Outcome("a", "failed", 0.0, "")])
+    assert debug(replace(config, run=f"{config.run}/")) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["run-debug"]
 
 
 # --- cut down
