@@ -56,6 +56,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         require(self.streams >= 1, f"data.streams is {self.streams}: give at least 1")
         require(self.window >= 1, f"data.window is {self.window}: give at least 1")
+        require(self.cache_gb >= 0, f"data.cache_gb is {self.cache_gb}: give 0 or more, or .inf for no limit")
         require(self.workers >= 0, f"data.workers is {self.workers}: give 0 or more")
         require(0 <= self.skip_budget <= 1, f"data.skip_budget is {self.skip_budget}: give a share from 0 to 1")
 

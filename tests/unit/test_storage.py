@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import math
 import os
 import shutil
 import signal
@@ -287,6 +288,17 @@ def test_an_open_shard_can_be_read_after_it_made_room(tmp_path: Path, remote: Re
 def test_a_cache_smaller_than_one_shard_is_refused(tmp_path: Path, remote: Remote) -> None:
     with pytest.raises(UserError, match=r"data.cache_gb 1e-06 is less than the shard memory://far/shards/shard-000000.tar"):
         Storage(remote.index, config(tmp_path, cache_gb=1e-6)).open(0)
+
+
+def test_a_cache_may_have_no_limit(tmp_path: Path, remote: Remote) -> None:
+    shards = Storage(remote.index, config(tmp_path, cache_gb=math.inf))
+    assert len(whole(shards, 0)) == remote.index.shards[0].bytes
+
+
+@pytest.mark.parametrize("size", [math.nan, -1.0])
+def test_a_cache_whose_size_is_none_is_refused(size: float) -> None:
+    with pytest.raises(UserError, match=r"data.cache_gb is"):
+        DataConfig(cache_gb=size)
 
 
 def test_what_a_killed_process_left_half_fetched_is_cleared_away(tmp_path: Path, remote: Remote) -> None:

@@ -45,7 +45,7 @@ class TooLong(Exception):
 class Cache:
     """At most `limit` bytes of files below `folder`/scalegan-*. Safe to use from several threads and processes."""
 
-    def __init__(self, folder: Path, limit: int) -> None:
+    def __init__(self, folder: Path, limit: float) -> None:
         self.folder = folder
         self.limit = limit
         self._sizes: list[int] = []  # of what was fetched; threads append

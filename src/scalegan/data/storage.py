@@ -41,7 +41,7 @@ class Storage:
     def __init__(self, index: Index, data: DataConfig) -> None:
         self.index = index
         self.remote = is_remote(index.root)
-        self.cache = Cache(Path(data.cache).expanduser(), int(data.cache_gb * 1e9))
+        self.cache = Cache(Path(data.cache).expanduser(), data.cache_gb * 1e9)
         self.record = self.cache.folder / "checked" / index.sha256
         self._noted: set[str] = set()
         self._noted_bytes = 0  # of the record, which other processes add to, that we have read
