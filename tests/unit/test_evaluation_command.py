@@ -210,6 +210,19 @@ def test_all_checkpoints_are_a_curve_and_a_record_each(run, tmp_path, capsys):
     assert printed.count("lowest") == 1
 
 
+def test_a_checkpoint_that_a_training_deletes_meanwhile_is_left_out_of_the_curve(run, capsys, monkeypatch):
+    measure = sides.Comparison.measure
+
+    def beside_a_training(self, made, progress):
+        shutil.rmtree(run / "checkpoints" / "000000640", ignore_errors=True)
+        return measure(self, made, progress)
+
+    monkeypatch.setattr(sides.Comparison, "measure", beside_a_training)
+    assert cli.main(["evaluate", str(run), "--checkpoint", "all"]) == 0
+    assert "left out of the curve: " in capsys.readouterr().err
+    assert [record["images_seen"] for record in records(run)] == [320]
+
+
 def fill(folder: Path, count: int, seed: int, channels: int = 3, height: int = 16, width: int = 12) -> Path:
     folder.mkdir()
     for number, image in enumerate(make_images(count, height, width, channels, seed)[0]):

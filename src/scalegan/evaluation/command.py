@@ -188,8 +188,17 @@ def of_run(
     cache = cache_for(extractor, run_dir / "cache", stack)
     left_out, without = 0, ""
     for checkpoint in found:
-        with team.as_one():
-            loaded = load_generator(checkpoint.path, device, network)
+        try:
+            with team.as_one():  # a training beside it may have deleted this one, for one process sooner than for another
+                loaded = load_generator(checkpoint.path, device, network)
+                made = sides.made_by(loaded, loaded.config.train.seed if args.seed is None else args.seed, checkpoint)
+        except UserError as error:
+            left_out += 1
+            if left_out == len(found):
+                raise
+            if team.first:
+                print(f"scalegan: left out of the curve: {error}", file=sys.stderr)
+            continue
         config = overridden(loaded.config.evaluation, args)
         if isinstance(against, statistics_file.Statistics):
             possible = statistics_file.without_images(config)
@@ -199,16 +208,6 @@ def of_run(
             config, without = possible, missing
         data = replace(loaded.config.data, held_out=args.held_out or loaded.config.data.held_out)
         comparison = sides.Comparison(against, config, extractor, team, device, cache, data, held_out, run_dir / "evaluations")
-        seed = loaded.config.train.seed if args.seed is None else args.seed
-        try:
-            made = sides.made_by(loaded, seed, checkpoint)
-        except UserError as error:
-            left_out += 1
-            if left_out == len(found):
-                raise
-            if team.first:
-                print(f"scalegan: left out of the curve: {error}", file=sys.stderr)
-            continue
         yield config, comparison.measure(made, progress)
 
 
