@@ -482,6 +482,17 @@ def test_a_signal_while_the_workers_start_reaches_this_process(index: Index) -> 
     assert caught
 
 
+def test_a_folder_for_temporary_files_that_is_too_deep_for_the_sockets_of_workers_is_told(
+    index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deep = tmp_path / ("deep" * 25)
+    deep.mkdir()
+    monkeypatch.setenv("TMPDIR", str(deep))
+    _, errors = run_script(index, "").communicate(timeout=60)
+    assert f"UserError: loader processes cannot be started under {deep} (AF_UNIX path too long): " in errors
+    assert errors.endswith("set TMPDIR to a shorter path, or read without them, --data.workers 0\n")
+
+
 def test_closing_leaves_no_process(index: Index) -> None:
     before = set(multiprocessing.active_children())
     with opened(index, config(index, workers=2)) as found:

@@ -18,6 +18,7 @@ import math
 import multiprocessing
 import os
 import signal
+import tempfile
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -178,8 +179,16 @@ class Workers:
             generator=torch.Generator(),  # of a seed that nothing uses; the global one must not move
         )
         others = set(multiprocessing.active_children())
-        with blocked_signals():
-            self.iterator: Iterator[Decoded] | None = iter(loader)
+        try:
+            with blocked_signals():
+                self.iterator: Iterator[Decoded] | None = iter(loader)
+        except OSError as error:
+            if error.errno is not None:
+                raise
+            raise UserError(  # Python's own: the path of a socket has little room
+                f"loader processes cannot be started under {tempfile.gettempdir()} ({error}): set TMPDIR to a shorter path, or "
+                "read without them, --data.workers 0"
+            ) from None
         self.processes: set[BaseProcess] = set(multiprocessing.active_children()) - others
 
     def __iter__(self) -> Iterator[Decoded]:
