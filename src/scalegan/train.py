@@ -94,6 +94,10 @@ def watched(config: Config, watchdog: Watchdog) -> bool:
             own.check(config)
             if config.model.critic == "projected":
                 projected.pretrained()  # one machine may lack them: told here, where the others still listen
+        for looks in (accelerator.is_main_process, True):  # what has to be fetched, one process fetches before the others look
+            with as_one(group):
+                if looks:
+                    find_weights(config)
         if len(found := set(from_all(config.train.precision, group))) > 1:
             raise UserError(
                 f"train.precision auto is {' and '.join(sorted(found))} on these machines: say which, --train.precision fp32"
@@ -129,20 +133,25 @@ def refuse_unlike(config: Config, index: Index, group: ProcessGroup | None) -> N
             )
 
 
+def find_weights(config: Config) -> None:
+    """Those of the evaluation: what is missing on one machine is told now, not hours later. Raises `UserError`."""
+    from scalegan.evaluation import features
+    from scalegan.evaluation.weights import lpips_path
+
+    features.find_weights(config.evaluation)
+    if config.evaluation.wants_lpips:
+        lpips_path(config.evaluation.lpips, config.evaluation.lpips_weights)
+
+
 def claim(config: Config, index: Index, accelerator: Accelerator) -> run.Lock | UserError | None:
     """On process 0: the lock of the run folder, or why it cannot be had, for all processes to hear."""
     if not accelerator.is_main_process:
         return None
     from scalegan import start
-    from scalegan.evaluation.features import find_weights
-    from scalegan.evaluation.weights import lpips_path
 
     folder = Path(config.run)
     held = None
     try:
-        find_weights(config.evaluation)  # missing ones are told now, not hours later at the first evaluation
-        if config.evaluation.wants_lpips:
-            lpips_path(config.evaluation.lpips, config.evaluation.lpips_weights)
         origin = start.find(config, index)
         held = run.Lock(folder)
         run.claim(folder, config, index.sha256, origin)

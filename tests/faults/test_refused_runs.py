@@ -70,6 +70,23 @@ def test_weights_that_one_process_alone_lacks_are_told_once(shards, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def with_weights_on_one_machine(argv, weights):
+    os.environ["SCALEGAN_INCEPTION_WEIGHTS"] = str(weights)
+    return command(argv)
+
+
+@pytest.mark.distributed
+def test_weights_of_the_evaluation_that_one_process_alone_lacks_are_told_before_the_first_step(shards, tmp_path):
+    (tmp_path / "weights.pth").touch()
+    argv = arguments(shards, tmp_path / "run", 64, evaluation__extractor="inception")
+    files = [tmp_path / "weights.pth", tmp_path / "nowhere.pth"]
+    ended = run_world(tmp_path, 2, with_weights_on_one_machine, [argv, argv], files, each=True)
+    assert [e.value for e in ended] == [2, 2], ended
+    (line,) = [line for e in ended for line in error_lines(e.stderr)]
+    assert line.startswith(f"{ERROR}process 1: weights {files[1]} of extractor inception do not exist")
+    assert not (tmp_path / "run").exists()
+
+
 def gone(argv):
     """Process 0 ends before the trainer is made, or in a dry run before the first step."""
     from scalegan import train
