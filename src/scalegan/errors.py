@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -11,6 +13,15 @@ class UserError(Exception):
 
 class MachineError(UserError):
     """What only one machine of a run may see, such as a file or a GPU that is not there: told by the first process of each."""
+
+
+@contextmanager
+def on_this_machine() -> Iterator[None]:
+    """Around looking at files: another machine of the run may find others in their places, so each tells of its own."""
+    try:
+        yield
+    except UserError as error:
+        raise MachineError(str(error)) from None
 
 
 class GivenUp(UserError):

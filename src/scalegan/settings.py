@@ -21,7 +21,7 @@ from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 from scalegan import config as config_module
 from scalegan.augment_config import OFF, PIPES, AugmentConfig
 from scalegan.config import Config
-from scalegan.errors import UserError
+from scalegan.errors import MachineError, UserError, on_this_machine
 from scalegan.evaluation_config import EvaluationConfig
 from scalegan.loss_config import LossConfig
 from scalegan.model_config import ModelConfig
@@ -112,7 +112,8 @@ def parse(argv: Sequence[str]) -> Request:
     known = set(flatten(made.get_defaults().as_dict())) - {"config"}  # of a command line alone
     files, options = _apart([str(a) for a in argv])
     _check_options(options, known)
-    groups = [_options_in(path, known) for path in files] + [options]
+    with on_this_machine():
+        groups = [_options_in(path, known) for path in files] + [options]
     found = made.parse_args([argument for group in groups for argument in _with_pipe(group)])
     config = to_config({name: found[name] for name in (*LOOSE, *SECTIONS)})
     if not config.data.path:
@@ -211,7 +212,7 @@ def _preset(name: str) -> Path:
         if path.is_file():
             return path
     there = sorted({p.stem for folder in (Path("configs"), PRESETS) for p in folder.glob("*.yaml")})
-    raise UserError(f"--config {name}: no such file or preset{_near(Path(name).stem, there)} (presets: {', '.join(there)})")
+    raise MachineError(f"--config {name}: no such file or preset{_near(Path(name).stem, there)} (presets: {', '.join(there)})")
 
 
 def _check_options(arguments: list[str], known: set[str]) -> None:

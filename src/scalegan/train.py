@@ -18,7 +18,7 @@ from scalegan import launcher, no_effect, run, settings
 from scalegan.config import Config
 from scalegan.data.held_out import held_out_of, read_held_out
 from scalegan.data.index import Index, read_index
-from scalegan.errors import MachineError, UserError
+from scalegan.errors import UserError, on_this_machine
 from scalegan.evaluation.names import (
     CELL_MINIMUM,
     FIGURES,
@@ -67,16 +67,14 @@ def train(config: Config) -> bool:
 
 def watched(config: Config, watchdog: Watchdog) -> bool:
     """`train`, which `watchdog` ends where it stands still."""
-    run.refuse_file(Path(config.run))
-    try:
+    with on_this_machine():
+        run.refuse_file(Path(config.run))
         index = read_index(config.data.path, compare=config.data.on_error == "fail")
-    except UserError as error:
-        raise MachineError(str(error)) from None
-    check_data(config, index)
-    if recorded := run.recorded_precision(Path(config.run)):
-        settled: Any = recorded if config.train.precision == "auto" else config.train.precision
-        run.check(Path(config.run), replace(config, train=replace(config.train, precision=settled)), index.sha256)
-    run.refuse_second_writer(Path(config.run))
+        check_data(config, index)
+        if recorded := run.recorded_precision(Path(config.run)):
+            settled: Any = recorded if config.train.precision == "auto" else config.train.precision
+            run.check(Path(config.run), replace(config, train=replace(config.train, precision=settled)), index.sha256)
+        run.refuse_second_writer(Path(config.run))
 
     # All that needs no torch has been checked.
     import torch

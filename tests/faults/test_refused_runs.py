@@ -18,8 +18,9 @@ from helpers.runs import ERROR, arguments, command, configured, error_lines, met
 from helpers.shards import make_shards
 from helpers.worlds import run_world
 from scalegan import settings
+from scalegan.data.index import read_index
 from scalegan.errors import UserError
-from scalegan.run import Lock
+from scalegan.run import Lock, claim
 
 pytestmark = pytest.mark.faults
 
@@ -364,6 +365,41 @@ def test_shards_missing_on_another_machine_are_told_by_its_first_process(tmp_pat
     found = error_lines(capsys.readouterr().err)
     assert len(found) == told
     assert not told or f"machine {os.uname().nodename}: {tmp_path}/nowhere/index.json is missing" in found[0]
+
+
+def no_preset(run, shards):
+    return ["--config", "nowhere.yaml"]
+
+
+def another_run(run, shards):
+    run.mkdir()
+    claim(run, configured(shards, run, 64, optim__lr_g=0.5), read_index(shards).sha256)
+    return []
+
+
+def a_file(run, shards):
+    run.touch()
+    return []
+
+
+def a_writer(run, shards):
+    a_writer.lock = Lock(run)  # until the process ends
+    return []
+
+
+@pytest.mark.parametrize(("local", "told"), [("0", True), ("1", False)])
+@pytest.mark.parametrize("there", [no_preset, another_run, a_file, a_writer])
+def test_what_is_wrong_on_another_machine_alone_is_told_by_its_first_process(
+    shards, tmp_path, monkeypatch, capsys, there, local, told
+):
+    """As of a run folder on a disk of each machine's own, or of a preset that one of them lacks."""
+    argv = arguments(shards, tmp_path / "run", 64) + there(tmp_path / "run", shards)
+    for name, value in {"RANK": "3", "LOCAL_RANK": local, "WORLD_SIZE": "4", "MASTER_ADDR": "x", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert command(argv) == 2
+    found = error_lines(capsys.readouterr().err)
+    assert len(found) == told
+    assert all(line.startswith(f"{ERROR}machine {os.uname().nodename}: ") for line in found)
 
 
 def test_a_file_system_without_locks_is_told_and_used(tmp_path, monkeypatch, capsys):
