@@ -7,22 +7,20 @@ from pathlib import Path
 from typing import Any
 
 from scalegan import checkpoint
-from scalegan.evaluation.names import FIGURES
+from scalegan.evaluation.names import FIGURES, comparison
 from scalegan.evaluation_config import EvaluationConfig
 from scalegan.tracking import read_lines
 
 Best = dict[str, Any]
 """`metric` (the figure's name in records), its `value`, `images_seen` and what was compared; empty before the first
 evaluation."""
-COMPARED = ("generated", "real", "resize", "weights_sha256")
-"""Facts of a record without which two values cannot be held against each other: fewer images alone make a distance larger."""
 
 
 def better(config: EvaluationConfig, record: Mapping[str, Any], before: Best) -> Best:
     """The best with one more evaluation: `before` itself unless that one is better, or of another comparison. Of equal ones the
     earlier counts."""
     name = config.judged_by
-    value, facts = record[name], {fact: record[fact] for fact in COMPARED if fact in record}
+    value, facts = record[name], comparison(record)
     alike = all(before.get(fact, found) == found for fact, found in facts.items())  # older checkpoints have none
     if before and alike and (value <= before["value"] if FIGURES[config.best].higher else value >= before["value"]):
         return before

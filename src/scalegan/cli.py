@@ -12,6 +12,7 @@ import errno
 import importlib
 import io
 import os
+import re
 import select
 import sys
 import time
@@ -94,6 +95,12 @@ def usage() -> str:
     )
 
 
+def with_home(arguments: Sequence[str]) -> list[str]:
+    """`--run=~/x` as `--run ~/x`: shells replace a tilde where a word begins, and leave it as it is behind the `=`."""
+    pairs = [re.match(r"(--[\w.-]+=)?(~[\w.-]*/.*)", argument, re.DOTALL) for argument in arguments]
+    return [f"{m[1] or ''}{os.path.expanduser(m[2])}" if m else a for a, m in zip(arguments, pairs, strict=True)]
+
+
 def dispatch(argv: Sequence[str]) -> int:
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(usage())
@@ -112,7 +119,7 @@ def dispatch(argv: Sequence[str]) -> int:
         return int(module.main(rest))
     parser = Parser(f"scalegan {name}", command.summary[0].upper() + command.summary[1:] + ".")
     module.add_arguments(parser)
-    return int(module.run(parser.parse_args(rest)))
+    return int(module.run(parser.parse_args(with_home(rest))))
 
 
 def complain(message: str, *, machine: bool = False) -> None:

@@ -20,7 +20,7 @@ from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwar
 
 from scalegan import launcher
 from scalegan.config import Config, TrainConfig
-from scalegan.errors import MachineError, UserError
+from scalegan.errors import MachineError, UserError, full_gpu
 from scalegan.float32 import plain_float32
 
 TIMEOUT = timedelta(minutes=60)  # real statistics of a large data set are made while others wait
@@ -125,11 +125,7 @@ def in_company() -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
-        text = (
-            "the GPU has no memory left: raise train.accumulate (a begun run takes it with --override_resume) or lower "
-            "evaluation.batch (`scalegan evaluate`: --batch), in a new run also train.batch or the widths of the networks: "
-            + " ".join(str(error).split())
-        )
+        text = full_gpu(error)
         if launcher.rank():  # for which the command line does not speak, and process 0 may have room
             print(f"scalegan: error: process {launcher.rank()}: {text}", file=sys.stderr, flush=True)
         raise UserError(text) from None

@@ -28,6 +28,15 @@ class GivenUp(UserError):
     """An evaluation that was given up, as a notice to stop came: it is made again when the run goes on."""
 
 
+def full_gpu(error: Exception) -> str:
+    """What to do where torch found no room on the GPU."""
+    return (
+        "the GPU has no memory left: raise train.accumulate (a begun run takes it with --override_resume) or lower "
+        "evaluation.batch (`scalegan evaluate`: --batch), in a new run also train.batch or the widths of the networks: "
+        + " ".join(str(error).split())
+    )
+
+
 def require(condition: bool, message: str) -> None:
     """A check at the border: of what a user has given."""
     if not condition:

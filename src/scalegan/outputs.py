@@ -23,7 +23,7 @@ from scalegan.data.index import Index, is_remote
 from scalegan.data.loader import open_reader
 from scalegan.data.order import make_order, samples_at
 from scalegan.distributed import has_bf16
-from scalegan.errors import GivenUp, UserError
+from scalegan.errors import GivenUp, UserError, full_gpu
 from scalegan.files import no_room
 from scalegan.likeness import Likeness
 from scalegan.signals import StopNotice
@@ -202,8 +202,9 @@ class Outputs:
         labels = sampling.grid_labels(count, classes)
         try:
             images = self.draw(ema, 0, count, labels)
-        except UserError as error:  # of this process alone, while the others go on
-            self.say(f"samples at {images_seen} images were NOT made: {error}")
+        except (UserError, torch.OutOfMemoryError) as error:  # of this process alone, while the others go on
+            why = error if isinstance(error, UserError) else full_gpu(error)
+            self.say(f"samples at {images_seen} images were NOT made: {why}")
             return
         path = self.grid_path(images_seen)
         try:

@@ -32,6 +32,8 @@ LOOSE = ("run", "init_from", "init_networks", "init_partial", "override_resume")
 """Fields of `Config` that stand in no section."""
 FLAG: dict[str, Any] = {"type": bool, "nargs": "?", "const": True, "default": False}
 """An option that may stand alone, for true."""
+PATHS = {"run", "init_from", "data.path", "data.held_out", "evaluation.weights", "evaluation.lpips_weights"}
+"""Where a tilde at the beginning is the user's home, as the shell has it in front of an argument and nowhere else."""
 TUPLES = {"betas_g", "betas_d", "power"}
 """Fields that hold several numbers, which YAML and JSON read as lists."""
 SECTIONS = {
@@ -129,10 +131,14 @@ def to_config(fields: dict[str, Any]) -> Config:
         values = values.as_dict() if isinstance(values, Namespace) else dict(values)
         for name_ in TUPLES & values.keys():
             values[name_] = tuple(float(number) for number in values[name_])
-        sections[name] = section(**values)
-    loose = {name: fields[name] for name in LOOSE if name in fields}
-    loose["run"] = fields["run"] or f"runs/{os.path.basename(os.path.abspath(sections['data'].path)) or 'run'}"
+        sections[name] = section(**_at_home(values, f"{name}."))
+    loose = _at_home({name: fields[name] for name in LOOSE if name in fields})
+    loose["run"] = loose["run"] or f"runs/{os.path.basename(os.path.abspath(sections['data'].path)) or 'run'}"
     return Config(**loose, **sections)
+
+
+def _at_home(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    return values | {name: os.path.expanduser(v) for name, v in values.items() if prefix + name in PATHS and v and "/" in v}
 
 
 def read_config(path: Path) -> Config:
@@ -184,6 +190,9 @@ def _options_in(path: Path, known: set[str]) -> list[str]:
     if not isinstance(fields, dict):
         raise UserError(f"{path} must hold sections such as `data:` and `model:`, one setting a line")
     options = []
+    for section, _, name in (str(key).partition(".") for key in fields):
+        if isinstance(fields.get(section), dict) and name in fields[section]:
+            raise UserError(f"{path}: {section}.{name} stands there twice, once in its section {section}: keep one of them")
     for name, value in flatten(fields).items():
         if name in SECTIONS:
             raise UserError(f"{path}: section {name} holds no settings: give it one, or take its line out")
@@ -208,7 +217,7 @@ def _with_pipe(options: list[str]) -> list[str]:
 
 def _preset(name: str) -> Path:
     ours = PRESETS / f"{name}.yaml", PRESETS / name, PRESETS.parent / name  # also where the command does not stand beside them
-    for path in (Path(name), Path("configs") / f"{name}.yaml", *ours):
+    for path in (Path(name).expanduser(), Path("configs") / f"{name}.yaml", *ours):
         if path.is_file():
             return path
     there = sorted({p.stem for folder in (Path("configs"), PRESETS) for p in folder.glob("*.yaml")})

@@ -20,7 +20,7 @@ from scalegan.evaluation.ms_ssim import scales
 from scalegan.evaluation.names import FIGURES, METRICS, key
 from scalegan.evaluation.ssim import measurable
 from scalegan.evaluation_config import EvaluationConfig
-from scalegan.panels import panels
+from scalegan.panels import Panel, panels
 from scalegan.plots import draw_quality, read_history
 from scalegan.run import config_text
 from scalegan.status import record_line
@@ -293,6 +293,18 @@ def test_plots_call_best_what_the_best_checkpoint_goes_by(tmp_path):
     assert draw_quality(history) is not None
     (plain,) = [panel for panel in panels(LINES, {}) if panel.name == "fd_lite0"]
     assert plain.title([8, 16], [4.0, 2.0]) == "Fréchet distance, lower is better; best 2 at 16 kimg"
+
+
+def test_the_best_in_the_title_is_among_those_that_compare_alike(tmp_path, monkeypatch):
+    """More images make a Frechet distance smaller, whatever the generator."""
+    lines = [
+        line | {"generated": generated} for line, generated in zip([*LINES[::-1], LINES[0]], (50_000, 500, 500), strict=True)
+    ]
+    (tmp_path / "evaluations.jsonl").write_text("".join(json_line(line["images_seen"], line) for line in lines))
+    titled = {}
+    monkeypatch.setattr(Panel, "title", lambda panel, kimg, values: titled.update({panel.name: list(values)}))
+    assert draw_quality(read_history(tmp_path)) is not None
+    assert titled["fd_lite0"] == [4.0, 4.0]
 
 
 def printed(best: str, capsys) -> str:

@@ -25,7 +25,10 @@ def command(monkeypatch):
 
     def install(run):
         module = types.ModuleType("scalegan_probe")
-        module.add_arguments = lambda parser: parser.add_argument("--size", type=int, default=1)
+        module.add_arguments = lambda parser: [
+            parser.add_argument("--size", type=int, default=1),
+            parser.add_argument("--text"),
+        ]
         module.run = run
         monkeypatch.setitem(sys.modules, "scalegan_probe", module)
         monkeypatch.setitem(cli.COMMANDS, "probe", cli.Command("scalegan_probe", "a probe"))
@@ -188,6 +191,15 @@ def test_train_gets_its_command_line_untouched(monkeypatch):
     monkeypatch.setitem(sys.modules, "scalegan.train", module)
     assert cli.main(["train", "--config", "kiwi", "--help"]) == 0
     assert seen == [["--config", "kiwi", "--help"]]
+
+
+def test_a_tilde_behind_an_equals_sign_is_the_home_of_the_user(command, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ann")
+    seen = []
+    command(lambda args: seen.append(args.text) or 0)
+    for text in ("~/x", "x~/y", "~", "~nobody-of-this-name/x"):
+        assert cli.main(["probe", f"--text={text}"]) == cli.main(["probe", "--text", text]) == 0
+    assert seen == ["/home/ann/x"] * 2 + ["x~/y"] * 2 + ["~"] * 2 + ["~nobody-of-this-name/x"] * 2
 
 
 def test_parser_takes_no_abbreviations():

@@ -6,12 +6,13 @@ from dataclasses import replace
 
 import pytest
 
+from helpers.daily import one_a_day, slow
 from helpers.runs import configured
 from helpers.shards import make_images, make_shards, png
 from scalegan.data.writer import Sample, write_shards
 from scalegan.diagnosis import diagnose, read_record
 
-SEEDS = [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)]
+SEEDS = [0, slow(1), slow(2)]
 BATCH = 16
 WORKING = {
     "train.batch": BATCH,
@@ -102,7 +103,7 @@ def names(record):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("name", FAILING)
+@pytest.mark.parametrize("name", one_a_day(FAILING))
 def test_a_run_that_fails_is_told_how(recorded, name, seed):
     steps, changes = FAILING[name]
     images = {"discriminator overfitting": "few", "collapse within classes": "two"}.get(name, "many")
@@ -112,9 +113,7 @@ def test_a_run_that_fails_is_told_how(recorded, name, seed):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize(
-    "name", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in HEALTHY if name not in QUICK)]
-)
+@pytest.mark.parametrize("name", [*one_a_day(QUICK), *(slow(name) for name in HEALTHY if name not in QUICK)])
 def test_a_healthy_run_ends_healthy_and_is_never_told_that_it_fails(recorded, name, seed):
     steps, changes = HEALTHY[name]
     whole = recorded("many", steps, seed, changes)

@@ -7,8 +7,8 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
-from helpers.runs import arguments, command, error_lines
-from scalegan import distributed, launcher
+from helpers.runs import arguments, command, error_lines, newest
+from scalegan import distributed, launcher, sampling
 from scalegan.config import Config, TrainConfig
 from scalegan.distributed import as_one, control_group, from_main, in_company, make_accelerator, settle_precision
 from scalegan.errors import MachineError, UserError
@@ -165,7 +165,7 @@ def test_auto_is_bf16_where_the_hardware_has_it(monkeypatch):
         assert settle_precision(chosen, "fp32") == chosen
 
 
-def full(self):
+def full(*arguments):
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has a total capacity of 8.00 GiB")
 
 
@@ -176,6 +176,17 @@ def test_a_full_gpu_is_one_line_and_the_run_may_begin_otherwise(shards, tmp_path
     assert told.startswith("scalegan: error: the GPU has no memory left: raise train.accumulate ")
     assert told.endswith("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 8.00 GiB")
     assert not (tmp_path / "run" / "run.json").exists(), "else another batch would be refused"
+
+
+def test_a_gpu_that_only_an_evaluation_fills_takes_no_step(shards, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sampling, "images_of", full)
+    options = {"log__samples": 32, "evaluation__every": 32}
+    assert command(arguments(shards, tmp_path / "run", 64, **options)) == 2
+    out, err = capsys.readouterr()
+    assert "samples at 32 images were NOT made: the GPU has no memory left: raise train.accumulate" in out
+    (told,) = error_lines(err)
+    assert told.startswith("scalegan: error: the GPU has no memory left: raise train.accumulate ")
+    assert newest(tmp_path / "run").name == "000000032"
 
 
 @pytest.mark.parametrize("rank", ["0", "1"])

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from helpers.daily import one_a_day
 from scalegan import settings
 from scalegan.critic import Scores
 from scalegan.data import loader
@@ -151,12 +152,11 @@ GAMES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-SECOND = ("biggan, no classes", "fastgan, batch norm", "stylegan2, no classes", "projected, no classes")
+CASES = [pytest.param(options, id=name) for name, options in GAMES.items()]
+OF_DCGAN = len([name for name in GAMES if name.startswith("dcgan")])
 
 
-@pytest.mark.parametrize(
-    "options", [pytest.param(options, id=name, marks=[pytest.mark.slow] * (name in SECOND)) for name, options in GAMES.items()]
-)
+@pytest.mark.parametrize("options", CASES[:OF_DCGAN] + one_a_day(CASES[OF_DCGAN:]))
 def test_steps_of_every_family_wait_for_nothing(make_trainer: Callable[..., Trainer], options: dict[str, Any]) -> None:
     """Both networks, their averages, penalties, adaptive augmentation, statistics, and the batches they are given."""
     trainer = make_trainer(**options)

@@ -170,6 +170,23 @@ def test_an_unknown_key_in_a_file_is_named_with_its_neighbour(tmp_path):
         settings.parse(["--config", str(path)])
 
 
+@pytest.mark.parametrize("lines", ["train: {batch: 16}\ntrain.batch: 8\n", "train.batch: 8\ntrain: {batch: 16}\n"])
+def test_a_setting_of_a_section_and_once_more_outside_it_is_refused(tmp_path, lines):
+    path = tmp_path / "mine.yaml"
+    path.write_text("data.path: shards\n" + lines)
+    with pytest.raises(UserError, match=r"mine.yaml: train.batch stands there twice, once in its section train: keep one"):
+        settings.parse(["--config", str(path)])
+
+
+def test_a_tilde_is_the_home_of_the_user(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ann")
+    path = tmp_path / "mine.yaml"
+    path.write_text("data: {path: ~/shards, held_out: ~, cache: ~/b}\ninit_from: ~nobody-of-this-name/x\n")
+    config = settings.parse(["--config", str(path), "--run=~/runs/x"]).config
+    assert (config.run, config.data.path, config.data.held_out) == ("/home/ann/runs/x", "/home/ann/shards", "")
+    assert (config.data.cache, config.init_from) == ("~/b", "~nobody-of-this-name/x")
+
+
 def test_a_wrong_type_in_a_file_is_named_in_one_line(tmp_path):
     path = tmp_path / "bad.yaml"
     path.write_text("data: {path: x}\nmodel: {width: wide}\n")

@@ -253,6 +253,12 @@ def test_force_replaces_earlier_shards(tmp_path: Path) -> None:
     assert run(source, tmp_path / "s", "--classes", "plum", "--force").samples == 6
 
 
+def test_a_class_may_have_a_comma_in_its_name(tmp_path: Path) -> None:
+    for name in ("plum, red", "plum", "kiwi"):
+        save(tmp_path / "fruit" / name / "1.png", photo())
+    assert run(tmp_path / "fruit", tmp_path / "s", "--classes", 'kiwi, "plum, red"').classes == ("kiwi", "plum, red")
+
+
 def test_the_command_line_turns_errors_into_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["shards", str(tmp_path / "nowhere"), str(tmp_path / "s")]) == 2
     out, err = capsys.readouterr()

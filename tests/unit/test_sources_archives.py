@@ -5,7 +5,9 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
 import struct
+import subprocess
 import tarfile
 import tracemalloc
 import zipfile
@@ -483,6 +485,12 @@ def test_labels_may_be_words_and_stand_in_json(tmp_path: Path) -> None:
     assert (source.classes, [image.label for image in images]) == (("kiwi", "plum"), [1, 0, 0])
 
 
+def test_labels_are_the_same_however_a_program_writes_them(tmp_path: Path) -> None:
+    labels = {"0.cls": b"\xef\xbb\xbf2", "1.json": b'\xef\xbb\xbf{"label": 2}', "2.json": b'{"label": 2.0}', "3.cls": b"2\r\n"}
+    images, _, source = opened(write_tar(tmp_path / "x.tar", {f"{i}.png": encoded(photo(i)) for i in range(4)} | labels))
+    assert (source.classes, [image.label for image in images]) == (("0", "1", "2"), [2] * 4)
+
+
 def test_cls_goes_before_json(tmp_path: Path) -> None:
     files = {"0.png": encoded(photo()), "0.cls": b"1\n", "0.json": b'{"label": "kiwi"}'}
     assert opened(write_tar(tmp_path / "x.tar", files))[0][0].label == 1
@@ -553,6 +561,7 @@ def test_our_own_shards_can_be_written_anew(tmp_path: Path) -> None:
         ({"../0.png": b"x"}, "unsafe file name"),
         ({"/0.png": b"x"}, "unsafe file name"),
         ({"0.png": b"x", "0.json": b"{"}, "0.json is no JSON"),
+        ({"0.png": b"x", "0.json": b'{"label": [0, 1]}'}, "0.json has a list for a label"),
     ],
 )
 def test_tars_that_make_no_sense_are_refused(tmp_path: Path, files: dict[str, bytes], message: str) -> None:
@@ -575,4 +584,24 @@ def test_links_in_a_tar_are_refused(tmp_path: Path) -> None:
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
         tar.addfile(link)
     with pytest.raises(UserError, match="is a link"):
+        opened(tmp_path / "x.tar")
+
+
+@pytest.mark.parametrize(("mode", "program"), [("gz", "gzip"), ("bz2", "bzip2"), ("xz", "xz")])
+def test_compressed_tars_are_told_as_such(tmp_path: Path, mode: str, program: str) -> None:
+    with tarfile.open(tmp_path / "x.tar", f"w:{mode}") as tar:
+        tar.addfile(tarfile.TarInfo("0.png"))
+    with pytest.raises(UserError, match=rf"x.tar is packed with {program}, .*: unpack it to a plain tar"):
+        opened(tmp_path)
+    (tmp_path / "x.tar").rename(tmp_path / f"x.tar.{mode}")
+    for path in (tmp_path, tmp_path / f"x.tar.{mode}"):
+        with pytest.raises(UserError, match=rf"x.tar.{mode} is a compressed archive: unpack it"):
+            opened(path)
+
+
+def test_a_member_without_its_empty_parts_is_told_as_such(tmp_path: Path) -> None:
+    (tmp_path / "0.png").touch()
+    os.truncate(tmp_path / "0.png", 1 << 20)
+    subprocess.run(["tar", "-C", tmp_path, "--sparse", "-cf", tmp_path / "x.tar", "0.png"], check=True)
+    with pytest.raises(UserError, match=r"x.tar: 0.png is packed without its empty parts \(sparse\): pack it again"):
         opened(tmp_path / "x.tar")

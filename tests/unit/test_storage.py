@@ -19,6 +19,7 @@ from functools import partial
 from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import aiohttp
 import fsspec
@@ -316,6 +317,7 @@ def test_what_a_killed_process_left_half_fetched_is_cleared_away(tmp_path: Path,
 DIE_AMID_A_DOWNLOAD = """
 import os, signal, sys
 from pathlib import Path
+from types import SimpleNamespace
 from scalegan.data import cache
 def download(url, part, size, sha256):
     part.write_bytes(b"half")
@@ -412,6 +414,18 @@ def test_what_is_wanted_no_more_when_its_turn_comes_is_not_fetched(
     prefetcher.waiting.put(-1)
     prefetcher._run()
     assert remote.fetched == ["shard-000002.tar", "shard-000001.tar"]
+
+
+def test_a_thread_that_is_quick_does_not_take_what_is_wanted_for_unwanted(
+    tmp_path: Path, remote: Remote, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "FETCHERS", 0)
+    prefetcher = Prefetcher(Storage(remote.index, config(tmp_path)))
+    wanted = []
+    monkeypatch.setattr(prefetcher, "waiting", SimpleNamespace(put=lambda shard: wanted.append(shard in prefetcher.asked)))
+    prefetcher.want([4, 2])
+    prefetcher.want([2, 1])
+    assert wanted == [True] * 3
 
 
 def test_what_is_fetched_ahead_makes_room_only_of_what_is_wanted_no_more(tmp_path: Path, remote: Remote) -> None:

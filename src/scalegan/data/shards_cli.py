@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import os
 import re
 import signal
@@ -231,9 +232,9 @@ def make_request(args: argparse.Namespace) -> Request:
     from scalegan.data.sources.base import Request
     from scalegan.data.sources.window import parse_slices, parse_window
 
-    classes = tuple(name.strip() for name in args.classes.split(",")) if args.classes else ()
+    classes = tuple(name.strip() for name in next(csv.reader([args.classes], skipinitialspace=True))) if args.classes else ()
     if args.classes is not None and not all(classes or [""]):
-        raise UserError("--classes has an empty name: give names separated by commas")
+        raise UserError("--classes has an empty name: give names separated by commas, one that holds a comma in double quotes")
     return Request(
         path=args.source,
         kind=args.kind,

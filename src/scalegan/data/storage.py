@@ -172,13 +172,13 @@ class Prefetcher:
 
     def want(self, shards: list[int]) -> None:
         """Fetch these, in this order; those asked for in the last call are on their way, and make no room for the others."""
+        before, self.asked = self.asked, set(shards)  # first of all, as a thread drops what nobody has asked for
         for shard in shards:
-            if shard in self.asked:
+            if shard in before:
                 self.storage.keep(shard)
         for shard in shards:
-            if shard not in self.asked:
+            if shard not in before:
                 self.waiting.put(shard)
-        self.asked = set(shards)
 
     def close(self) -> None:
         self.closed = True

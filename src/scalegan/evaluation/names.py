@@ -94,6 +94,13 @@ FIGURES = {
 }
 """What `evaluation.best` may be, under the names that a record of Inception has. Left out is what ought to be near a control,
 as diversity and the share of near copies: noise, or copies, would win."""
+ALIKE = ("generated", "real", "resize", "weights_sha256")
+"""Facts of a record without which two values cannot be held against each other: fewer images alone make a distance larger."""
+
+
+def comparison(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What an evaluation compared: the values of two can be held against each other where it is the same."""
+    return {fact: record[fact] for fact in ALIKE if fact in record}
 
 
 def chosen(names: str) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from scalegan.errors import GivenUp, UserError
+from scalegan.errors import GivenUp, UserError, full_gpu
 
 VISITING = 1024
 """Rows of one block that visits all processes."""
@@ -74,12 +74,15 @@ class Team:
 
     @contextmanager
     def as_one(self) -> Iterator[None]:
-        """Around what a process does by itself: a `UserError` or `GivenUp` of any is raised on all of them at the end."""
+        """Around what a process does by itself: a `UserError` or `GivenUp` of any is raised on all of them at the end. So is a
+        full GPU, which is none of the training's."""
         error = None
         try:
             yield
         except UserError as met:
             error = met
+        except torch.OutOfMemoryError as met:
+            error = UserError(full_gpu(met))
         self.agree(error)
 
     def agree(self, error: UserError | None) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import re
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from scalegan.data.index import holds_shards
@@ -25,6 +27,7 @@ KINDS = {
     "dicom": ("scalegan.data.sources.dicom", "dicom"),
     "webdataset": ("scalegan.data.sources.webdataset", "webdataset"),
 }
+PACKED_TAR = re.compile(r"\.(tar\.(gz|bz2|xz|zst|lz4)|tgz|tbz2?|txz|rar|7z)$", re.IGNORECASE)
 
 
 def open_source(request: Request) -> Source:
@@ -50,6 +53,7 @@ def _file_kind(request: Request) -> str:
     if len(known) > 1:
         raise UserError(f"{request.path} matches files of several kinds ({', '.join(known)}): choose one with --kind")
     if not known:
+        _refuse_packed(request.files)
         raise UserError(f"{request.path} is of no kind that is read here: give a folder or one of {', '.join(KINDS)} (--kind)")
     return known[0]
 
@@ -101,7 +105,13 @@ def _rare_kind(folder: Path, top: list[Path], names: list[str]) -> str:
         raise UserError(f"{folder} holds archives: give one of them, such as {zips[0]}")
     if any(is_dicom(folder / name) for name in names):
         return "dicom"
+    _refuse_packed(top)
     raise UserError(f"{folder} holds no images, volumes or shards: check the path")
+
+
+def _refuse_packed(paths: Sequence[Path]) -> None:
+    if packed := next((path for path in paths if PACKED_TAR.search(path.name)), None):
+        raise UserError(f"{packed} is a compressed archive: unpack it, and give the folder of its files")
 
 
 def _some_dicom(folder: Path, names: list[str]) -> str | None:

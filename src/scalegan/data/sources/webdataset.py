@@ -27,6 +27,8 @@ from scalegan.errors import UserError
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
 MOST_LABEL_BYTES = 1 << 20
+PACKED = {"gzip": b"\x1f\x8b", "bzip2": b"BZh", "xz": b"\xfd7zXZ\0", "zstandard": b"\x28\xb5\x2f\xfd"}
+"""Programs, and the bytes that their files begin with."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,13 @@ def webdataset(request: Request) -> Source:
     return Source("webdataset", tasks, count, classes=classes, details={"from_shards": len(paths)}, notes=notes)
 
 
+def compression(path: Path) -> str | None:
+    """What a file is packed with, by its first bytes."""
+    with open(path, "rb") as file:
+        start = file.read(6)
+    return next((name for name, mark in PACKED.items() if start.startswith(mark)), None)
+
+
 def _class_names(given: set[str]) -> dict[str, str]:
     """Label as the tars have it -> name of its class: where all are numbers, `007` is 7."""
     numbers = all(name.isdecimal() for name in given)
@@ -137,6 +146,8 @@ def scan(path: Path, dotted: list[str]) -> Iterator[tuple[str, int, int, str | N
     `dotted` gets the names of images that none of these are, as they have a dot before their suffix: `1.5x.png`.
     """
     size = path.stat().st_size
+    if packed := compression(path):
+        raise UserError(f"{path} is packed with {packed}, so that no image can be read by itself: unpack it to a plain tar")
     images: dict[str, tuple[str, int, int]] = {}
     labels: dict[str, dict[str, str]] = {"cls": {}, "json": {}}
     end = 0
@@ -149,6 +160,10 @@ def scan(path: Path, dotted: list[str]) -> Iterator[tuple[str, int, int, str | N
                 safe_name(member.name)
                 if not member.isreg():
                     raise UserError(f"{path}: {member.name} is a link or a device, no file: pack it again")
+                if member.issparse():
+                    raise UserError(
+                        f"{path}: {member.name} is packed without its empty parts (sparse): pack it again, as it is"
+                    )
                 if member.offset_data + member.size > size:
                     raise UserError(f"{path} is cut: {member.name} ends behind the end of the file; fetch it again")
                 folder, _, base = member.name.rpartition("/")
@@ -182,7 +197,7 @@ def _label(archive: tarfile.TarFile, member: tarfile.TarInfo, suffix: str, path:
     file = archive.extractfile(member)
     assert file is not None
     try:
-        text = file.read().decode()
+        text = file.read().decode("utf-8-sig")  # some editors put a mark before the text
         if suffix == "cls":
             return text.strip() or None
         content = json.loads(text)
@@ -191,4 +206,8 @@ def _label(archive: tarfile.TarFile, member: tarfile.TarInfo, suffix: str, path:
     if not isinstance(content, dict):
         return None
     label = next((content[name] for name in ("label", "cls", "class") if name in content), None)
+    if isinstance(label, dict | list):
+        raise UserError(f"{path}: {member.name} has a {type(label).__name__} for a label: give one name or number an image")
+    if isinstance(label, float) and label.is_integer():
+        label = int(label)
     return None if label is None else str(label).strip() or None
