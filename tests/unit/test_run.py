@@ -16,7 +16,7 @@ from scalegan import settings
 from scalegan.config import Config, DataConfig, LogConfig, OptimConfig, TrainConfig
 from scalegan.errors import UserError
 from scalegan.loss_config import LossConfig
-from scalegan.run import Lock, claim, differences, flatten, plain, refuse_second_writer
+from scalegan.run import Lock, claim, differences, flatten, plain, refuse_file, refuse_second_writer
 
 
 def config(**sections) -> Config:
@@ -121,6 +121,12 @@ def test_the_configuration_is_kept_as_plain_yaml(tmp_path):
 
 
 # --- the lock
+
+
+def test_a_folder_whose_name_is_no_utf_8_is_refused(tmp_path):
+    refuse_file(tmp_path / "Bäume")
+    with pytest.raises(UserError, match="--run .*/B\N{REPLACEMENT CHARACTER}ume/x has letters that are no UTF-8: rename the"):
+        refuse_file(tmp_path / os.fsdecode("Bäume".encode("latin-1")) / "x")
 
 
 def test_a_second_writer_is_refused_and_told_who_the_first_is(tmp_path):
