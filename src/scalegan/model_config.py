@@ -15,6 +15,7 @@ FIELDS_OF = {
     "critic_tail": ("resnet", "biggan"),
     "attention": ("biggan",),
     "init": ("dcgan",),
+    "coarsest": ("dcgan",),
     "blocks": ("r3gan",),
     "group_width": ("r3gan",),
     "map_layers": ("stylegan2",),
@@ -42,7 +43,7 @@ STYLED = ("stylegan2",)
 """Families whose generator makes intermediate latents w first, and images of them."""
 AT_LEAST_1 = (
     "z_dim", "width", "max_width", "critic_width", "critic_max_width", "class_dim", "blocks", "group_width", "critic_tail",
-    "map_layers",
+    "map_layers", "coarsest",
 )  # fmt: skip
 
 
@@ -73,6 +74,9 @@ class ModelConfig:
     """Normalisation in the critic: batch norm, spectral norm (Miyato et al. 2018) or none; avoid `batch` with a gradient
     penalty. `auto` follows the family's paper: `spectral` for resnet and biggan, else `batch`. `fastgan` and `projected` always
     use spectral norm, and with `batch` also batch norm."""
+    coarsest: int = 7
+    """Sides are halved until the shorter is at most so many pixels (dcgan): for 28 x 28 that is 7 x 7, and with 4 there is one
+    stage more, 4 x 4."""
     norm_group: int = 0
     """Batch norm is computed over groups of this many consecutive images of the batch, so that processes that hold whole groups
     need not exchange sums in every layer; 0 is the whole batch over all processes."""

@@ -103,7 +103,9 @@ def refuse_file(run_dir: Path) -> None:
     """Raises `UserError` where a file lies in the place of the run folder, or of one that it is in; and for a name that is no
     UTF-8, under which safetensors finds nothing."""
     if str(run_dir).encode(errors="replace") != os.fsencode(run_dir):
-        raise UserError(f"--run {os.fsencode(run_dir).decode(errors='replace')} has letters that are no UTF-8: rename the folder")
+        raise UserError(
+            f"--run {os.fsencode(run_dir).decode(errors='replace')} has letters that are no UTF-8: rename the folder"
+        )
     for path in (run_dir, *run_dir.parents):
         if path.exists() and not path.is_dir():
             raise UserError(f"--run {path} is a file: give a folder")

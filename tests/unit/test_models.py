@@ -17,6 +17,7 @@ from scalegan.model_config import ModelConfig
 from scalegan.models import DISCRIMINATORS, GENERATORS, build_discriminator, build_generator, r3gan
 from scalegan.models.batch_norm import BatchNorm, ConditionalBatchNorm
 from scalegan.models.conditions import set_strength
+from scalegan.models.dcgan import resolutions
 from scalegan.models.layers import halvings
 from scalegan.schedules import class_strength
 
@@ -73,6 +74,18 @@ def test_sizes_halve_rounding_up_until_one_side_is_under_8():
     assert halvings(64, 64) == [(4, 4), (8, 8), (16, 16), (32, 32), (64, 64)]
     assert halvings(100, 100)[0] == (7, 7)
     assert halvings(104, 88) == [(7, 6), (13, 11), (26, 22), (52, 44), (104, 88)]
+
+
+@pytest.mark.parametrize(
+    ("coarsest", "sides"), [(1, [1, 2, 4, 7, 14, 28]), (4, [4, 7, 14, 28]), (7, [7, 14, 28]), (28, [14, 28])]
+)
+def test_a_dcgan_starts_at_the_sides_that_are_asked_for(coarsest, sides):
+    config = replace(SMALL, coarsest=coarsest, critic_norm="none")
+    assert [side for side, _ in resolutions(28, 24, coarsest)] == sides
+    generator, discriminator = build_generator(config, (1, 28, 24), 0), build_discriminator(config, (1, 28, 24), 0)
+    images = generator(torch.randn(2, 8), torch.zeros(2, dtype=torch.int64))
+    assert (generator.base[1], len(generator.ups), images.shape) == (sides[0], len(sides) - 2, (2, 1, 28, 24))
+    assert discriminator.layers(images).shape[2] == sides[0]
 
 
 def test_at_64_the_networks_are_the_papers():
@@ -278,6 +291,7 @@ def test_resampling_keeps_a_constant_image_and_moves_nothing(up):
             "model.class_via is a setting of .* biggan, but this is r3gan with a critic resnet",
         ),
         ({"family": "resnet", "attention": 16}, "model.attention is a setting of model.family biggan"),
+        ({"family": "resnet", "coarsest": 4}, "model.coarsest is a setting of model.family dcgan"),
         ({"critic_tail": 2}, "model.critic_tail is a setting of model.family resnet and biggan"),
         ({"blocks": 3}, "model.blocks is a setting of model.family r3gan"),
         ({"family": "r3gan", "width": 12}, "model.width 12: with r3gan, twice this must be a multiple of model.group_width 16"),

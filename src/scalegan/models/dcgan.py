@@ -42,9 +42,9 @@ class Upsample(nn.Module):
         return doubled[..., :height, :width]
 
 
-def resolutions(height: int, width: int) -> list[tuple[int, int]]:
+def resolutions(height: int, width: int, coarsest: int) -> list[tuple[int, int]]:
     """`halvings`, with at least one: it is the convolution to twice or half the size that makes or sees the image."""
-    sizes = halvings(height, width)
+    sizes = halvings(height, width, coarsest)
     return sizes if len(sizes) > 1 else [(-(-height // 2), -(-width // 2)), *sizes]
 
 
@@ -54,7 +54,7 @@ class Generator(nn.Module):
     def __init__(self, config: ModelConfig, shape: tuple[int, int, int], classes: int) -> None:
         super().__init__()
         channels, height, width = shape
-        sizes = resolutions(height, width)
+        sizes = resolutions(height, width, config.coarsest)
         widths = [min(config.max_width, config.width * 2 ** (len(sizes) - 2 - i)) for i in range(len(sizes) - 1)]
         self.embed = class_input(config, classes) if config.class_inputs else None
         inputs = config.z_dim + config.class_inputs
@@ -85,7 +85,7 @@ class Discriminator(nn.Module):
     def __init__(self, config: ModelConfig, shape: tuple[int, int, int], classes: int) -> None:
         super().__init__()
         channels, height, width = shape
-        sizes = resolutions(height, width)
+        sizes = resolutions(height, width, config.coarsest)
         widths = [min(config.critic_max_width, config.critic_width * 2**i) for i in range(len(sizes) - 1)]
         normed = config.norm_of_critic == "batch"
         self.couples_samples = normed

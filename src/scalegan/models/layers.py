@@ -10,13 +10,13 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrize import ParametrizationList, register_parametrization
 
 
-def halvings(height: int, width: int) -> list[tuple[int, int]]:
+def halvings(height: int, width: int, coarsest: int = 7) -> list[tuple[int, int]]:
     """Sizes (height, width) from the coarsest to the image's own, each half of the next, rounded up.
 
-    The coarsest is the first whose shorter side is under 8: 64 x 64 starts at 4 x 4, 100 x 100 at 7 x 7, 104 x 88 at 7 x 6.
+    The first is that whose shorter side is at most `coarsest`: 64 x 64 starts at 4 x 4, 100 x 100 at 7 x 7, 104 x 88 at 7 x 6.
     """
     sizes = [(height, width)]
-    while min(sizes[0]) >= 8:
+    while min(sizes[0]) > coarsest:
         h, w = sizes[0]
         sizes.insert(0, (-(-h // 2), -(-w // 2)))
     return sizes
