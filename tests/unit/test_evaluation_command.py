@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -208,6 +209,21 @@ def test_all_checkpoints_are_a_curve_and_a_record_each(run, tmp_path, capsys):
     for record in records(run):
         assert f"{record['fd_areas']:.2f}" in printed
     assert printed.count("lowest") == 1
+
+
+def test_a_curve_is_of_one_comparison_where_the_run_has_changed_its_own_or_its_data_were_moved(
+    index, tmp_path, capsys, monkeypatch
+):
+    by_precision = lambda config, device, team: Extractor("areas", Areas(), "", torch.device("cpu"), 4, config.precision)  # noqa: E731
+    for module in (evaluator, sides):
+        monkeypatch.setattr(module, "load_extractor", by_precision)
+    moved = Path(shutil.copytree(index.root, tmp_path / "moved"))
+    before = make_config(tmp_path / "gone", tmp_path / "run", evaluation={"precision": "bfloat16", "samples": 8})
+    save(before, replace(index, root=str(tmp_path / "gone")), 320, best=None)
+    save(make_config(moved, tmp_path / "run"), replace(index, root=str(moved)), 640, best=None)
+    assert cli.main(["evaluate", str(tmp_path / "run"), "--checkpoint", "all"]) == 0
+    assert [(record["generated"], "fd_areas" in record) for record in records(tmp_path / "run")] == [(16, True)] * 2
+    assert capsys.readouterr().out.count("lowest") == 1
 
 
 def test_a_checkpoint_that_a_training_deletes_meanwhile_is_left_out_of_the_curve(run, capsys, monkeypatch):

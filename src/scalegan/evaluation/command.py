@@ -169,8 +169,8 @@ def start(device: str) -> tuple[Accelerator, Team]:
 def of_run(
     args: argparse.Namespace, run_dir: Path, device: torch.device, team: Team, stack: ExitStack, progress: Progress
 ) -> Iterator[tuple[EvaluationConfig, dict[str, Any]]]:
-    """How each checkpoint that was asked for is measured, and its record; the oldest first."""
-    from scalegan import own
+    """How the checkpoints that were asked for are measured, and the record of each; the oldest first."""
+    from scalegan import own, settings
     from scalegan.checkpoint import read
     from scalegan.evaluation import folder, sides, statistics_file
     from scalegan.sampling import load_generator
@@ -181,12 +181,22 @@ def of_run(
     paths = team.from_first([str(checkpoint.path) for checkpoint in chosen])
     with team.as_one():
         found = [read(Path(path)) for path in paths]
-    against = sides.reference(args.against, args.window, team) if args.against else sides.trained_on(found[0])
+        newest = settings.to_config(found[-1].state["config"])  # for all, as a run may have changed meanwhile what it compares
+    against = sides.reference(args.against, args.window, team) if args.against else sides.trained_on(found[-1])
     held_out = sides.held_out_given(args.held_out, args.window, against, team)
     folder.check_window(args.window, against, held_out)
     extractor = own_extractor(args, device)
     cache = cache_for(extractor, run_dir / "cache", stack)
-    left_out, without = 0, ""
+    config = overridden(newest.evaluation, args)
+    if isinstance(against, statistics_file.Statistics):
+        possible = statistics_file.without_images(config)
+        missing = ", ".join(name for name in config.wanted if name not in possible.wanted)
+        if team.first and missing:
+            print(f"scalegan: {against.path} has no real images to look at: without {missing}", file=sys.stderr)
+        config = possible
+    data = replace(newest.data, held_out=args.held_out or newest.data.held_out)
+    comparison = sides.Comparison(against, config, extractor, team, device, cache, data, held_out, run_dir / "evaluations")
+    left_out = 0
     for checkpoint in found:
         try:
             with team.as_one():  # a training beside it may have deleted this one, for one process sooner than for another
@@ -199,15 +209,6 @@ def of_run(
             if team.first:
                 print(f"scalegan: left out of the curve: {error}", file=sys.stderr)
             continue
-        config = overridden(loaded.config.evaluation, args)
-        if isinstance(against, statistics_file.Statistics):
-            possible = statistics_file.without_images(config)
-            missing = ", ".join(name for name in config.wanted if name not in possible.wanted)
-            if team.first and missing != without:
-                print(f"scalegan: {against.path} has no real images to look at: without {missing}", file=sys.stderr)
-            config, without = possible, missing
-        data = replace(loaded.config.data, held_out=args.held_out or loaded.config.data.held_out)
-        comparison = sides.Comparison(against, config, extractor, team, device, cache, data, held_out, run_dir / "evaluations")
         yield config, comparison.measure(made, progress)
 
 
