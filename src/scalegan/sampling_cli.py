@@ -32,6 +32,8 @@ SEEDS, STEPS, FRAME = 4, 24, 40
 """Of a film: seeds, frames from one to the next, milliseconds of a frame."""
 FILES = {"grid": "grid.png", "npz": "samples.npz", "gif": "walk.gif"}
 """By the format that has a single one."""
+LABELS = "labels.csv"
+"""Beside PNG files of a generator with classes."""
 WIDEST = 20
 """Classes that still get a column each on a grid."""
 
@@ -127,10 +129,13 @@ def check(args: argparse.Namespace) -> None:
     # What another generator left would pass for this one's.
     if args.format == "png":
         there = set(os.listdir(args.out)) if args.out.is_dir() else set()
-        numbers = range(args.first, args.first + args.n)
-        taken = next((png_name(i) for i in numbers if png_name(i) in there), None) if there else None
-        if taken:
+        names = [png_name(i) for i in range(args.first, args.first + args.n)] if there else []
+        if taken := next((name for name in names if name in there), None):
             raise UserError(f"{args.out / taken} exists already: give another --out, or --first to add to those there")
+        rows = (args.out / LABELS).read_text(errors="replace").splitlines() if LABELS in there else []
+        labelled = {row.partition(",")[0] for row in rows}
+        if taken := next((name for name in names if name in labelled), None):
+            raise UserError(f"{args.out / LABELS} is left over, with a label of {taken}: give another --out, or delete it")
     elif (args.out / FILES[args.format]).exists():
         raise UserError(f"{args.out / FILES[args.format]} exists already: give another --out, or delete it")
 
@@ -185,7 +190,7 @@ def write_pngs(chunks: Iterable[Chunk], out: Path, classes: Sequence[str]) -> Pa
         finally:  # what Ctrl-C breaks off has its labels too, else the set could not be read back
             if chunk.labels[0] >= 0:
                 rows = zip(names, [classes[label] for label in chunk.labels.tolist()], strict=True)
-                add_labels(out / "labels.csv", (row for row in rows if (out / row[0]).exists()))
+                add_labels(out / LABELS, (row for row in rows if (out / row[0]).exists()))
     return out
 
 

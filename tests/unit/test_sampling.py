@@ -356,6 +356,16 @@ def test_labels_are_given_by_name_and_written_beside_the_files(run_with_classes,
     np.testing.assert_array_equal(pixels(tmp_path / "000003.png"), expected[3].permute(1, 2, 0))
 
 
+def test_labels_of_images_that_were_deleted_are_not_mixed_in(run, run_with_classes, tmp_path, capsys):
+    assert sample(run_with_classes, "--n", 2, "--class", "Kiwi", "--out", tmp_path) == 0
+    for image in tmp_path.glob("*.png"):
+        image.unlink()
+    for other in (run, run_with_classes):
+        assert sample(other, "--n", 2, "--out", tmp_path) == 2
+        assert f"{tmp_path / 'labels.csv'} is left over, with a label of 000000.png" in capsys.readouterr().err
+    assert sample(run_with_classes, "--n", 2, "--first", 2, "--out", tmp_path) == 0
+
+
 def test_what_is_broken_off_has_a_label_for_each_file(run_with_classes, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sampling_cli, "CHUNK", 32)
     real = sampling_cli.write_png
