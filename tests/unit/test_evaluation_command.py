@@ -487,7 +487,7 @@ def test_bad_sides_are_one_line(folders, run, index, tmp_path, capsys):
     assert "is a pickle" in refused(capsys, made, "--against", str(tmp_path / "edm2.pkl"))
     assert "are damaged" in refused(capsys, made, "--against", str(tmp_path / "cut.npz"))
     assert "does not exist" in refused(capsys, made, "--against", str(tmp_path / "nowhere"))
-    assert "holds statistics" in refused(capsys, str(tmp_path / "cut.npz"), "--against", made)
+    assert "of which statistics alone are read" in refused(capsys, str(tmp_path / "cut.npz"), "--against", made)
     assert "--resize means nothing" in refused(capsys, made, "--against", real, "--resize", "clean", "--extractor", "a:B")
     assert "is one of extractor inception" in refused(capsys, made, "--against", real, "--resize", "clean")
     for option in (["--seed", "3"], ["--checkpoint", "all"]):

@@ -101,7 +101,9 @@ def run(args: argparse.Namespace) -> int:
 
     kind = sides.kind_of(args.source)
     if kind == "statistics":
-        raise UserError(f"{args.source} holds statistics: name them by --against, after the images to compare")
+        raise UserError(
+            f"{args.source} is an .npz, of which statistics alone are read: name these by --against, and images by their folder"
+        )
     held_out = sides.kind_of_held_out(args.held_out) or ""
     check_options(args, kind, sides.kind_of(args.against) if args.against else "", held_out)
     accelerator, team = start(args.device)

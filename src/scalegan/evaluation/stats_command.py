@@ -32,7 +32,9 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"{args.out}: statistics are an .npz file, such as {args.out.with_suffix('.npz')}")
     kind = sides.kind_of(args.source)
     if kind == "statistics":
-        raise UserError(f"{args.source} holds statistics already: give images")
+        raise UserError(
+            f"{args.source} is an .npz, of which statistics alone are read: give a folder of images, shards, or a run"
+        )
     if args.window and kind != "folder":
         raise UserError("--window means nothing for shards, whose images went through theirs: leave it out")
     accelerator, team = command.start(args.device)
