@@ -74,6 +74,8 @@ class History:
     """(images seen, sample grid), oldest first."""
     data: Index | None
     """None where the data is not at hand: moved, changed, or on another machine; the plots then count in kimg alone."""
+    cache: dict[str, Any]
+    """Where the run keeps shards that lie far away, as fields of `DataConfig`."""
     loss: str
     """Its name; empty for the user's own."""
     evaluation: dict[str, Any]
@@ -95,7 +97,7 @@ class History:
 def read_history(run_dir: Path) -> History:
     path = run_dir / CONFIG
     config = read_fields(path) if path.exists() else {}
-    loss = config.get("loss", {})
+    loss, data = config.get("loss", {}), config.get("data", {})
     grids = (path for path in run_dir.glob("samples/*.png") if path.stem.isdigit() and _is_picture(path))
     return History(
         run_dir,
@@ -103,7 +105,8 @@ def read_history(run_dir: Path) -> History:
         read_lines(run_dir / "evaluations.jsonl"),
         read_lines(run_dir / "samples.jsonl"),
         sorted((int(path.stem), path) for path in grids),
-        _index(run_dir, config.get("data", {}).get("path", "")),
+        _index(run_dir, data.get("path", "")),
+        {name: data[name] for name in ("cache", "cache_gb") if name in data},
         "" if loss.get("own") else loss.get("name", ""),
         config.get("evaluation", {}),
     )
@@ -258,7 +261,7 @@ def draw_pairs(history: History, name: str, choose: Callable[[list[float]], NDAr
     with Image.open(paths[last["images_seen"]]) as picture:
         samples = tiles(picture, index.height, index.width)[chosen]
     try:
-        with closing(StreamReader(index, DataConfig(path=index.root))) as reader:
+        with closing(StreamReader(index, DataConfig(path=index.root, **history.cache))) as reader:
             real = reader.load(np.array(last["nearest_images"])[chosen]).images.transpose(0, 3, 1, 2)
     except UserError:  # as of the index, of single shards
         return None

@@ -213,6 +213,18 @@ def test_the_samples_nearest_to_training_images_are_shown_above_these(tmp_path: 
     assert np.array_equal(small[-16:, :16].reshape(16, 16, -1), images[0])
 
 
+def test_training_images_are_read_through_the_cache_of_the_run(tmp_path: Path) -> None:
+    """Not fetched once more, into a home that may have no room for shards."""
+    run, cache = make_run(tmp_path / "run", 1, samples=1), tmp_path / "cache"
+    index = make_shards(tmp_path / "shards", 20)
+    claim(run, replace(CONFIG, data=DataConfig(path=index.root, cache=str(cache))), index.sha256)
+    line = {"images_seen": 1000, "nearest_images": [7] * 4, "nearest_distances": [1.0] * 4}
+    (run / "samples.jsonl").write_text(json.dumps(line) + "\n")
+    save_png(run / "samples" / "000001000.png", np.zeros((4, 3, 16, 16), np.uint8))
+    assert plots.draw_random(read_history(run))
+    assert (cache / "checked" / index.sha256).read_text()
+
+
 def test_without_the_data_at_hand_that_picture_is_left_out(tmp_path: Path) -> None:
     run = make_run(tmp_path, 1, samples=1)
     with open(run / "samples.jsonl", "w") as file:
