@@ -92,6 +92,9 @@ def try_out(path: Path, option: str) -> None:
     try:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        # A file would take its place: with the rights of root, as in a container, that of /dev/stdout for all programs.
+        if path.exists() and (not path.is_file() or path.parent.samefile("/dev")):
+            raise UserError(f"{option} {path} is a pipe or a device: name a file")
         path.parent.mkdir(parents=True, exist_ok=True)
         trial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         trial.touch()

@@ -315,6 +315,17 @@ def test_where_results_are_to_go_is_tried_before_any_work(folders, tmp_path, cap
     assert "OUT.npz" in capsys.readouterr().err
 
 
+def test_a_pipe_or_a_device_is_not_replaced_by_the_record(folders, tmp_path, capsys):
+    made, real = map(str, folders)
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "stdout").symlink_to("/dev/null")  # as /dev/stdout leads to where output goes
+    for name in ("pipe", "stdout"):
+        path = tmp_path / name
+        assert f"--json {path} is a pipe or a device" in refused(capsys, made, "--against", real, "--json", str(path))
+    assert (tmp_path / "pipe").is_fifo()
+    assert (tmp_path / "stdout").is_symlink()
+
+
 def test_a_changed_folder_is_measured_again(folders, tmp_path):
     made, real = folders
     first = evaluated(tmp_path / "r.json", str(made), "--against", str(real))
