@@ -106,7 +106,7 @@ def settled(tensors: dict[str, Tensor], last: Checkpoint, own: type[nn.Module] |
     from scalegan.models.conditions import set_strength
     from scalegan.models.layers import follow_weights
 
-    model, data = settings.to_config(last.state["config"]).model, last.state["data"]
+    model, data = settings.config_of(last).model, last.state["data"]
     generator = build_generator(model, tuple(data["shape"]), len(data["classes"]), own)
     generator.load_state_dict(tensors)
     set_strength(generator, schedules.class_strength(model, last.images_seen))

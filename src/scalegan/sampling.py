@@ -192,7 +192,7 @@ def load_generator(
     torch.Size([16, 3, 100, 100])
     """
     found = find_checkpoint(Path(run_or_checkpoint))
-    config = settings.to_config(found.state["config"])
+    config = settings.config_of(found)
     data = found.state["data"]
     channels, height, width = data["shape"]
     network = build_generator(config.model, (channels, height, width), len(data["classes"]), generator)

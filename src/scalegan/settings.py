@@ -13,11 +13,12 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
+from scalegan import __version__
 from scalegan import config as config_module
 from scalegan.augment_config import OFF, PIPES, AugmentConfig
 from scalegan.config import Config
@@ -26,6 +27,9 @@ from scalegan.evaluation_config import EvaluationConfig
 from scalegan.loss_config import LossConfig
 from scalegan.model_config import ModelConfig
 from scalegan.run import flatten
+
+if TYPE_CHECKING:
+    from scalegan.checkpoint import Checkpoint
 
 PRESETS = Path(__file__).parents[2] / "configs"
 LOOSE = ("run", "init_from", "init_networks", "init_partial", "override_resume")
@@ -148,6 +152,18 @@ def read_config(path: Path) -> Config:
         return to_config(fields)
     except (TypeError, KeyError, ValueError) as error:
         raise _unreadable(path, error) from None
+
+
+def config_of(found: Checkpoint) -> Config:
+    """The configuration in a checkpoint. Raises `UserError` for settings that this version has not."""
+    try:
+        return to_config(found.state["config"])
+    except (TypeError, KeyError, ValueError) as error:
+        theirs = found.state.get("versions", {}).get("scalegan", "an older one")  # which those do not tell
+        raise UserError(
+            f"{found.path} has settings that this code of scalegan {__version__} cannot take ({_one_line(error)}): use the "
+            f"code that wrote it, {theirs}"
+        ) from None
 
 
 def read_fields(path: Path) -> dict[str, Any]:

@@ -72,7 +72,7 @@ def fit(found: checkpoint.Checkpoint, config: Config, index: Index) -> dict[str,
             (other,) = SOURCES.keys() - {name}
             raise UserError(f"{where} has no {name}: take the {other} alone, --init_networks {other}")
     matches = {name: match(networks[name], found.tensors(SOURCES[name])) for name in taken(config)}
-    theirs = settings.to_config(found.state["config"]).model
+    theirs = settings.config_of(found).model
     unlike = differences(theirs, found.state["data"], config, index)
     for name, (their, our) in {
         "generator": (theirs.generator or theirs.family, config.model.generator or config.model.family),

@@ -14,6 +14,7 @@ from tiny import make_config, make_shards, save_checkpoint
 from scalegan import checkpoint, cli, sampling, sampling_cli
 from scalegan.data.index import Index
 from scalegan.errors import UserError
+from scalegan.evaluation import sides
 from scalegan.evaluation.team import Team
 from scalegan.pixels import to_uint8
 from scalegan.sampling import LoadedGenerator, grid_labels, load_generator
@@ -186,6 +187,19 @@ def test_a_damaged_checkpoint_that_was_asked_for_is_an_error(folder, index):
     damage(path / "ema.safetensors")
     with pytest.raises(UserError, match=r"asked.*ema.safetensors is damaged"):
         load_generator(path)
+
+
+def test_a_checkpoint_with_settings_of_another_version_is_an_error(folder, index):
+    path = save_checkpoint(make_config(folder / "data", folder / "newer"), index)
+    state = checkpoint.read(path).state
+    state["config"]["model"]["depth"] = 3
+    path = checkpoint.write(folder / "other", 640, {}, state | {"versions": {"scalegan": "9.0"}})
+    with pytest.raises(
+        UserError, match=r"other has settings that this code of scalegan .*'depth'\): use the code that wrote it, 9\.0"
+    ):
+        load_generator(path)
+    with pytest.raises(UserError, match="has settings that this code"):
+        sides.config_of(str(path))
 
 
 def test_no_images_are_an_empty_tensor_and_fewer_an_error(generator, by_class):

@@ -183,7 +183,7 @@ def of_run(
     paths = team.from_first([str(checkpoint.path) for checkpoint in chosen])
     with team.as_one():
         found = [read(Path(path)) for path in paths]
-        newest = settings.to_config(found[-1].state["config"])  # for all, as a run may have changed meanwhile what it compares
+        newest = settings.config_of(found[-1])  # for all, as a run may have changed meanwhile what it compares
     against = sides.reference(args.against, args.window, team) if args.against else sides.trained_on(found[-1])
     held_out = sides.held_out_given(args.held_out, args.window, against, team)
     folder.check_window(args.window, against, held_out)

@@ -176,7 +176,7 @@ def trained_on(found: Checkpoint, option: str = "--against ") -> Index:
 
 def config_of(run: str) -> EvaluationConfig:
     """How a run itself evaluates."""
-    return settings.to_config(find_checkpoint(Path(run)).state["config"]).evaluation
+    return settings.config_of(find_checkpoint(Path(run))).evaluation
 
 
 def reference(given: str, window: str, team: Team) -> Index | Statistics:

@@ -23,15 +23,15 @@ def send(run_dir: Path, records: list[dict[str, Any]], mode: str | None, say: Ca
     if (run_dir / checkpoint.MANIFEST).is_file():  # a checkpoint that lies by itself, and no run
         return
     try:
-        state = checkpoint.read(Path(records[-1]["checkpoint"])).state
+        found = checkpoint.read(Path(records[-1]["checkpoint"]))
     except UserError as error:  # a training beside it has deleted that one meanwhile
         say(f"W&B gets nothing of this evaluation: {error}")
         return
-    config = settings.to_config(state["config"])
+    config = settings.config_of(found)
     config = replace(config, log=replace(config.log, wandb=mode or config.log.wandb))  # type: ignore[arg-type]
     if wanted_mode(config.log) == "off":
         return
-    with closing(WandbRun(run_dir, config, -1, state["wandb_id"], say, kept_in=EVALUATIONS, patience=0)) as wandb:
+    with closing(WandbRun(run_dir, config, -1, found.state["wandb_id"], say, kept_in=EVALUATIONS, patience=0)) as wandb:
         for record in records:
             name, seen = f"evaluate/{comparison(record)}", record["images_seen"]
             kind = f"{name}/{seen}"  # each by itself, as older checkpoints may be looked at later
