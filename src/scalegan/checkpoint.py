@@ -52,6 +52,8 @@ class Checkpoint:
             raise UserError(problem)
         try:
             return load_file(self.path / file, device=device)
+        except FileNotFoundError:  # deleted by a training while its sha256 was taken
+            raise UserError(f"checkpoint {self.path}: {file} is missing") from None
         except SafetensorError as error:
             raise UserError(f"checkpoint {self.path}: {file} is no safetensors file ({error}): it is not read") from None
 

@@ -239,6 +239,22 @@ def test_a_checkpoint_that_a_training_deletes_meanwhile_is_left_out_of_the_curve
     assert [record["images_seen"] for record in records(run)] == [320]
 
 
+def test_a_checkpoint_that_a_training_deletes_between_two_looks_at_its_file_is_left_out_too(run, capsys, monkeypatch):
+    sha256, looks = checkpoint.sha256, []
+
+    def beside_a_training(path):
+        found = sha256(path)
+        looks.append(path)
+        if len(looks) == 3:  # the first two are of those that there are
+            shutil.rmtree(path.parent)
+        return found
+
+    monkeypatch.setattr(checkpoint, "sha256", beside_a_training)
+    assert cli.main(["evaluate", str(run), "--checkpoint", "all"]) == 0
+    assert "left out of the curve: " in capsys.readouterr().err
+    assert [record["images_seen"] for record in records(run)] == [640]
+
+
 def fill(folder: Path, count: int, seed: int, channels: int = 3, height: int = 16, width: int = 12) -> Path:
     folder.mkdir()
     for number, image in enumerate(make_images(count, height, width, channels, seed)[0]):
