@@ -105,10 +105,11 @@ def settled(tensors: dict[str, Tensor], last: Checkpoint, own: type[nn.Module] |
     from scalegan.models import build_generator
     from scalegan.models.conditions import set_strength
     from scalegan.models.layers import follow_weights
+    from scalegan.sampling import fill
 
     model, data = settings.config_of(last).model, last.state["data"]
     generator = build_generator(model, tuple(data["shape"]), len(data["classes"]), own)
-    generator.load_state_dict(tensors)
+    fill(generator, tensors, last.path)
     set_strength(generator, schedules.class_strength(model, last.images_seen))
     for _ in range(ITERATIONS):
         follow_weights(generator)

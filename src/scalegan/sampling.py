@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -181,6 +181,15 @@ def find_checkpoint(path: Path) -> checkpoint.Checkpoint:
     return found
 
 
+def fill(generator: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Put in the weights of the checkpoint `path`. Raises `UserError` where they are those of another class."""
+    try:
+        generator.load_state_dict(tensors)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} holds another generator than {type(generator).__name__} ({reason}): give its class") from None
+
+
 def load_generator(
     run_or_checkpoint: str | Path, device: str | torch.device = "cpu", generator: type[nn.Module] | None = None
 ) -> LoadedGenerator:
@@ -196,13 +205,7 @@ def load_generator(
     data = found.state["data"]
     channels, height, width = data["shape"]
     network = build_generator(config.model, (channels, height, width), len(data["classes"]), generator)
-    try:
-        network.load_state_dict(found.tensors("ema"))
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise UserError(
-            f"{found.path} holds another generator than {type(network).__name__} ({reason}): give its class"
-        ) from None
+    fill(network, found.tensors("ema"), found.path)
     try:
         place(network, device).eval().requires_grad_(False)
     except (AssertionError, RuntimeError) as error:  # the former where torch was built without CUDA
