@@ -392,6 +392,13 @@ def test_statistics_stand_for_the_images_that_they_are_of(folders, run, index, t
     assert by_file["fd_areas"] == pytest.approx(evaluated(tmp_path / "r.json", str(run))["fd_areas"], rel=1e-9)
 
 
+def test_statistics_of_a_run_are_made_through_its_cache_of_shards(index, tmp_path):
+    config = make_config(Path(index.root), tmp_path / "run")
+    save(replace(config, data=replace(config.data, cache=str(tmp_path / "shards"))), index, 640, best=None)
+    assert cli.main(["stats", config.run, str(tmp_path / "real.npz")]) == 0
+    assert (tmp_path / "shards" / "checked" / index.sha256).read_text()
+
+
 def test_statistics_of_another_program_do_not_say_how_many(folders, tmp_path, capsys):
     np.savez(tmp_path / "theirs.npz", mu=np.zeros(48), sigma=np.eye(48))
     record = evaluated(tmp_path / "r.json", str(folders[0]), "--against", str(tmp_path / "theirs.npz"))

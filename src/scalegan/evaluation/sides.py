@@ -16,7 +16,7 @@ from torch import Tensor
 
 from scalegan import checkpoint, settings
 from scalegan.checkpoint import Checkpoint
-from scalegan.config import DataConfig
+from scalegan.config import Config, DataConfig
 from scalegan.data.held_out import NONE
 from scalegan.data.index import INDEX_NAME, Index, is_remote, read_index
 from scalegan.data.order import COMPARED, MIXED, draw, permute
@@ -174,9 +174,9 @@ def trained_on(found: Checkpoint, option: str = "--against ") -> Index:
     return index
 
 
-def config_of(run: str) -> EvaluationConfig:
-    """How a run itself evaluates."""
-    return settings.config_of(find_checkpoint(Path(run))).evaluation
+def config_of(run: str) -> Config:
+    """How a run itself reads its data and evaluates."""
+    return settings.config_of(find_checkpoint(Path(run)))
 
 
 def reference(given: str, window: str, team: Team) -> Index | Statistics:

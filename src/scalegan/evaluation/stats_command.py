@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from pathlib import Path
 
 from scalegan.config import DataConfig
@@ -39,7 +40,8 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("--window means nothing for shards, whose images went through theirs: leave it out")
     accelerator, team = command.start(args.device)
     own = command.own_extractor(args, accelerator.device)
-    config = command.overridden(sides.config_of(args.source) if kind == "run" else EvaluationConfig(), args)
+    ours = sides.config_of(args.source) if kind == "run" else None
+    config = command.overridden(ours.evaluation if ours else EvaluationConfig(), args)
     with in_company(), ExitStack() as stack, command.progress_bar(team.first and sys.stderr.isatty()) as progress:
         with team.as_one():
             if team.first:
@@ -48,7 +50,10 @@ def run(args: argparse.Namespace) -> int:
         index = sides.images_of(args.source, kind, args.window, team, option="")
         check_window(args.window, index)
         extractor = own or load_extractor(config, accelerator.device, team)
-        with closing(open_images(index, DataConfig(path=index.root), accelerator.device)) as reader:
+        data = DataConfig(path=index.root)
+        if ours:  # shards that lie far away are kept where the run keeps them, which may be there already
+            data = replace(data, cache=ours.data.cache, cache_gb=ours.data.cache_gb)
+        with closing(open_images(index, data, accelerator.device)) as reader:
             images = RealImages(index, config.real, reader)
             real = real_statistics(images, extractor, config.batch, team, cache, progress)
     if real is not None:
