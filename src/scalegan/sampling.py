@@ -171,7 +171,8 @@ def find_checkpoint(path: Path) -> checkpoint.Checkpoint:
     if (path / checkpoint.MANIFEST).is_file():
         return checkpoint.read(path)
     if not path.is_dir():
-        raise UserError(f"{sought(path)} does not exist: give a run folder or one of its checkpoints")
+        problem = f"{path} is a file" if path.exists() else f"{sought(path)} does not exist"
+        raise UserError(f"{problem}: give a run folder or one of its checkpoints")
     found, complaints = checkpoint.latest(path)
     if found is None:
         raise UserError("; ".join(complaints) or f"{path} has no checkpoint yet: train it first")

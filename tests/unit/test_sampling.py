@@ -236,7 +236,9 @@ def test_labels_for_a_generator_without_classes_are_an_error(generator):
         generator.sample(2, labels=[0, 1])
 
 
-def test_no_run_and_no_checkpoint_are_told_apart(tmp_path):
+def test_no_run_and_no_checkpoint_are_told_apart(run, tmp_path):
+    with pytest.raises(UserError, match=r"ema\.safetensors is a file: give a run folder or one of its checkpoints"):
+        load_generator(run / "checkpoints" / "000000640" / "ema.safetensors")
     with pytest.raises(UserError, match="does not exist"):
         load_generator(tmp_path / "nowhere")
     with pytest.raises(UserError, match="no checkpoint yet"):
