@@ -98,7 +98,9 @@ def read_history(run_dir: Path) -> History:
     path = run_dir / CONFIG
     config = read_fields(path) if path.exists() else {}
     loss, data = config.get("loss", {}), config.get("data", {})
-    grids = (path for path in run_dir.glob("samples/*.png") if path.stem.isdigit() and _is_picture(path))
+    named = (path for path in run_dir.glob("samples/*.png") if path.stem.isdigit())
+    # Not the images that `scalegan sample --out RUN/samples` puts beside the grids, whose names are shorter.
+    grids = (path for path in named if path.stem == f"{int(path.stem):09d}" and _is_picture(path))
     return History(
         run_dir,
         read_lines(run_dir / "metrics.jsonl"),

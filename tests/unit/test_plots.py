@@ -65,6 +65,16 @@ def test_the_film_has_a_frame_for_every_grid_and_none_for_the_real_images(tmp_pa
     assert frames(path) == 7
 
 
+def test_images_that_were_sampled_into_the_folder_of_the_grids_are_none(tmp_path: Path) -> None:
+    run = make_run(tmp_path, 3, samples=3)
+    for number in range(64):  # as `scalegan sample` names them
+        save_png(run / "samples" / f"{number:06d}.png", np.zeros((1, 3, 12, 10), np.uint8))
+    assert [seen for seen, _ in read_history(run).samples] == [1000, 2000, 3000]
+    film = make_gif(run)
+    assert film is not None
+    assert frames(film) == 3
+
+
 def test_a_long_run_makes_a_film_of_bounded_length(tmp_path: Path) -> None:
     path = make_gif(make_run(tmp_path, 1, samples=plots.MOST_FRAMES + 40))
     assert path is not None
@@ -145,7 +155,7 @@ def test_a_grid_that_is_no_picture_is_told_and_left_out(tmp_path: Path, capsys: 
     whole = (samples / "000001000.png").read_bytes()
     changed = bytearray(whole)
     changed[-20] ^= 1
-    broken = {"7.png": b"no picture", "000005000.png": whole[: len(whole) // 2], "000006000.png": bytes(changed)}
+    broken = {"000007000.png": b"no picture", "000005000.png": whole[: len(whole) // 2], "000006000.png": bytes(changed)}
     for name, content in broken.items():
         (samples / name).write_bytes(content)
     path = plot_run(tmp_path)[-1]
