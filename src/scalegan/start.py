@@ -54,6 +54,11 @@ def find(config: Config, index: Index) -> dict[str, Any] | None:
     try:
         found = find_checkpoint(Path(before["checkpoint"] if before else config.init_from))
     except UserError as error:
+        if before:  # to name another start would be another run
+            raise UserError(
+                f"{before['checkpoint']}, which run folder {run_dir} was started from, is gone or damaged, and the run has no "
+                "checkpoint of its own yet: restore it, or give --run another folder"
+            ) from None
         raise UserError(f"init_from: {error}, by --init_from") from None
     data = {name: found.state["data"][name] for name in ("path", "sha256")}
     record = {"checkpoint": str(found.path.resolve()), "images_seen": found.images_seen, "data": data}

@@ -242,7 +242,8 @@ def test_a_run_that_was_stopped_before_its_first_checkpoint_starts_from_the_same
     run.claim(Path(config.run), config, "sha")
     assert run.started_from(Path(config.run)) == record
     shutil.rmtree(source / "checkpoints" / "000000640")
-    with pytest.raises(UserError, match="000000640 does not exist"):
+    lost = r"000000640, which run folder .* was started from, is gone or damaged.*: restore it, or give --run another folder$"
+    with pytest.raises(UserError, match=lost):  # and not to give another --init_from, which would be refused
         start.find(config, index)
 
 
