@@ -142,6 +142,11 @@ def test_more_processes_are_refused(config, monkeypatch, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_batch_of_one_image_is_not_a_batch_of_like_ones(config, tmp_path):
+    trial = Trial(replace(config, train=replace(config.train, batch=1, accumulate=1)), tmp_path)
+    assert trial.shards().endswith("; 1 decoded")
+
+
 def test_a_part_is_not_tried_without_what_it_needs(tmp_path):
     def fails() -> str:
         raise Fault("no [red]")
