@@ -40,7 +40,7 @@ class Adaptive:
 
     def warning(self) -> str | None:
         """What to tell once p has risen as far as it may. Waits for the device."""
-        before, self.pinned = self.pinned, float(self.p) >= self.config.max_p
+        before, self.pinned = self.pinned, self.config.target > 0 and float(self.p) >= self.config.max_p
         if not self.pinned or before:
             return None
         return (

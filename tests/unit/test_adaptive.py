@@ -100,6 +100,14 @@ def test_that_p_is_at_its_largest_is_told_once_each_time() -> None:
     assert "augment/p is at its largest, 0.1" in str(told[0])
 
 
+def test_a_p_that_is_no_longer_adaptive_is_at_no_largest() -> None:
+    """As where a run goes on at a fixed p, which --override_resume lets in."""
+    adaptive, fixed = make(max_p=0.1), make(max_p=0.1, target=0.0)
+    take(adaptive, range(4), 1.0)
+    fixed.restore(adaptive.state(), rank=0)
+    assert fixed.warning() is None
+
+
 def test_without_a_target_nothing_is_counted() -> None:
     adaptive = make(target=0.0)
     adaptive.see(torch.ones(8))
