@@ -138,10 +138,11 @@ class BurnInConfig:
         for name in ("images", "lr", "gamma", "half_life", "augment"):
             require(getattr(self, name) >= 0, f"burn_in.{name} is {getattr(self, name)}: give 0 or more")
         require(0 <= self.beta2 < 1, f"burn_in.beta2 is {self.beta2}: give a number from 0 to below 1")
-        changed = any(getattr(self, f.name) != f.default for f in dataclasses.fields(self))
+        changed = [field for field in dataclasses.fields(self) if getattr(self, field.name) != field.default]
         require(
             self.images > 0 or not changed,
-            "burn_in.images is 0, so its other settings have no effect: set how many images the burn-in lasts",
+            "burn_in.images is 0, so its other settings have no effect: set how many images the burn-in lasts, or go back by "
+            + " ".join(f"--burn_in.{field.name} {field.default}" for field in changed),  # a preset's cannot be left out
         )
 
 

@@ -1,5 +1,6 @@
 """Learning rate and averaging are functions of images seen alone."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -69,9 +70,12 @@ def test_without_a_burn_in_everything_is_as_it_is_set():
     assert (now.rate, now.betas_g, now.penalty, now.augment, now.half_life) == (1.0, (0.5, 0.999), 1.0, 0.4, 10_000.0)
 
 
-def test_a_burn_in_of_no_length_that_is_to_change_something_is_refused():
-    with pytest.raises(UserError, match=r"burn_in.images is 0, so its other settings have no effect"):
-        BurnInConfig(lr=2.0)
+def test_a_burn_in_of_no_length_that_is_to_change_something_is_refused_with_the_way_back():
+    with pytest.raises(UserError, match=r"burn_in.images is 0, so its other settings have no effect.*") as told:
+        replace(R3GAN.burn_in, images=0)
+    back = re.findall(r"--burn_in\.(\w+) (\S+)", str(told.value))
+    assert BurnInConfig(**{name: float(value) for name, value in back}) == BurnInConfig()
+    assert {name for name, _ in back} == {"lr", "gamma", "half_life", "augment", "beta2"}
 
 
 def test_the_average_follows_parameters_and_statistics():
