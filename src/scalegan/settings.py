@@ -269,6 +269,8 @@ def _reworded(message: str) -> str:
             .replace("a one of", "one of")
             .replace("a bool", "true or false")
             .replace("a int", "a whole number")
+            .replace("a tuple with 2 elements", "2 numbers in brackets, as in [0.1, 0.2]")
+            .replace("a tuple", "numbers in brackets, as in [0.1, 0.2]")
         )
         return f"{key[1]}{f' is {value[1]}' if value else ''}: expected {kind}"
     return text
