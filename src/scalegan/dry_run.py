@@ -222,6 +222,7 @@ def report(config: Config, index: Index, accelerator: Accelerator, game: Game, m
     if isinstance(newest, UserError):
         raise newest
     done = checkpoint.number(Path(newest)) if newest else 0
+    made = checkpoint.read(Path(newest)).state["done"] if newest else {}
     if done:
         yield "goes on", f"at {done:,} images, from {newest}"
     remaining = max(0, math.ceil((train.images - done) / train.batch))
@@ -241,8 +242,9 @@ def report(config: Config, index: Index, accelerator: Accelerator, game: Game, m
     )
     looks = times(config.log.every, train.images - done, train.batch, done) if remaining else 0
     training = remaining * measured.step + looks * measured.probe
-    evaluations = times(config.evaluation.every, train.images - done, train.batch, done) if remaining else 1
-    evaluating = evaluation_seconds(config, index, evaluations, measured) / processes
+    given_up = made.get("evaluation") != done  # by a run that is at its end and makes nothing else
+    evaluations = times(config.evaluation.every, train.images - done, train.batch, done) if remaining else int(given_up)
+    evaluating = evaluation_seconds(config, index, evaluations, measured) / processes if evaluations else 0.0
     untimed = f" without their features (the start of the run downloads {measured.download})" if measured.download else ""
     yield (
         "time",

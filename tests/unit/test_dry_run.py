@@ -126,6 +126,8 @@ def test_a_run_that_has_begun_is_told_from_where_it_goes_on_and_left_alone(confi
     assert said["goes on"] == f"at 80 images, from {Path(config.run) / 'checkpoints' / '000000080'}"
     assert "for 115 steps" in said["time"]
     assert files(tmp_path) == before
+    dry_run.dry_run(begun)
+    assert "0s for 0 steps, 0s for 0 evaluations" in rows(capsys.readouterr().out)["time"]  # the end has been evaluated
     newest = Path(config.run) / "checkpoints" / "000000080"
     os.truncate(newest / "ema.safetensors", 100)
     dry_run.dry_run(config)
