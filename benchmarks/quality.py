@@ -47,8 +47,10 @@ SPARE = 0.03
 """Share of the time that is kept for sample grids, checkpoints, and a machine that slows down."""
 
 
-OTHER_FAMILY = ("--model.init=dcgan", "--model.critic_norm=auto")
-"""Takes back what the small presets say of DCGAN alone."""
+OTHER_CRITIC = ("--model.init=dcgan", "--model.critic_norm=auto")
+"""Takes back what the small presets say of DCGAN's critic alone."""
+OTHER_FAMILY = (*OTHER_CRITIC, "--model.coarsest=7")
+"""The same of both networks."""
 HINGE = ("--loss.name=hinge", "--loss.r1_gamma=0", "--loss.penalty_every=1")
 SLOW = ("--optim.lr_g=2e-4", "--optim.lr_d=2e-4")
 R3GAN = (
@@ -57,7 +59,7 @@ R3GAN = (
     "--loss.r1_gamma=0.5", "--loss.r2_gamma=0.5", "--loss.penalty_every=1", "--optim.betas_g=[0.0,0.99]",
 )  # fmt: skip
 PROJECTED = (
-    *OTHER_FAMILY, "--model.critic_family=projected", "--model.critic_width=16", "--model.critic_max_width=64",
+    *OTHER_CRITIC, "--model.critic_family=projected", "--model.critic_width=16", "--model.critic_max_width=64",
     "--model.backbone_size=96", "--model.norm_group=8", *HINGE, "--optim.lr_d=5e-4",
 )  # fmt: skip
 VARIED = ("--loss.diversity_weight=2", "--loss.diversity_limit=0.3")
