@@ -67,6 +67,13 @@ def test_after_a_training_its_rows_are_not_sent_again(run: Path) -> None:
     assert [row["images_seen"] for row in rows(run) if "loss/D" in row] == [1000, 2000, 3000]
 
 
+def test_a_record_of_a_checkpoint_that_a_training_deleted_meanwhile_is_sent(run: Path) -> None:
+    last = record(run, 320, checkpoint=str(run / "checkpoints" / "000000320"))
+    to_wandb.send(run, [last], "offline", pytest.fail)
+    name = f"evaluate/{report.comparison(last)}"
+    assert [row["images_seen"] for row in rows(run) if f"{name}/fd_lite0" in row] == [320]
+
+
 def test_nothing_is_sent_where_the_run_has_it_off(run: Path) -> None:
     to_wandb.send(run, [record(run, 640)], None, pytest.fail)
     assert not (run / "wandb_evaluations.json").exists()

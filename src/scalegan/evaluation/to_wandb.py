@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from scalegan import checkpoint, settings
-from scalegan.errors import UserError
 from scalegan.evaluation.report import comparison
 from scalegan.tracking import numbers_in
 from scalegan.wandb_run import EVALUATIONS, WandbRun, wanted_mode
@@ -22,10 +21,9 @@ def send(run_dir: Path, records: list[dict[str, Any]], mode: str | None, say: Ca
     """
     if (run_dir / checkpoint.MANIFEST).is_file():  # a checkpoint that lies by itself, and no run
         return
-    try:
-        found = checkpoint.read(Path(records[-1]["checkpoint"]))
-    except UserError as error:  # a training beside it has deleted that one meanwhile
-        say(f"W&B gets nothing of this evaluation: {error}")
+    found, complaints = checkpoint.latest(run_dir)  # a training may have deleted that of the records meanwhile
+    if found is None:
+        say(f"W&B gets nothing of this evaluation: {'; '.join(complaints) or f'{run_dir} has no checkpoint any more'}")
         return
     config = settings.config_of(found)
     config = replace(config, log=replace(config.log, wandb=mode or config.log.wandb))  # type: ignore[arg-type]
