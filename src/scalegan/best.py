@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from scalegan import checkpoint
-from scalegan.evaluation.names import FIGURES, comparison
+from scalegan.evaluation.names import FIGURES, facts_compared
 from scalegan.evaluation_config import EvaluationConfig
 from scalegan.tracking import read_lines
 
@@ -20,7 +20,7 @@ def better(config: EvaluationConfig, record: Mapping[str, Any], before: Best) ->
     """The best with one more evaluation: `before` itself unless that one is better, or of another comparison. Of equal ones the
     earlier counts."""
     name = config.judged_by
-    value, facts = record[name], comparison(record)
+    value, facts = record[name], facts_compared(record)
     alike = all(before.get(fact, found) == found for fact, found in facts.items())  # older checkpoints have none
     if before and alike and (value <= before["value"] if FIGURES[config.best].higher else value >= before["value"]):
         return before

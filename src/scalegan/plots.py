@@ -23,7 +23,7 @@ from scalegan.config import DataConfig
 from scalegan.data.index import Index, read_index
 from scalegan.data.stream import StreamReader
 from scalegan.errors import UserError
-from scalegan.evaluation.names import comparison
+from scalegan.evaluation.names import facts_compared
 from scalegan.figures import captioned, fit, grid, save_gif, save_picture, side_by_side, tiles
 from scalegan.panels import kimg_of, panels
 from scalegan.run import CONFIG, record
@@ -194,7 +194,7 @@ def draw_quality(history: History) -> Path | None:
     drawn = panels(lines, history.evaluation)
     if not drawn:
         return None
-    alike = [line for line in lines if comparison(line) == comparison(lines[-1])]
+    alike = [line for line in lines if facts_compared(line) == facts_compared(lines[-1])]
     with figure(history.run_dir, "quality.png", history.epoch) as axes_of:
         for axes, panel in zip(axes_of(len(drawn)), drawn, strict=True):
             kimg, values = series(lines, panel.name)

@@ -599,6 +599,10 @@ def test_compressed_tars_are_told_as_such(tmp_path: Path, mode: str, program: st
             opened(path)
 
 
+def test_a_plain_tar_whose_first_name_begins_as_a_compressed_file_does_is_read(tmp_path: Path) -> None:
+    assert opened(write_tar(tmp_path / "x.tar", {"BZhang.png": encoded(photo())}))[2].count == 1
+
+
 def test_a_member_without_its_empty_parts_is_told_as_such(tmp_path: Path) -> None:
     (tmp_path / "0.png").touch()
     os.truncate(tmp_path / "0.png", 1 << 20)

@@ -317,7 +317,6 @@ def test_what_a_killed_process_left_half_fetched_is_cleared_away(tmp_path: Path,
 DIE_AMID_A_DOWNLOAD = """
 import os, signal, sys
 from pathlib import Path
-from types import SimpleNamespace
 from scalegan.data import cache
 def download(url, part, size, sha256):
     part.write_bytes(b"half")

@@ -98,7 +98,7 @@ ALIKE = ("generated", "real", "resize", "weights_sha256")
 """Facts of a record without which two values cannot be held against each other: fewer images alone make a distance larger."""
 
 
-def comparison(record: Mapping[str, Any]) -> dict[str, Any]:
+def facts_compared(record: Mapping[str, Any]) -> dict[str, Any]:
     """What an evaluation compared: the values of two can be held against each other where it is the same."""
     return {fact: record[fact] for fact in ALIKE if fact in record}
 

@@ -146,8 +146,6 @@ def scan(path: Path, dotted: list[str]) -> Iterator[tuple[str, int, int, str | N
     `dotted` gets the names of images that none of these are, as they have a dot before their suffix: `1.5x.png`.
     """
     size = path.stat().st_size
-    if packed := compression(path):
-        raise UserError(f"{path} is packed with {packed}, so that no image can be read by itself: unpack it to a plain tar")
     images: dict[str, tuple[str, int, int]] = {}
     labels: dict[str, dict[str, str]] = {"cls": {}, "json": {}}
     end = 0
@@ -180,6 +178,10 @@ def scan(path: Path, dotted: list[str]) -> Iterator[tuple[str, int, int, str | N
                 elif suffix.endswith(tuple(f".{image}" for image in IMAGES)) and not is_hidden(base):
                     dotted.append(member.name)
     except (tarfile.TarError, EOFError, OSError) as error:
+        if packed := compression(path):
+            raise UserError(
+                f"{path} is packed with {packed}, so that no image can be read by itself: unpack it to a plain tar"
+            ) from None
         raise UserError(f"{path} cannot be read ({one_line(error)}): fetch it again") from None
     with open(path, "rb") as file:
         if os.pread(file.fileno(), TAR_BLOCK, end) != bytes(TAR_BLOCK):
