@@ -7,13 +7,15 @@ The line speaks StyleGAN's dialect, which people and their log scrapers know:
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, TextIO, cast
 
 from scalegan.evaluation.names import distances
 from scalegan.files import Lines, no_room
@@ -96,7 +98,8 @@ class Status:
         self._total = total_images
         self._first = images_seen
         self._started = time.monotonic()
-        self._progress = _progress_bar() if sys.stdout.isatty() else None
+        self._output = Output(sys.stdout)
+        self._progress = _progress_bar(self._output) if sys.stdout.isatty() else None
         if self._progress:
             self._task = self._progress.add_task("training", total=total_images, completed=images_seen, pace="")
             self._progress.start()
@@ -128,16 +131,10 @@ class Status:
 
     def say(self, text: str) -> None:
         self._log.append(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
-        try:
-            if self._progress:
-                self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
-            else:
-                print(text, flush=True)
-        except OSError as error:
-            if error.errno in GONE:  # no reason to stop: the log goes on
-                be_silent()
-            elif not no_room(error):  # else output goes to a file, as of a batch job: the line waits for the next to be printed
-                raise
+        if self._progress:
+            self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        else:
+            print(text, file=self._output, flush=True)
 
     def close(self) -> None:
         if self._progress:
@@ -152,17 +149,52 @@ class Status:
         self.close()
 
 
-def be_silent() -> None:
-    """What is printed from now on goes nowhere, also by the thread that draws the bar; and so does standard error where it
-    leads to the same pipe or terminal."""
-    lost, nowhere = os.fstat(sys.stdout.fileno()), os.open(os.devnull, os.O_WRONLY)
-    for stream in (sys.stdout, sys.stderr):
-        if os.path.samestat(os.fstat(stream.fileno()), lost):
-            os.dup2(nowhere, stream.fileno())
-    os.close(nowhere)
+class Output(io.TextIOBase):
+    """Standard output that ends no run, whoever writes: a line, or the bar as it begins, is drawn by its thread, or ends."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return self._stream.encoding
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
+
+    def write(self, text: str) -> int:
+        with self._forgiven():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._forgiven():
+            self._stream.flush()
+
+    @contextmanager
+    def _forgiven(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno in GONE:  # no reason to stop: the log goes on
+                self._be_silent()
+            elif not no_room(error):  # else output goes to a file, as of a batch job: the line waits for the next to be printed
+                raise
+
+    def _be_silent(self) -> None:
+        """What is printed from now on goes nowhere, and so does standard error where it leads to the same pipe or terminal."""
+        lost, nowhere = os.fstat(self.fileno()), os.open(os.devnull, os.O_WRONLY)
+        for descriptor in (self.fileno(), sys.stderr.fileno()):
+            if os.path.samestat(os.fstat(descriptor), lost):
+                os.dup2(nowhere, descriptor)
+        os.close(nowhere)
 
 
-def _progress_bar() -> Progress:
+def _progress_bar(output: Output) -> Progress:
+    from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     return Progress(
@@ -172,5 +204,6 @@ def _progress_bar() -> Progress:
         TextColumn("{task.completed:,.0f}/{task.total:,.0f} images"),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
+        console=Console(file=cast("IO[str]", output)),
         refresh_per_second=2,
     )

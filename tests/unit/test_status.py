@@ -122,6 +122,40 @@ def test_a_terminal_that_is_closed_does_not_stop_the_run(tmp_path: Path) -> None
     assert len((tmp_path / "log.txt").read_text().splitlines()) == 50
 
 
+@pytest.mark.parametrize("moment", ["as it begins", "before the first line", "while it is drawn", "before it ends"])
+def test_a_terminal_is_closed_at_any_moment_of_the_bar(tmp_path: Path, moment: str) -> None:
+    """The first of them is while its text is put together, after it was asked whether there is a terminal."""
+    code = (
+        "import os, sys, time; from pathlib import Path; from rich.console import Console; from scalegan.status import Status\n"
+        "moment, drawn = sys.argv[2], Console._render_buffer\n"
+        "def closed(): os.write(1, b'.'); sys.stdin.read()\n"
+        "if moment == 'as it begins': Console._render_buffer = lambda *a: (closed(), drawn(*a))[1]\n"
+        "with Status(1000, Path(sys.argv[1])) as s:\n"
+        "    Console._render_buffer = drawn\n"
+        "    if moment == 'before the first line': closed()\n"
+        "    s.say('line')\n"
+        "    if moment == 'while it is drawn': closed(); time.sleep(2)\n"
+        "    s.say('line')\n"
+        "    if moment == 'before it ends': closed()"
+    )
+    parent, child = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path), moment],
+        stdin=subprocess.PIPE,
+        stdout=child,
+        stderr=subprocess.PIPE,
+        env=os.environ | {"TERM": "xterm"},
+        start_new_session=True,
+    )
+    os.close(child)
+    while b"." not in os.read(parent, 1):
+        pass
+    os.close(parent)
+    _, complaint = process.communicate(timeout=60)
+    assert (process.returncode, complaint) == (0, b"")
+    assert len((tmp_path / "log.txt").read_text().splitlines()) == 2
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 def test_standard_output_on_a_full_disk_does_not_stop_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said = ["first", "second" * 2000, "third"]
