@@ -117,6 +117,7 @@ def parse(argv: Sequence[str]) -> Request:
     made = parser()
     known = set(flatten(made.get_defaults().as_dict())) - {"config"}  # of a command line alone
     files, options = _apart([str(a) for a in argv])
+    options = _unfolded(options)
     _check_options(options, known)
     with on_this_machine():
         groups = [_options_in(path, known) for path in files] + [options]
@@ -195,6 +196,27 @@ def _apart(arguments: list[str]) -> tuple[list[Path], list[str]]:
         else:
             options.append(argument)
     return files, options
+
+
+def _unfolded(options: list[str]) -> list[str]:
+    """`--model '{width: 32, z_dim: 64}'` as one option for each setting."""
+    unfolded, rest = [], iter(options)
+    for option in rest:
+        section, equals, value = option.removeprefix("--").partition("=")
+        if not option.startswith("--") or section not in SECTIONS:
+            unfolded.append(option)
+            continue
+        value = value if equals else next(rest, "")
+        try:
+            fields = yaml.load(value, Words)
+        except yaml.YAMLError:
+            fields = None
+        if not isinstance(fields, dict):
+            raise UserError(
+                f"--{section} {value}: give settings in braces, as in --{section} '{{NAME: VALUE}}', or --{section}.NAME VALUE"
+            )
+        unfolded += [f"--{section}.{name}={_as_option(given)}" for name, given in flatten(fields).items()]
+    return unfolded
 
 
 def _options_in(path: Path, known: set[str]) -> list[str]:

@@ -1,5 +1,6 @@
 """Defaults < preset < options, and a mistake is told in one line with the nearest name."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,26 @@ def test_options_override_the_file_wherever_they_stand(preset):
     assert settings.parse([*options, "--config", preset]) == settings.parse([f"--config={preset}", *options])
     config = settings.parse([*options, "--config", preset]).config
     assert (config.model.width, config.augment.mirror, config.augment.rotate90) == (48, False, True)
+
+
+@pytest.mark.parametrize("given", [["--augment={pipe: photo, mirror: false}"], ["--augment", "{pipe: photo, mirror: false}"]])
+def test_a_section_as_one_option_is_its_settings_one_by_one(preset, given):
+    apart = ["--augment.pipe=photo", "--augment.mirror=false"]
+    assert settings.parse(["--config", preset, *given]) == settings.parse(["--config", preset, *apart])
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--augment", "{pip: photo}"], "unknown option --augment.pip; did you mean --augment.pipe?"),
+        (["--model", "3"], "--model 3: give settings in braces, as in --model '{NAME: VALUE}', or --model.NAME VALUE"),
+        (["--model={width: 8"], "--model {width: 8: give settings in braces"),
+        (["--model"], "--model : give settings in braces"),
+    ],
+)
+def test_a_section_that_holds_no_settings_is_one_line(preset, given, said):
+    with pytest.raises(UserError, match=re.escape(said)):
+        settings.parse(["--config", preset, *given])
 
 
 def test_words_of_a_file_are_what_is_written_there(tmp_path):
