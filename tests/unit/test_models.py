@@ -125,6 +125,13 @@ def test_a_critic_says_truly_whether_it_couples_samples(family, norm):
     assert torch.allclose(alone, together, rtol=1e-5, atol=1e-6) is not critic.couples_samples
 
 
+def test_a_critic_of_one_convolution_has_no_batch_norm_and_couples_nothing():
+    critic = build_discriminator(ModelConfig(critic_norm="batch", critic_width=8), (1, 12, 12), 0)
+    images, labels = torch.randn(4, 1, 12, 12), torch.zeros(4, dtype=torch.int64)
+    assert not critic.couples_samples
+    assert torch.allclose(critic(images[:2], labels[:2]).logits, critic(images, labels).logits[:2], rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("config", STILL.values(), ids=STILL)
 def test_a_conditional_model_looks_at_the_label(config):
     torch.manual_seed(0)

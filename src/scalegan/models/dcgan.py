@@ -88,7 +88,7 @@ class Discriminator(nn.Module):
         sizes = resolutions(height, width, config.coarsest)
         widths = [min(config.critic_max_width, config.critic_width * 2**i) for i in range(len(sizes) - 1)]
         normed = config.norm_of_critic == "batch"
-        self.couples_samples = normed
+        self.couples_samples = normed and len(widths) > 1  # its first convolution has none (section 3)
         layers: list[nn.Module] = []
         for i, (a, b) in enumerate(zip([channels, *widths], widths, strict=False)):
             # Odd sizes are rounded up, as in the generator: one row more at the far side.
