@@ -9,7 +9,7 @@ from helpers.fid_weights import picture
 from scalegan.errors import UserError
 from scalegan.evaluation.features import find_weights, load_extractor
 from scalegan.evaluation.team import Team
-from scalegan.evaluation.user_extractor import load_user_extractor
+from scalegan.evaluation.user_extractor import fingerprint, load_module, load_user_extractor
 from scalegan.evaluation_config import EvaluationConfig
 
 CPU = torch.device("cpu")
@@ -71,6 +71,16 @@ def test_its_weights_and_its_source_are_its_fingerprint(tmp_path):
     assert plain.weights_sha256 == again.weights_sha256 != weighted.weights_sha256
     (tmp_path / "own" / "features.py").write_text(SOURCE + "\n# changed\n")
     assert load_user_extractor("own.features:Means", "", CPU, 64).weights_sha256 != plain.weights_sha256
+
+
+def test_state_that_is_no_tensor_is_in_the_fingerprint(tmp_path):
+    extra = "    num_features = 3\n\n    def get_extra_state(self):\n        return {'mean': STATE}\n"
+    (tmp_path / "own" / "features.py").write_text("STATE = 0.5\n" + SOURCE.replace("    num_features = 3\n", extra))
+    module = load_module("own.features", "own.features:Means")
+    found = []
+    for module.STATE in (0.5, 0.5, 0.25):
+        found.append(fingerprint(module.Means(), module))
+    assert found[0] == found[1] != found[2]
 
 
 def test_the_fingerprint_covers_the_modules_that_define_its_layers(tmp_path):

@@ -91,6 +91,9 @@ def fingerprint(network: nn.Module, module: ModuleType) -> str:
         if file := getattr(source, "__file__", None):
             digest.update(Path(file).read_bytes())
     for key, value in sorted(network.state_dict().items()):
+        if not isinstance(value, Tensor):  # what a layer adds by `get_extra_state`
+            digest.update(f"{key} {value!r}".encode())
+            continue
         digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
