@@ -131,7 +131,8 @@ def _index(run_dir: Path, data: str) -> Index | None:
     """Of the data that the run was trained on."""
     try:
         index = read_index(data) if data else None
-    except UserError:
+    except UserError as error:
+        print(f"scalegan: no epochs and no nearest training images: {error}", file=sys.stderr)
         return None
     trained_on = record(run_dir).get("data")
     if index and trained_on and index.sha256 != trained_on:
@@ -265,7 +266,8 @@ def draw_pairs(history: History, name: str, choose: Callable[[list[float]], NDAr
     try:
         with closing(StreamReader(index, DataConfig(path=index.root, **history.cache))) as reader:
             real = reader.load(np.array(last["nearest_images"])[chosen]).images.transpose(0, 3, 1, 2)
-    except UserError:  # as of the index, of single shards
+    except UserError as error:
+        print(f"scalegan: no {name} of nearest training images: {error}", file=sys.stderr)
         return None
     pairs = fit(grid(np.concatenate([samples, real]), len(chosen)), 480, 960)
     path = history.run_dir / "figures" / name
@@ -295,6 +297,8 @@ def draw_film(history: History) -> Path | None:
             frames.append(captioned(fit(picture, 320, 560), history.caption(seen)))
     frames = [frame for frame in frames if frame.size == frames[-1].size]  # the grid may have been changed on the way
     if len(frames) < 2:
+        if frames:
+            print("scalegan: no film: it takes two grids of one size (log.samples: images between them)", file=sys.stderr)
         return None
     path = history.run_dir / "figures" / "training.gif"
     save_gif(path, frames)

@@ -81,9 +81,11 @@ def test_a_long_run_makes_a_film_of_bounded_length(tmp_path: Path) -> None:
     assert frames(path) == plots.MOST_FRAMES
 
 
-def test_a_run_that_was_not_evaluated_yet_lacks_that_figure_alone(tmp_path: Path) -> None:
+def test_a_run_that_was_not_evaluated_yet_lacks_that_figure_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And the film, which takes two grids: that is said."""
     made = plot_run(make_run(tmp_path, 1, evaluated=False, samples=1))
     assert [path.name for path in made] == ["losses.png", "accuracy.png", "schedule.png"]
+    assert capsys.readouterr().err.startswith("scalegan: no film: it takes two grids")
 
 
 def test_a_line_that_is_still_being_written_does_not_disturb(tmp_path: Path) -> None:
@@ -235,6 +237,17 @@ def test_training_images_are_read_through_the_cache_of_the_run(tmp_path: Path) -
     assert (cache / "checked" / index.sha256).read_text()
 
 
+def test_training_images_that_cannot_be_read_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, index = make_run(tmp_path / "run", 1, samples=1), make_shards(tmp_path / "shards", 20)
+    claim(run, replace(CONFIG, data=DataConfig(path=index.root)), index.sha256)
+    (run / "samples.jsonl").write_text('{"images_seen": 1000, "nearest_images": [7], "nearest_distances": [1.0]}\n')
+    save_png(run / "samples" / "000001000.png", np.zeros((4, 3, 16, 16), np.uint8))
+    for shard in (tmp_path / "shards").glob("*.tar"):
+        shard.write_bytes(bytes(shard.stat().st_size))
+    assert plots.draw_random(read_history(run)) is None
+    assert capsys.readouterr().err.startswith("scalegan: no random.png of nearest training images: ")
+
+
 def test_without_the_data_at_hand_that_picture_is_left_out(tmp_path: Path) -> None:
     run = make_run(tmp_path, 1, samples=1)
     with open(run / "samples.jsonl", "w") as file:
@@ -249,15 +262,16 @@ def test_data_that_has_changed_since_is_told_and_not_shown(
     """Image 7 of other data is not the one that the sample was compared with, where there is one at all."""
     data = tmp_path / "shards"
     index = make_shards(data, 20)
-    run = make_run(tmp_path / "run", 1, samples=1)
+    run = make_run(tmp_path / "run", 1)
     claim(run, replace(CONFIG, data=DataConfig(path=str(data))), index.sha256)
     line = {"images_seen": 1000, "nearest_images": [7] * 4, "nearest_distances": [1.0] * 4}
     (run / "samples.jsonl").write_text(json.dumps(line) + "\n")
-    save_png(run / "samples" / "000001000.png", np.zeros((4, 3, 16, 16), np.uint8))
-    assert [path.name for path in plot_run(run)][-2:] == ["nearest.png", "random.png"]
+    for seen in (1000, 2000):
+        save_png(run / "samples" / f"{seen:09d}.png", np.zeros((4, 3, 16, 16), np.uint8))
+    assert [path.name for path in plot_run(run)][-3:] == ["nearest.png", "random.png", "training.gif"]
     assert capsys.readouterr().err == ""
     shutil.rmtree(data)
     make_shards(data, count)
-    assert [path.name for path in plot_run(run)][-1] == "schedule.png"
+    assert [path.name for path in plot_run(run)][-2:] == ["epochs.png", "training.gif"]
     told = f"scalegan: {data} has changed since the training: no epochs and no nearest training images\n"
     assert capsys.readouterr().err == told
