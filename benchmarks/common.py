@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -212,3 +213,24 @@ def verdict(what: str, value: float, limit: float, *, at_least: bool = True) -> 
     reached = value >= limit if at_least else value < limit
     print(f"{what}: {value:.2f} (target {'>=' if at_least else '<'} {limit:g}): {'reached' if reached else 'MISSED'}")
     return reached
+
+
+def table(title: str, *columns: str) -> Callable[..., None]:
+    """Print the head of a table, whose columns are `name|format`; returns what prints a row of it."""
+    parts = [column.split("|") for column in columns]
+    print(f"\n{title}", "  ".join(name for name, _ in parts), sep="\n")
+
+    def row(*cells: object) -> None:
+        print(*(format(cell, spec).rjust(len(name)) for cell, (name, spec) in zip(cells, parts, strict=True)), sep="  ")
+
+    return row
+
+
+def seconds(call: Callable[[], Any], times: int = 1) -> float:
+    """The median of so many calls."""
+    found = []
+    for _ in range(times):
+        began = time.perf_counter()
+        call()
+        found.append(time.perf_counter() - began)
+    return statistics.median(found)

@@ -14,11 +14,9 @@ import argparse
 import io
 import json
 import math
-import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -29,11 +27,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import nn
 
 import common
-from scalegan import checkpoint
-from scalegan.background import Saver
+from common import seconds, table
+from scale_checkpoints import checkpoints
 from scalegan.config import Config, DataConfig, TrainConfig
 from scalegan.data.index import INDEX_NAME, Index, Shard, index_text, locate, make_index, read_index
 from scalegan.data.loader import Plan, windows_at_hand
@@ -48,9 +45,6 @@ RANKS = (8, 64, 1024)
 SHARD, SHARD_GB = 10_000, 1.0  # images of a shard, at 100 kB each
 PER_RANK, STREAMS = 32, 2  # images of a step, and streams of the `blocks` order, on each rank
 FAR = 10**6  # epochs, to where no run ever is
-PARAMETERS = (40e6, 200e6, 1e9)  # of generator and critic together, half each
-MTBF_HOURS = 50_000  # of a GPU with its share of a node: 419 unexpected ends in 54 days on 16,384 (Llama 3, 2024) make 50,700
-RESTART = 300.0  # seconds from a kill to the first step of the next start
 BORDER, LAID_OUT = "border, a go", "border, layout"  # planning in which an epoch ends; `blocks` then lays out its shards anew
 CONSTANT = 3.0  # times the cost of a data set a thousand times smaller, below which a cost counts as constant
 LINEAR = 2.0  # times the cost of a shard among ten times fewer, below which it counts as linear in their number
@@ -69,7 +63,7 @@ def main() -> int:
     indexes = {images: made_up(images) for images in IMAGES}
     with tempfile.TemporaryDirectory() as folder:
         reached = [start_up(indexes, Path(folder)), *planning(indexes), once_an_epoch(indexes[IMAGES[0]])]
-        reached += [shards_of_ranks(indexes), reading(Path(folder)), checkpoints(Path(folder), args.checkpoint_mb)]
+        reached += [shards_of_ranks(indexes), reading(Path(folder)), checkpoints(Path(folder), args.checkpoint_mb, RANKS)]
     return 0 if all(reached) else 1
 
 
@@ -89,27 +83,6 @@ def plan_of(index: Index, kind: Kind, ranks: int) -> Plan:
     config = Config(data=DataConfig(order=kind, streams=STREAMS * ranks), train=TrainConfig(batch=PER_RANK * ranks))
     config.check(ranks)
     return Plan(make_order(config.data, index, seed=0), config.train.batch, 1, PER_RANK, 0)
-
-
-def table(title: str, *columns: str) -> Callable[..., None]:
-    """Print the head of a table, whose columns are `name|format`; returns what prints a row of it."""
-    parts = [column.split("|") for column in columns]
-    print(f"\n{title}", "  ".join(name for name, _ in parts), sep="\n")
-
-    def row(*cells: object) -> None:
-        print(*(format(cell, spec).rjust(len(name)) for cell, (name, spec) in zip(cells, parts, strict=True)), sep="  ")
-
-    return row
-
-
-def seconds(call: Callable[[], Any], times: int = 1) -> float:
-    """The median of so many calls."""
-    found = []
-    for _ in range(times):
-        began = time.perf_counter()
-        call()
-        found.append(time.perf_counter() - began)
-    return statistics.median(found)
 
 
 # --- start-up
@@ -293,69 +266,6 @@ def reading(folder: Path) -> bool:
             reader.close()
         growth.append(times[-1] / times[-2])
     return common.verdict("reading an image, 1e9 over 1e8 images", max(growth), LINEAR, at_least=False)
-
-
-# --- checkpoints
-
-
-def checkpoints(folder: Path, megabytes: int) -> bool:
-    parts, parameters = networks(megabytes * 1e6)
-    saver = Saver(folder, keep=1)
-    times = []
-    for turn in range(4):  # the first touches all memory for the first time
-        began = time.perf_counter()
-        saver.start(turn, parts, {}, [])
-        stall = time.perf_counter() - began
-        if problem := saver.wait():
-            sys.exit(problem)
-        whole = time.perf_counter() - began
-        times.append((stall, seconds(lambda turn=turn: checkpoint.save(folder / "alone", turn, parts, {})), whole))
-    size = sum(file.stat().st_size for file in checkpoint.folders(folder)[0].iterdir()) / 1e6
-    rates = [size / statistics.median(values[1:]) for values in zip(*times, strict=True)]
-    row = table(
-        "a checkpoint, MB/s", "parameters|,", "   MB|.1f", "14 bytes each, MB|.1f", "copy, for which training waits|.0f",
-        "write, hash, flush|.0f", "all, the check included|.0f",
-    )  # fmt: skip
-    row(parameters, size, 14 * parameters / 1e6, *rates)
-    lost_work(rates[0], rates[2])
-    off = max(abs(size / 14e-6 / parameters - 1), *(abs(killed(*pair) - 1) for pair in ((600, 20), (60, 50))))
-    return common.verdict("size of a checkpoint, lost work of simulated kills: per cent off", 100 * off, 1, at_least=False)
-
-
-def networks(size: float) -> tuple[dict[str, dict[str, torch.Tensor]], int]:
-    """Parts of a checkpoint of about so many bytes, as `state.tensors` names them, and the parameters of the two networks."""
-    layers = max(1, round(size / 14 / 2 / 1024**2))
-    pair = [nn.Sequential(*(nn.Linear(1024, 1024, bias=False) for _ in range(layers))) for _ in range(2)]
-    parts = {name: network.state_dict() for name, network in zip(("generator", "critic", "ema"), [*pair, pair[0]], strict=True)}
-    for name, network in zip(("opt_g", "opt_d"), pair, strict=True):
-        network(torch.zeros(1, 1024)).sum().backward()
-        adam = torch.optim.Adam(network.parameters())
-        adam.step()
-        parts[name] = checkpoint.optimizer_tensors(adam)
-    return parts, 2 * layers * 1024**2
-
-
-def lost_work(copy_rate: float, rate: float) -> None:
-    """The interval is that of Young and Daly for the time that training waits, or the time to write where that is longer."""
-    row = table(
-        f"at these rates; a GPU fails once in {MTBF_HOURS:,} h, and {RESTART:.0f} s pass from there to the next first step",
-        "parameters|.0e", " GPUs|,", "   GB|.2f", "waits, s|.2f", "on disk after, s|.1f", "a failure each, h|,.0f",
-        "interval, min|.1f", "lost by a kill, min|.1f", "time lost in all|.2%",
-    )  # fmt: skip
-    for parameters in PARAMETERS:
-        stall, whole = (14 * parameters / 1e6 / speed for speed in (copy_rate, rate))
-        for ranks in RANKS:
-            mtbf = MTBF_HOURS * 3600 / ranks
-            interval = max(math.sqrt(2 * stall * mtbf), whole)
-            lost = interval / 2 + whole
-            figures = 14 * parameters / 1e9, stall, whole, mtbf / 3600, interval / 60, lost / 60
-            row(parameters, ranks, *figures, stall / interval + (lost + RESTART) / mtbf)
-
-
-def killed(interval: float, write: float) -> float:
-    """What kills at random times lose, as they go back to the newest checkpoint that was whole, over the formula."""
-    times = np.random.default_rng(0).uniform(10 * interval, 20 * interval, 10**6)
-    return float(np.mean(times - (times - write) // interval * interval)) / (interval / 2 + write)
 
 
 if __name__ == "__main__":
