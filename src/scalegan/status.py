@@ -98,8 +98,7 @@ class Status:
         self._total = total_images
         self._first = images_seen
         self._started = time.monotonic()
-        self._output = Output(sys.stdout)
-        self._progress = _progress_bar(self._output) if sys.stdout.isatty() else None
+        self._progress = _progress_bar(Output(sys.stdout)) if sys.stdout.isatty() else None
         if self._progress:
             self._task = self._progress.add_task("training", total=total_images, completed=images_seen, pace="")
             self._progress.start()
@@ -134,7 +133,7 @@ class Status:
         if self._progress:
             self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
         else:
-            print(text, file=self._output, flush=True)
+            print(text, file=Output(sys.stdout), flush=True)  # that of now, as --debug gives each part a file of its own
 
     def close(self) -> None:
         if self._progress:

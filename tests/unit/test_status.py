@@ -1,6 +1,7 @@
 """The status line and where it goes: standard output, RUN/log.txt, and over the bar on a terminal."""
 
 import contextlib
+import io
 import os
 import pty
 import subprocess
@@ -168,6 +169,16 @@ def test_standard_output_on_a_full_disk_does_not_stop_the_run(tmp_path: Path, mo
         with contextlib.suppress(OSError):
             full.close()
     assert [line.split("  ", 1)[1] for line in (tmp_path / "log.txt").read_text().splitlines()] == said
+
+
+def test_a_line_goes_to_the_standard_output_of_its_time(tmp_path: Path) -> None:
+    with contextlib.redirect_stdout(io.StringIO()) as first:
+        status = Status(100, tmp_path)
+        status.say("first")
+    first.close()
+    with contextlib.redirect_stdout(io.StringIO()) as second, status:
+        status.say("second")
+    assert second.getvalue() == "second\n"
 
 
 def test_a_terminal_gets_a_bar_and_a_pipe_does_not(tmp_path: Path) -> None:
