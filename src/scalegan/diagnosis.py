@@ -164,7 +164,7 @@ def overfitting(record: Record) -> Verdict | None:
             f"accuracy: {last['accuracy/train']:.0%} of training images, {last['accuracy/held_out']:.0%} of held-out ones",
             f"overfit gap {spread(lines, 'overfit_gap')} in the last {len(lines)} lines (0 is none, 1 is all)",
         ),
-        "; ".join(filter(None, (more_augmentation(record.config), "more training images", smaller(record.config)))),
+        "; ".join(filter(None, (more_augmentation(record.config, last), "more training images", smaller(record.config)))),
     )
 
 
@@ -189,7 +189,8 @@ def too_strong(record: Record) -> Verdict | None:
     if never_varied(record):
         evidence.append(f"the generator has not begun to learn: {alike(record.samples[-1])}")
     config = record.config
-    remedies = more_augmentation(config) if overfits else "", more_penalty(config), rates(config, 1.0, 0.25), smaller(config)
+    further = more_augmentation(config, lines[-1]) if overfits else ""
+    remedies = further, more_penalty(config), rates(config, 1.0, 0.25), smaller(config)
     return Verdict(
         TOO_STRONG,
         "The discriminator tells every fake, so that the generator does not hear which are better.",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 from scalegan.config import Config
 from scalegan.loss_config import DIFFERENCES
@@ -12,6 +14,8 @@ OTHER_NORM = {"dcgan": "none", "resnet": "spectral", "biggan": "spectral", "fast
 """In place of batch norm in a critic."""
 OFTEN = 0.8
 """Probability from about which on the generator learns augmentations too."""
+FURTHER = {"cutout": 0.5, "scale": 0.2, "translate": 0.125, "aniso": 0.2, "brightness": 0.2, "contrast": 0.5}
+"""Augmentations that any images allow, and how much of each."""
 
 
 def variety_in_class(config: Config) -> str:
@@ -46,19 +50,35 @@ def more_penalty(config: Config) -> str:
     return f"{penalty} --model.critic_norm {OTHER_NORM[config.model.critic]} (a new run)" if batch_norm else penalty
 
 
-def more_augmentation(config: Config) -> str:
+def more_augmentation(config: Config, line: Mapping[str, Any]) -> str:
+    """`line` is the last of the metrics, which has the p and the sign that an adaptive probability got to."""
     pipe = "" if config.augment.active else "--augment.pipe photo (or another, as the images allow) "
     if config.augment.target:
-        return f"more augmentation, --augment.target {config.augment.target * 0.8:.2g}"
+        return more_adaptive(config, line.get("augment/p") or 0.0, line.get("sign/real") or 0.0)
     if config.loss.name not in DIFFERENCES and not config.loss.own and config.burn_in.augment == 1:
         found = " --augment.p 1" if "augment.p" in set_by_hand(config) else ""  # which adaptation finds by itself
         return f"as much augmentation as it takes, {pipe}--augment.target 0.6{found}"
     # Where p cannot follow the critic, it is set by hand; above 0.8 augmentations leak into what is generated.
     if config.augment.active and config.augment.p >= OFTEN:
-        further = "--augment.scale 0.2" if config.augment.cutout else "--augment.cutout 0.5"
-        return f"stronger or further augmentations, such as {further}"
+        return further_augmentation(config)
     often = min(OFTEN, 2 * config.augment.p) if config.augment.active else 0.2
     return f"more augmentation, {pipe}--augment.p {often:.2g}"
+
+
+def more_adaptive(config: Config, p: float, sign: float) -> str:
+    """p rises by the same step however far the sign is above its target: while it does, a lower target changes nothing."""
+    augment = config.augment
+    if p >= augment.max_p:
+        return further_augmentation(config)
+    if sign > augment.target:
+        speed = max(1, min(augment.speed, config.train.images) // 4)
+        return f"augmentation whose p ({p:.2g} by now) rises faster, --augment.speed {speed}"
+    return f"more augmentation, --augment.target {augment.target * 0.8:.2g}"
+
+
+def further_augmentation(config: Config) -> str:
+    off = [f"--augment.{name} {strength}" for name, strength in FURTHER.items() if not getattr(config.augment, name)]
+    return f"stronger {f'or further augmentations, such as {off[0]}' if off else 'augmentations'}"
 
 
 def smaller(config: Config) -> str:

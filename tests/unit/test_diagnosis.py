@@ -367,6 +367,22 @@ def test_augmentation_that_is_on_is_turned_up(augment, wanted):
 
 
 @pytest.mark.parametrize(
+    ("p", "sign", "wanted"),
+    [
+        (0.01, 0.9, "--augment.speed 2500"),  # it rises as it is, in a quarter of the 10,000 images from 0 to 1
+        (0.3, 0.55, "--augment.target 0.48"),
+        (0.85, 0.9, "further augmentations, such as --augment.cutout 0.5"),
+    ],
+)
+def test_an_adaptive_probability_that_still_rises_or_can_rise_no_more_needs_no_lower_target(p, sign, wanted):
+    config = Config(augment=AugmentConfig(shift=0.1, target=0.6), train=TrainConfig(batch=10, images=10_000))
+    rows = [row | held_out(2.0, -0.8, -1.0) | {"augment/p": p, "sign/real": sign} for row in lines()]
+    remedy = only(replace(record(rows), config=config)).remedy
+    assert wanted in remedy
+    assert ("--augment.target" in remedy) == ("--augment.target" in wanted)
+
+
+@pytest.mark.parametrize(
     "options",
     [
         ["--loss.name=relativistic"],
@@ -412,6 +428,14 @@ def test_more_augmentation_is_never_a_lower_probability():
     assert "further augmentations, such as --augment.cutout 0.5" in only(replace(record(rows), config=config)).remedy
     config = replace(config, augment=replace(config.augment, cutout=0.5))
     assert "further augmentations, such as --augment.scale 0.2" in only(replace(record(rows), config=config)).remedy
+
+
+def test_an_augmentation_that_is_on_is_none_to_try():
+    """`photo` with `cutout` has all of them."""
+    options = ["--data.path=x", "--loss.name=relativistic", "--augment.pipe=photo", "--augment.cutout=0.5", "--augment.p=0.8"]
+    rows = [row | held_out(2.0, -0.8, -1.0) for row in lines(loss_D=0.6)]
+    remedy = only(replace(record(rows), config=settings.parse(options).config)).remedy
+    assert remedy.startswith("stronger augmentations; more training images; ")
 
 
 def test_a_run_whose_recent_losses_were_all_lost_to_single_skips_is_told_without_a_figure():
