@@ -18,7 +18,7 @@ from scalegan.models import DISCRIMINATORS, GENERATORS, build_discriminator, bui
 from scalegan.models.batch_norm import BatchNorm, ConditionalBatchNorm
 from scalegan.models.conditions import set_strength
 from scalegan.models.dcgan import resolutions
-from scalegan.models.layers import halvings
+from scalegan.models.layers import flat, halvings
 from scalegan.schedules import class_strength
 
 SHAPES = [(3, 64, 64), (3, 100, 100), (1, 28, 28), (1, 104, 88), (1, 208, 176), (3, 33, 17), (1, 9, 300), (1, 7, 20), (1, 1, 1)]
@@ -123,6 +123,18 @@ def test_a_critic_says_truly_whether_it_couples_samples(family, norm):
     together = critic(images, labels).logits[:2]
     assert critic.couples_samples is (norm == "batch")
     assert torch.allclose(alone, together, rtol=1e-5, atol=1e-6) is not critic.couples_samples
+
+
+def test_what_lies_channels_last_gets_its_gradient_so_and_that_of_its_gradient():
+    x = torch.randn(3, 8, 5, 4).contiguous(memory_format=torch.channels_last).requires_grad_()
+    assert torch.equal(flat(x), x.flatten(1))
+    (gradient,) = torch.autograd.grad(flat(x).square().sum(), x)
+    assert torch.equal(gradient, 2 * x)
+    assert gradient.is_contiguous(memory_format=torch.channels_last)
+    small = torch.randn(2, 2, 3, 2, dtype=torch.float64).contiguous(memory_format=torch.channels_last).requires_grad_()
+    assert torch.autograd.gradgradcheck(flat, small)
+    weight = torch.randn(3, 8 * 5 * 4)
+    assert torch.equal(torch.func.grad(lambda y: (flat(y) * weight).sum())(x), weight.view(x.shape))
 
 
 def test_a_critic_of_one_convolution_has_no_batch_norm_and_couples_nothing():

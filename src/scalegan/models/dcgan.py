@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from scalegan.model_config import ModelConfig
 from scalegan.models.batch_norm import BatchNorm, ConditionalBatchNorm
 from scalegan.models.conditions import ClassHead, Judgement, batch_norm, class_input
-from scalegan.models.layers import at_least_float32, halvings, in_float32, normalise_weights
+from scalegan.models.layers import at_least_float32, flat, halvings, in_float32, normalise_weights
 
 
 def start_dcgan(module: nn.Module) -> None:
@@ -113,7 +113,7 @@ class Discriminator(nn.Module):
             normalise_weights(self, nn.Conv2d, nn.Linear, nn.Embedding)
 
     def forward(self, images: Tensor, labels: Tensor) -> Judgement:
-        h = self.layers(images).flatten(1)
+        h = at_least_float32(flat(self.layers(images)))  # once for the score and the class
         logits = in_float32(self.score, h)[:, 0]
         return Judgement(logits, {}) if self.head is None else self.head(h, labels, logits)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +48,28 @@ class Halve(nn.Module):
             x = F.pad(x, (0, width % 2, 0, height % 2))
         halved: Tensor = self.conv(x)
         return halved
+
+
+class _Flat(torch.autograd.Function):
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.flatten(1)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.shape = inputs[0].shape
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0].reshape(ctx.shape).contiguous(memory_format=torch.channels_last)
+
+
+def flat(x: Tensor) -> Tensor:
+    """`x.flatten(1)` of maps [N, C, H, W] in channels-last memory, whose gradient lies there as they do: what meets tensors in
+    two layouts takes several times as long."""
+    # A compiler chooses layouts by itself, and Dynamo would lose the gradient of a Function's gradient.
+    flattened: Tensor = x.flatten(1) if torch.compiler.is_compiling() else _Flat.apply(x)  # type: ignore[no-untyped-call]
+    return flattened
 
 
 def at_least_float32(x: Tensor) -> Tensor:
