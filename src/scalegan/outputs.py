@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from scalegan import figures, run, sampling
+from scalegan import figures, run, sampling, schedules
 from scalegan.config import Config
 from scalegan.data.index import Index, is_remote
 from scalegan.data.loader import open_reader
@@ -109,8 +109,8 @@ class Outputs:
             self.say(self.opening(images_seen))
         if images_seen:
             self.say(f"going on at {images_seen} images of {self.config.train.images}")
-        elif len(self.index.classes) > 1 and not self.config.model.conditional:
-            self.say(f"the {len(self.index.classes)} classes are not used: model.conditional is false")
+        elif len(self.index.classes) > 1 and (why := without_classes(self.config)):
+            self.say(f"the {len(self.index.classes)} classes are not used: {why}")
         if not images_seen and (origin := run.started_from(self.run_dir)):
             self.say(described(origin, self.index))
         if self.config.train.precision == "bf16" and not has_bf16(self.accelerator.device.type):
@@ -295,3 +295,13 @@ class Outputs:
         if self.main:
             self.tracker.close()
             self.status.close()
+
+
+def without_classes(config: Config) -> str:
+    """Why no step of the run tells classes apart; empty where one does."""
+    model, train = config.model, config.train
+    if not model.conditional:
+        return "model.conditional is false"
+    if schedules.class_strength(model, (train.images - 1) // train.batch * train.batch) > 0:  # in the last step
+        return ""
+    return f"model.class_start is {model.class_start}, and the run ends at {train.images} images"

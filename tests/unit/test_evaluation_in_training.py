@@ -33,14 +33,28 @@ def test_path_lengths_are_measured_in_training(training, tmp_path, monkeypatch, 
         assert record[name] > 0
 
 
-@pytest.mark.parametrize(("classes", "conditional"), [(("a", "b"), False), (("a", "b"), True), ((), False)])
-def test_classes_that_are_not_used_are_told(training, tmp_path, capsys, classes, conditional):
+@pytest.mark.parametrize(
+    ("classes", "model", "told"),
+    [
+        (("a", "b"), {}, "the 2 classes are not used: model.conditional is false\n"),
+        (("a", "b"), {"conditional": True}, ""),
+        (("a", "b"), {"conditional": True, "class_start": 8}, ""),
+        (
+            ("a", "b"),
+            {"conditional": True, "class_start": 9},
+            "the 2 classes are not used: model.class_start is 9, and the run ends at 16 images\n",
+        ),
+        ((), {}, ""),
+    ],
+)
+def test_classes_that_are_not_used_are_told(training, tmp_path, capsys, classes, model, told):
     torch.set_num_threads(1)
     index = make_shards(tmp_path / "shards", samples=16, classes=classes)
-    config = make_config(index.root, tmp_path / "run", model={"conditional": conditional}, train={"images": 8})
+    config = make_config(index.root, tmp_path / "run", model=model, train={"images": 16})
     assert training(config)
-    unused = "the 2 classes are not used: model.conditional is false"
-    assert (unused in capsys.readouterr().out) == (bool(classes) and not conditional)
+    out = capsys.readouterr().out
+    assert told in out
+    assert ("classes are not used" in out) == bool(told)
 
 
 def test_a_grid_with_nan_in_it_is_told_and_left_out_and_the_training_goes_on(training, tmp_path, monkeypatch, capsys):
