@@ -109,6 +109,10 @@ RULES = (
         "without a classifier", "set --model.conditional true --model.class_head classifier",
     ),
     Rule(
+        ("model.class_head",), lambda c: c.loss.class_weight or c.model.discriminator,
+        "at loss.class_weight 0, where no classifier learns", "set --loss.class_weight 1",
+    ),
+    Rule(
         ("loss.reconstruction_weight",), lambda c: c.model.critic == "fastgan" or c.model.discriminator,
         "for a critic that reconstructs nothing", "set --model.critic_family fastgan",
     ),

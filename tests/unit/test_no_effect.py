@@ -70,6 +70,11 @@ TOLD = [
     ("loss.diversity_limit 0.3", "without a reward: set --loss.diversity_weight 2", "loss.diversity_weight 1"),
     ("loss.class_weight 2.0; model.conditional true", "without a classifier", "model.class_head classifier"),
     ("loss.class_weight 2.0", "without a classifier", "model.discriminator mine.Discriminator"),
+    (
+        "model.class_head classifier; model.conditional true; loss.class_weight 0",
+        "at loss.class_weight 0, where no classifier learns: set --loss.class_weight 1",
+        "loss.class_weight 1",
+    ),
     ("loss.reconstruction_weight 2.0", "for a critic that reconstructs nothing", "model.critic_family fastgan"),
     ("augment.p 0.5", "where no augmentation is on: give a pipe", "augment.mirror true"),
     ("augment.p 0.5; augment.mirror true; augment.target 0.6", "beside augment.target", "augment.target 0"),
@@ -111,7 +116,7 @@ ALWAYS = {
 }  # fmt: skip
 """Settings that do something in every run, or in some run that is not known yet (another machine, a later evaluation)."""
 BY_THEIR_SECTION = {
-    *(f"model.{name}" for name in (*FIELDS_OF, "class_head", "class_via", "class_start", "class_ramp")),
+    *(f"model.{name}" for name in (*FIELDS_OF, "class_via", "class_start", "class_ramp")),
     *(f"burn_in.{name}" for name in ("lr", "gamma", "half_life", "augment", "beta2")),
     "augment.pipe", "augment.target", "optim.freeze_critic", "evaluation.resize", "train.cuda_graphs",
 }  # fmt: skip
