@@ -82,8 +82,11 @@ def further_augmentation(config: Config) -> str:
 
 
 def smaller(config: Config) -> str:
-    """A critic of half the width or, in whole groups of channels, about that; empty where there is none."""
+    """A critic of half the width at each resolution or, in whole groups of channels, about that; empty where there is none."""
     model = config.model
     step = model.group_width // math.gcd(model.group_width, 2) if model.critic == "r3gan" else 1
-    width = model.critic_width // 2 // step * step or step
-    return f"--model.critic_width {width}" if width < model.critic_width else ""
+    widths = {"critic_width": model.critic_width, "critic_max_width": model.critic_max_width}
+    halved = {name: width // 2 // step * step or step for name, width in widths.items()}
+    if halved["critic_width"] >= model.critic_width:
+        return ""
+    return " ".join(f"--model.{name} {width}" for name, width in halved.items() if width < widths[name])

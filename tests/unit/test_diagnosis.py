@@ -13,6 +13,7 @@ from scalegan.config import AugmentConfig, Config, OptimConfig, TrainConfig
 from scalegan.diagnosis import RECENT, Record, diagnose, read_record
 from scalegan.loss_config import LossConfig
 from scalegan.model_config import ModelConfig
+from scalegan.models.layers import stage_widths
 from scalegan.run import config_text
 from scalegan.tracking import json_line
 
@@ -409,10 +410,21 @@ def test_a_smaller_critic_is_one_that_a_run_takes(width, group_width, expected):
     sizes = {"width": 48, "max_width": 96, "critic_width": width, "critic_max_width": 96, "group_width": group_width}
     options = ["--data.path=x", "--model.family=r3gan", *(f"--model.{name}={value}" for name, value in sizes.items())]
     remedy = only(record(lines(loss_D=0.01), config=settings.parse(options).config)).remedy
-    found = re.search(r"; --model.critic_width (\d+)$", remedy)
+    found = re.search(r"; --model.critic_width (\d+) --model.critic_max_width 48$", remedy)
     assert (int(found[1]) if found else None) == expected
     if found:
-        settings.parse([*options, f"--model.critic_width={found[1]}"]).config.check(1)
+        settings.parse([*options, f"--model.critic_width={found[1]}", "--model.critic_max_width=48"]).config.check(1)
+
+
+@pytest.mark.parametrize("preset", ["kiwi", "cifar10", "cifar10_stylegan2", "ffhq256"])
+def test_a_smaller_critic_has_half_the_channels_at_every_resolution(preset):
+    config = settings.parse(["--config", preset]).config
+    words = only(record(lines(loss_D=0.01), config=config)).remedy.rpartition("; ")[2].split()
+    changes = {name.removeprefix("--model."): int(width) for name, width in zip(words[::2], words[1::2], strict=True)}
+    before, after = config.model, replace(config.model, **changes)
+    for stages in (4, 7):
+        widths = stage_widths(before.critic_width, before.critic_max_width, stages)
+        assert stage_widths(after.critic_width, after.critic_max_width, stages) == [width // 2 for width in widths]
 
 
 def test_an_adaptive_probability_takes_the_place_of_one_that_was_set():
