@@ -156,7 +156,12 @@ def loss_of(config: LossConfig) -> Loss:
     logits = torch.zeros(2)
     means = {"critic": found.critic(logits, logits), "generator": found.generator(*[logits] * (1 + found.paired))}
     for name, mean in means.items():
-        require(mean.ndim == 0, f"--loss.own {config.own}: its {name} returns {list(mean.shape)}: return the mean, one number")
+        is_tensor = isinstance(mean, Tensor)
+        require(
+            is_tensor and mean.ndim == 0,
+            f"--loss.own {config.own}: its {name} returns {list(mean.shape) if is_tensor else type(mean).__name__}: return the "
+            "mean, one number in a tensor",
+        )
     return found
 
 

@@ -319,12 +319,13 @@ def test_looking_at_what_a_network_returns_leaves_no_trace():
     assert (network.training, network.norm.training, network.held.training) == (True, True, False)
 
 
-def test_a_loss_that_is_no_mean_is_refused():
-    Path("broken.py").write_text(
-        "from scalegan.losses import Loss\nEACH = Loss(critic=lambda real, fake: fake - real, generator=lambda fake: -fake)\n"
-    )
-    with pytest.raises(UserError, match=r"--loss.own broken.EACH: its critic returns \[2\]: return the mean, one number"):
-        own.loss_of(LossConfig(own="broken.EACH"))
+@pytest.mark.parametrize(("returned", "told"), [("fake - real", r"\[2\]"), ("(fake - real).mean().item()", "float")])
+def test_a_loss_that_is_no_mean_is_refused(returned, told):
+    loss = f"Loss(critic=lambda real, fake: {returned}, generator=lambda fake: -fake.mean())"
+    name = f"broken_{told.isalpha()}"  # a module is imported once
+    Path(f"{name}.py").write_text(f"from scalegan.losses import Loss\nMINE = {loss}\n")
+    with pytest.raises(UserError, match=rf"--loss.own {name}.MINE: its critic returns {told}: return the mean, one number"):
+        own.loss_of(LossConfig(own=f"{name}.MINE"))
 
 
 @pytest.mark.parametrize(("layer", "couples", "told"), [
