@@ -19,6 +19,7 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from scalegan.data.sources.base import composed
 from scalegan.errors import UserError
 
 if TYPE_CHECKING:
@@ -152,15 +153,15 @@ def class_numbers(names: Sequence[str], generator: LoadedGenerator) -> list[int]
     """Class numbers by name; none where no names are given. Raises `UserError` with the nearest name."""
     if names and not generator.config.model.conditional:
         raise UserError(f"--class {names[0]}: {generator.path} was trained without classes: leave it out")
-    numbers = {name: number for number, name in enumerate(generator.classes)}
+    numbers = {composed(name): number for number, name in enumerate(generator.classes)}
     for name in names:
-        if name not in numbers:
+        if composed(name) not in numbers:
             by_lower = {known.lower(): known for known in numbers}
             near = difflib.get_close_matches(name.lower(), by_lower, n=1)
             listed = ", ".join(generator.classes[:12]) + (", ..." if len(generator.classes) > 12 else "")
             hint = f"did you mean {by_lower[near[0]]}?" if near else f"there are {listed}"
             raise UserError(f"--class {name}: no such class; {hint}")
-    return [numbers[name] for name in names]
+    return [numbers[composed(name)] for name in names]
 
 
 def make_chunks(generator: LoadedGenerator, first: int, count: int, seed: int, chosen: Sequence[int]) -> Iterator[Chunk]:

@@ -3,6 +3,8 @@
 import csv
 import subprocess
 import sys
+import unicodedata
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -419,6 +421,12 @@ def test_bad_input_is_one_line_and_writes_nothing(run_with_classes, tmp_path, ca
     assert error.startswith("scalegan: error: ")
     assert error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_a_class_is_found_however_its_accents_are_written(by_class):
+    mac = unicodedata.normalize("NFD", "Küche")
+    other = replace(by_class, classes=("Apple", mac, "Plum"))
+    assert sampling_cli.class_numbers(["Küche", mac], other) == [1, 1]
 
 
 def test_classes_for_a_generator_without_are_refused(run, tmp_path, capsys):
