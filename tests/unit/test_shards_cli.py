@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from opening import encoded, photo, run, save, scan, stored
 from PIL import Image
@@ -158,6 +159,16 @@ def test_another_error_behind_a_file_that_cannot_be_read_is_told_at_once(tmp_pat
     damage(source / "plum/1.png")
     with pytest.raises(UserError, match=r"^images of several sizes"):
         run(source, tmp_path / "s")
+
+
+def test_a_range_of_intensities_is_of_one_depth(tmp_path: Path) -> None:
+    source = tmp_path / "scans"
+    save(source / "a.png", scan())
+    save(source / "b.png", scan().astype(np.uint16) * 257)
+    with pytest.raises(UserError, match=r"^images of 8 bits \(.*a\.png\) and of more \(.*b\.png\), and --window .* p1,p99$"):
+        run(source, tmp_path / "s", "--window", "0,65535")
+    one, other = (image.astype(int) for image, _ in stored(run(source, tmp_path / "s", "--window", "p0,p100")))
+    assert abs(one - other).max() <= 1
 
 
 def test_an_error_of_the_reader_leaves_no_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,6 +49,7 @@ class Spool:
         self.png = bytearray()
         self.sizes: dict[tuple[int, int], str] = {}
         self.depths: dict[int, str] = {}
+        self.deep: dict[bool, str] = {}
         self.counts: Counter[int] = Counter()
         self.facts: list[dict[str, Any]] = []
         self.transparent = 0
@@ -79,6 +80,8 @@ class Spool:
             self.tasks.append(self.task)
             self.sizes.setdefault((image.height, image.width), image.name)
             self.depths.setdefault(image.channels, image.name)
+            if image.deep is not None:
+                self.deep.setdefault(image.deep, image.name)
             self.check_alike()
             self.starts.append(self.file.tell())
             self.lengths.append(len(image.data))
@@ -103,6 +106,11 @@ class Spool:
             names = {1: "grey", 3: "colour"}
             shown = " and ".join(f"{names[channels]} ({name})" for channels, name in sorted(self.depths.items()))
             raise UserError(f"both grey and colour images: {shown}: choose with --channels 1 or --channels 3")
+        if len(self.deep) > 1:
+            raise UserError(
+                f"images of 8 bits ({self.deep[False]}) and of more ({self.deep[True]}), and --window cannot mean the "
+                "intensities of both: save them alike, or give percentiles such as --window p1,p99"
+            )
 
     def order(self, seed: int, first: int, end: int) -> NDArray[np.int64]:
         """Images `first` up to `end`, shuffled by uniform numbers of a counter-based generator: alike on every machine."""

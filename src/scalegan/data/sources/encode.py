@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import warnings
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -55,6 +55,8 @@ class Encoded:
     """It had transparency, which was laid over white."""
     enlarged: tuple[int, int] | None = None
     """Height and width that it had, if it was smaller than `--size` and was enlarged."""
+    deep: bool | None = None
+    """Whether its file has more than 8 bits, where a window of intensities (and not of percentiles) was applied to it."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,8 @@ class Transform:
         if unchanged and size_kept and self.channels in (None, channels):
             suffix: Literal["jpg", "png"] = "jpg" if image.format in JPEG else "png"
             return Encoded(picture.name, data, suffix, picture.label, image.height, image.width, channels)
-        return self._finish(picture, image, transparent)
+        encoded = self._finish(picture, image, transparent)
+        return replace(encoded, deep=deep) if self.window and self.window.kind == "range" else encoded
 
     def _windowed(self, name: str, image: Image.Image) -> Image.Image:
         """A greyscale image of any depth -> mode F, from 0 to 255."""
