@@ -1,16 +1,23 @@
 """What goes by class: the Inception Score on given probabilities, and a Frechet distance for each class."""
 
+from contextlib import closing
 from itertools import combinations
 
 import numpy as np
 import pytest
 import torch
+from tiny import make_shards
 
+from scalegan.config import DataConfig
+from scalegan.data.loader import open_reader
 from scalegan.errors import UserError
+from scalegan.evaluation.evaluator import check_classes
 from scalegan.evaluation.frechet import FrechetDistance
 from scalegan.evaluation.inception_score import InceptionScore
 from scalegan.evaluation.per_class import PerClassDistance
+from scalegan.evaluation.real import RealImages
 from scalegan.evaluation.suite import ClassScore
+from scalegan.evaluation_config import EvaluationConfig
 
 
 @pytest.fixture(autouse=True)
@@ -159,3 +166,20 @@ def test_a_class_without_images_is_named():
     metric.update(torch.randn(9, 3), torch.zeros(9, dtype=torch.int64), real=False)
     with pytest.raises(UserError, match="class dog needs 2 real and 2 generated images and there are 4 and 0"):
         metric.compute()
+
+
+@pytest.mark.parametrize(
+    ("stored", "real", "generated", "remedy"),
+    [
+        (10, 10, 3, "raise evaluation.samples"),
+        (10, 4, 30, "raise evaluation.real"),
+        (5, 5, 30, "compare with shards that have more of it"),
+    ],
+)
+def test_what_a_class_lacks_is_asked_for_on_the_side_that_lacks_it(tmp_path, stored, real, generated, remedy):
+    index = make_shards(tmp_path / "data", samples=stored, classes=("a", "b", "c"))
+    config = EvaluationConfig(samples=generated, real=real)
+    with closing(open_reader(index, DataConfig(workers=0), torch.device("cpu"))) as reader:
+        images = RealImages(index, real, reader)
+        with pytest.raises(UserError, match=rf"of each class; of . there are \d+ and \d+: {remedy}, or take"):
+            check_classes("per_class", config, index, images, lambda first, count: np.arange(first, first + count) % 3)

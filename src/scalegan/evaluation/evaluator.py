@@ -163,9 +163,12 @@ def check_classes(
     for number, name in enumerate(index.classes):
         counts = int((real == number).sum()), int((made == number).sum())
         if min(counts) < 2:
+            way_out = "raise evaluation.samples" if counts[1] < 2 else "raise evaluation.real"
+            if index.class_counts[number] < 2:
+                way_out = "compare with shards that have more of it"
             raise UserError(
                 f"metric {metric} needs 2 real and 2 generated images of each class; of {name} there are {counts[0]} and "
-                f"{counts[1]}: raise evaluation.samples, or take {metric} out of evaluation.metrics"
+                f"{counts[1]}: {way_out}, or take {metric} out of evaluation.metrics"
             )
     return real
 
