@@ -140,6 +140,13 @@ def test_an_unknown_class_names_the_nearest(tmp_path: Path, wrong: str, hint: st
     assert hint in str(raised.value)
 
 
+def test_a_class_with_a_comma_is_named_as_it_has_to_be_typed(tmp_path: Path) -> None:
+    save(tmp_path / "Apple, red/1.png", photo())
+    save(tmp_path / "Pear/1.png", photo())
+    with pytest.raises(UserError, match=r"""has no class 'Apple': did you mean '"Apple, red"'\?$"""):
+        opened(tmp_path, classes=("Apple", "red"))
+
+
 def test_deeper_folders_belong_to_their_class_and_hidden_ones_to_none(tmp_path: Path) -> None:
     save(tmp_path / "a/2020/1.png", photo())
     save(tmp_path / "b/1.png", photo())

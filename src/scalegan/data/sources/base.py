@@ -194,7 +194,8 @@ def choose_classes(known: Sequence[str], wanted: Sequence[str], where: str) -> t
         if not varieties:
             near = difflib.get_close_matches(name.lower(), [other.lower() for other in known], n=1, cutoff=0.5)
             meant = next((other for other in known if near and other.lower() == near[0]), None)
-            hint = f"did you mean {meant}?" if meant else f"it has {listed(known)}"
+            typed = f"'\"{meant}\"'" if meant and "," in meant else meant  # the shell takes the outer quotes
+            hint = f"did you mean {typed}?" if meant else f"it has {listed(known)}"
             raise UserError(f"--classes: {where} has no class {name!r}: {hint}")
     if len(set(chosen)) < len(chosen):
         raise UserError("--classes names a class twice")
