@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -121,6 +122,10 @@ class LoadedGenerator:
 
     def sample_range(self, first: int, count: int, seed: int = 0, labels: Sequence[int] | Tensor | None = None) -> Tensor:
         """Images first to first + count of a seed."""
+        try:
+            seed = int(operator.index(seed))  # it is hashed as it is written: 1.0 would be another one than 1
+        except TypeError:
+            raise UserError(f"seed {seed!r} is no whole number: give one, such as 0") from None
         if count < 0:
             raise UserError(f"{count} images cannot be made: ask for 0 or more")
         if first < 0:
@@ -175,6 +180,8 @@ def find_checkpoint(path: Path) -> checkpoint.Checkpoint:
         raise UserError(f"{problem}: give a run folder or one of its checkpoints")
     found, complaints = checkpoint.latest(path)
     if found is None:
+        if path.name == checkpoint.CHECKPOINTS:
+            raise UserError(f"{path} is no run: give {path.parent}, or one of the checkpoints in there")
         raise UserError("; ".join(complaints) or f"{path} has no checkpoint yet: train it first")
     if launcher.rank() == 0:
         for complaint in complaints:

@@ -152,6 +152,30 @@ def test_a_label_decides_the_class(by_class):
     assert not torch.equal(kiwis, plums)
 
 
+@pytest.mark.parametrize("seed", [1.0, None, "1"])
+def test_a_seed_that_is_no_whole_number_is_one_line(generator, seed):
+    """It would silently be another seed than 1."""
+    with pytest.raises(UserError, match=f"^seed {seed!r} is no whole number: give one, such as 0$"):
+        generator.sample(1, seed=seed)
+
+
+@pytest.mark.parametrize("seed", [np.int64(1), torch.tensor(1), True])
+def test_a_whole_number_of_another_type_is_the_same_seed(generator, seed):
+    assert torch.equal(generator.sample(2, seed=seed), generator.sample(2, seed=1))
+
+
+def test_the_folder_of_checkpoints_names_the_run(run):
+    with pytest.raises(UserError, match=f"checkpoints is no run: give {run}, or one of the checkpoints in there"):
+        load_generator(run / "checkpoints")
+
+
+def test_a_class_for_a_generator_of_ours_is_refused(run):
+    with pytest.raises(
+        UserError, match=r"the generator is one of model\.family dcgan, and no class of your own: leave that out"
+    ):
+        load_generator(run, generator=torch.nn.Identity)
+
+
 def test_drawn_labels_are_those_that_labels_of_tells_and_follow_the_data(by_class):
     labels = by_class.labels_of(0, 3000)
     assert torch.equal(by_class.sample(70), by_class.sample(70, labels=labels[:70]))

@@ -38,7 +38,11 @@ def build_generator(
     require(
         own is not None or not config.generator,
         f"the generator is the class {config.generator}, which is not imported on the word of a run: give it again, on the "
-        f"command line by --generator {config.generator}, in Python by load_generator(..., generator=...)",
+        f"command line by --generator {config.generator}, in Python by load_generator(..., generator=CLASS)",
+    )
+    require(
+        own is None or bool(config.generator),
+        f"the generator is one of model.family {config.family}, and no class of your own: leave that out",
     )
     return (own or GENERATORS[config.family])(config, shape, classes)
 
