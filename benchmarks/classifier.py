@@ -24,7 +24,7 @@ from torch.nn import functional as F
 import common
 from scalegan.config import DataConfig
 from scalegan.data.index import Index, read_index
-from scalegan.data.loader import open_reader
+from scalegan.data.loader import Reader
 from scalegan.sampling import load_generator
 
 NAMES = ("fruits12", "fashion", "fruits100")
@@ -51,7 +51,7 @@ class Classifier(nn.Module):
 
 def read_all(index: Index) -> tuple[Tensor, Tensor]:
     """All images, uint8 [N, C, H, W], and their labels [N]."""
-    with closing(open_reader(index, DataConfig(path=index.root, reader="stream"), torch.device("cpu"))) as reader:
+    with closing(Reader(index, DataConfig(path=index.root, reader="stream"), torch.device("cpu"))) as reader:
         parts = [reader.read(np.arange(i, min(i + 1024, index.samples))) for i in range(0, index.samples, 1024)]
     return torch.cat([part.images for part in parts]), torch.cat([part.labels for part in parts])
 

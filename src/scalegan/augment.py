@@ -119,9 +119,10 @@ def _before_moves(
 
 
 def _whole_pixels(draw: Tensor, share: float, size: int) -> Tensor:
-    """[N] uniform in (0, 1) -> [N, 1, 1] whole numbers, each from -limit to limit alike."""
+    """[N] uniform in (0, 1] -> [N, 1, 1] whole numbers, each from -limit to limit alike."""
     limit = in_pixels(share, size)
-    return torch.floor(draw * (2 * limit + 1)).long()[:, None, None] - limit
+    place = torch.floor(draw * (2 * limit + 1)).long() - limit
+    return place.clamp(max=limit)[:, None, None]  # of 1, as one number of 2^25 is rounded to in float32
 
 
 def _taken(images: Tensor, place: Tensor) -> Tensor:

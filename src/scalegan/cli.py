@@ -159,7 +159,8 @@ def forgive_letters() -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command line. Returns the exit code: 0, 2 for what the user can mend, 130 after Ctrl-C."""
+    """Runs one command line. Returns the exit code: 0, 1 where a check of doctor or --debug failed, 2 for what the user
+    can mend, 130 after Ctrl-C, 141 where nobody reads what is printed."""
     open_streams()
     forgive_letters()
     if argv is None and sys.argv[1:2] == ["train"]:

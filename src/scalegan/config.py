@@ -7,8 +7,6 @@ a run. Reading the command line and YAML into these classes is the work of `sett
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -59,6 +57,12 @@ class DataConfig:
         require(self.cache_gb >= 0, f"data.cache_gb is {self.cache_gb}: give 0 or more, or .inf for no limit")
         require(self.workers >= 0, f"data.workers is {self.workers}: give 0 or more")
         require(0 <= self.skip_budget <= 1, f"data.skip_budget is {self.skip_budget}: give a share from 0 to 1")
+        require(self.memory_gb >= 0, f"data.memory_gb is {self.memory_gb}: give 0 or more")
+
+    @property
+    def fails(self) -> bool:
+        """Whether an unreadable image ends the run, so that shards are compared with their index before."""
+        return self.on_error == "fail"
 
 
 @dataclass(frozen=True)
@@ -319,11 +323,6 @@ class Config:
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
-
-    def hash(self) -> str:
-        """Of all that a resumed run may not change."""
-        text = json.dumps(self.identity(), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
 
     def identity(self) -> dict[str, Any]:
         """The fields that decide the weights a run ends with; where files lie and what is logged may change."""

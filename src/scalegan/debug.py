@@ -44,7 +44,7 @@ def debug(config: Config) -> int:
         raise UserError("--debug tries one process alone: start it as `scalegan train ... --debug`, without the launcher")
     run.refuse_file(Path(config.run))
     config.check(1)
-    check_data(config, read_index(config.data.path, compare=config.data.on_error == "fail"))
+    check_data(config, read_index(config.data.path, compare=config.data.fails))
     own.check(config)
     check_device(config.train)
     parent = Path(f"{Path(config.run)}-debug")

@@ -147,9 +147,9 @@ def run_folder(folder: Path) -> Iterator[Finding]:
         return
     try:
         began_with = record(folder).get("data")  # first, as without it the run's own command mends nothing either
-        path = read_config(folder / CONFIG).data.path
-        index = read_index(path)
-        text = f"{index.samples} images of {index.height}x{index.width} (height x width) in {path}"
+        data = read_config(folder / CONFIG).data
+        index = read_index(data.path, compare=data.fails)
+        text = f"{index.samples} images of {index.height}x{index.width} (height x width) in {data.path}"
         if began_with == index.sha256:
             yield ok("data", text)
         else:

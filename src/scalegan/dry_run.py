@@ -27,7 +27,6 @@ from scalegan.data.index import Index, read_index
 from scalegan.data.loader import Batch, batches
 from scalegan.data.order import make_order
 from scalegan.distributed import as_one, control_group, from_main, in_company, make_accelerator, settle_precision
-from scalegan.draws import DataFacts
 from scalegan.errors import UserError
 from scalegan.evaluation.features import Extractor, load_extractor, to_download
 from scalegan.evaluation.names import METRICS, compared
@@ -78,7 +77,7 @@ def dry_run(config: Config) -> int:
     config.check(launcher.world_size())
     run.refuse_file(Path(config.run))
     config = settle_precision(config, run.recorded_precision(Path(config.run)))
-    index = read_index(config.data.path)
+    index = read_index(config.data.path, compare=config.data.fails)
     check_data(config, index)
     own.check(config)
     run.check(Path(config.run), config, index.sha256)
@@ -86,7 +85,7 @@ def dry_run(config: Config) -> int:
     with in_company(), tempfile.TemporaryDirectory() as cache:  # shards that a few steps fetch or check are not kept
         accelerator = make_accelerator(config.train)
         here = replace(config, data=replace(config.data, cache=cache))
-        game = Game(here, accelerator, DataFacts((index.channels, index.height, index.width), index.class_counts))
+        game = Game(here, accelerator, start.facts_of(index))
         measured = measure(here, index, accelerator, game)
     if accelerator.is_main_process:
         print(run.config_text(config))
@@ -288,7 +287,7 @@ def evaluation_seconds(config: Config, index: Index, evaluations: int, measured:
         real *= evaluations
     folder = held_out_of(config.data.held_out, index)
     if folder and any(METRICS[name].held_out for name in config.evaluation.wanted):
-        real += evaluations * read_index(folder).samples
+        real += evaluations * read_index(folder, compare=config.data.fails).samples
     return real * measured.features + evaluations * config.evaluation.samples * (measured.drawing + measured.features)
 
 

@@ -30,7 +30,8 @@ def is_alike(grid: dict[str, Any]) -> bool:
 
 
 def only_in_class(grid: dict[str, Any]) -> bool:
-    return "diversity_in_class" in grid and share(grid, "diversity") >= ALIKE
+    found = too_low(grid)
+    return "diversity_in_class" in found and "diversity" not in found
 
 
 def alike(grid: dict[str, Any]) -> str:

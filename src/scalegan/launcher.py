@@ -98,3 +98,8 @@ def number(variable: str) -> int | None:
     if not text.isdecimal():
         raise UserError(f"{variable} is {text!r}: it has to be a whole number; unset it, or start through accelerate launch")
     return int(text)
+
+
+def cores() -> int:
+    """Cores that this process may use: of a Slurm job, its own."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # macOS has no such set

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scalegan.launcher import OF_MPI, address_of, number, offered_loopback, several_machines
+from scalegan.launcher import OF_MPI, address_of, cores, number, offered_loopback, several_machines
 
 if TYPE_CHECKING:
     from multiprocessing.synchronize import Barrier
@@ -112,12 +112,12 @@ def convolution_seconds(dtype: torch.dtype) -> float:
 def threads() -> Iterator[Finding]:
     import torch
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    ours = cores()
     processes = number("LOCAL_WORLD_SIZE") or 1
     each = torch.get_num_threads()
-    text = f"{cores} cores for {processes} process{'es' * (processes > 1)} of {each} thread{'s' * (each > 1)}"
-    if processes * each > cores:
-        yield warn("threads", f"{text}: they wait for each other; export OMP_NUM_THREADS={max(1, cores // processes)}")
+    text = f"{ours} cores for {processes} process{'es' * (processes > 1)} of {each} thread{'s' * (each > 1)}"
+    if processes * each > ours:
+        yield warn("threads", f"{text}: they wait for each other; export OMP_NUM_THREADS={max(1, ours // processes)}")
     else:
         yield ok("threads", text)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from contextlib import closing
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from scalegan import figures, run, sampling, schedules
 from scalegan.config import Config
 from scalegan.data.index import Index, is_remote
-from scalegan.data.loader import open_reader
+from scalegan.data.loader import Reader
 from scalegan.data.order import make_order, samples_at
 from scalegan.distributed import has_bf16
 from scalegan.errors import GivenUp, UserError, full_gpu
@@ -81,7 +80,6 @@ class Outputs:
         self.notice = notice
         self.run_dir = Path(config.run)
         self.main = accelerator.is_main_process
-        self.by_offset = replace(config.data, reader="stream")
         """A few images, or each once, are read beside those that the training keeps in memory, not by keeping them twice."""
         self.waited = self.stalled = 0.0
         """Seconds since the last line of metrics: for data, and in saving."""
@@ -142,7 +140,7 @@ class Outputs:
 
     def real_grid(self) -> None:
         """As many real images as a sample grid has."""
-        with closing(open_reader(self.index, self.by_offset, torch.device("cpu"))) as reader:
+        with closing(Reader(self.index, self.config.data, torch.device("cpu"))) as reader:
             images = reader.read(self.first_images(self.config.log.grid)).images
         figures.save_png(self.run_dir / "samples" / "real.png", images.numpy())
 
@@ -158,7 +156,7 @@ class Outputs:
         """On process 0: all training images, if they are not too many; in the `blocks` order those of one window, which are
         near, so that the figures are the same wherever the shards lie."""
         most = self.config.data.window if self.config.data.order == "blocks" else MOST_COMPARED
-        with closing(open_reader(self.index, self.by_offset, torch.device("cpu"))) as reader:
+        with closing(Reader(self.index, self.config.data, torch.device("cpu"))) as reader:
             return Likeness(self.first_images(most), reader.read, len(self.index.classes))
 
     def advance(self, images_seen: int) -> None:
@@ -247,7 +245,7 @@ class Outputs:
             processes=self.accelerator.num_processes,
             device=self.accelerator.device,
             cache=self.run_dir / "cache",
-            data=self.by_offset,
+            data=self.config.data,
             labels=self.drawn_labels if self.config.model.conditional else None,
             paths=LatentPaths(ema, self.config.model.z_dim, self.class_counts, self.config.train.seed),
             pictures=self.run_dir / "evaluations",

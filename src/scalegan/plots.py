@@ -282,12 +282,8 @@ def nearest(positions: Sequence[int], count: int) -> list[int]:
     return sorted({min(range(len(positions)), key=lambda i: abs(positions[i] - want)) for want in wanted})
 
 
-def make_gif(run_dir: Path) -> Path | None:
-    """RUN/figures/training.gif from the sample grids; None when there are fewer than two."""
-    return draw_film(read_history(run_dir))
-
-
 def draw_film(history: History) -> Path | None:
+    """RUN/figures/training.gif from the sample grids; None when there are fewer than two."""
     samples = history.samples
     if len(samples) > MOST_FRAMES:
         samples = [samples[round(i * (len(samples) - 1) / (MOST_FRAMES - 1))] for i in range(MOST_FRAMES)]

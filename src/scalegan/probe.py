@@ -20,7 +20,7 @@ from scalegan.config import DataConfig
 from scalegan.critic import an_image
 from scalegan.data.held_out import held_out_of, read_held_out
 from scalegan.data.index import Index, is_remote
-from scalegan.data.loader import Batch, open_reader
+from scalegan.data.loader import Batch, Reader
 from scalegan.data.order import PROBED, draw, permute
 from scalegan.float32 import computing_in
 from scalegan.pixels import normalise
@@ -43,9 +43,9 @@ class Probe:
         passes = max(1, min(MOST, held_out.samples, index.samples) // together)
         self.places = np.arange(passes)[:, None] * together + first + np.arange(game.draws.count)
         """int64 [passes, count]: which of all images are ours."""
-        with closing(open_reader(index, data, device)) as reader:
+        with closing(Reader(index, data, device)) as reader:
             self.train = [game.told(reader.read(fixed(row, index, most, data))) for row in self.places]
-        with closing(open_reader(held_out, replace(data, path=held_out.root), device)) as reader:
+        with closing(Reader(held_out, replace(data, path=held_out.root), device)) as reader:
             self.held_out = [game.told(reader.read(fixed(row, held_out, most, data))) for row in self.places]
 
     def measure(self) -> dict[str, float]:
@@ -112,8 +112,9 @@ def over_processes(values: Tensor) -> list[float]:
 
 def make_probe(index: Index, game: Game) -> Probe | None:
     """None where no image was held out. Raises `UserError`."""
-    held_out = held_out_of(game.config.data.held_out, index)
-    return Probe(index, read_held_out(held_out, index), game) if held_out else None
+    data = game.config.data
+    held_out = held_out_of(data.held_out, index)
+    return Probe(index, read_held_out(held_out, index, compare=data.fails), game) if held_out else None
 
 
 def fixed(places: NDArray[np.int64], index: Index, most: int, data: DataConfig) -> NDArray[np.int64]:

@@ -31,7 +31,7 @@ def bits(seed: int, purpose: str, first: int, count: int, width: int) -> NDArray
 
 
 def uniform(seed: int, purpose: str, first: int, count: int, width: int) -> NDArray[np.float64]:
-    """Uniform numbers [count, width] in the open interval (0, 1)."""
+    """Uniform numbers [count, width] in (0, 1]."""
     words = bits(seed, purpose, first, count, width) >> np.uint64(11)  # the 53 bits that a float64 holds
     return (words.astype(np.float64) + 0.5) * 2.0**-53
 

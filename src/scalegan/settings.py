@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import yaml
+from docstring_parser import parse_from_object
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from scalegan import __version__
 from scalegan import config as config_module
 from scalegan.augment_config import OFF, PIPES, AugmentConfig
 from scalegan.config import Config
-from scalegan.errors import MachineError, UserError, on_this_machine
+from scalegan.errors import MachineError, UserError, on_this_machine, require
 from scalegan.evaluation_config import EvaluationConfig
 from scalegan.loss_config import LossConfig
 from scalegan.model_config import ModelConfig
@@ -97,16 +98,17 @@ def parser() -> ArgumentParser:
         description="Train a GAN. Options override the file given by --config, which overrides the defaults.",
         default_env=False,
     )
+    told = {field.arg_name: field.description for field in parse_from_object(Config).params}
     made.add_argument("--config", action="config", help="YAML file, such as configs/kiwi.yaml, or the name of one in configs/")
     made.add_argument("--debug", **FLAG, help="cut the same configuration down and try every part in a minute")
     made.add_argument("--dry_run", **FLAG, help="show what would run, how long and how large; write nothing")
-    made.add_argument("--override_resume", **FLAG, help="go on with a run although its losses or rates are others now")
-    made.add_argument("--run", type=str, default="", help="folder of this run; the same command continues it")
-    made.add_argument("--init_from", type=str, default="", help="run or checkpoint whose networks a new run starts from")
+    made.add_argument("--override_resume", **FLAG, help=told["override_resume"])
+    made.add_argument("--run", type=str, default="", help=told["run"])
+    made.add_argument("--init_from", type=str, default="", help=told["init_from"])
     made.add_argument(
-        "--init_networks", type=Literal["both", "generator", "critic"], default="both", help="which networks init_from gives"
+        "--init_networks", type=Literal["both", "generator", "critic"], default="both", help=told["init_networks"]
     )
-    made.add_argument("--init_partial", **FLAG, help="start from the layers whose names and shapes agree; others begin anew")
+    made.add_argument("--init_partial", **FLAG, help=told["init_partial"])
     for name, section in SECTIONS.items():
         made.add_class_arguments(section, name)
     return made
@@ -199,7 +201,7 @@ def _apart(arguments: list[str]) -> tuple[list[Path], list[str]]:
 
 
 def _unfolded(options: list[str]) -> list[str]:
-    """`--model '{width: 32, z_dim: 64}'` as one option for each setting."""
+    """`--model '{width: 32, z_dim: 64}'`, or a file that says so, as one option for each setting."""
     unfolded, rest = [], iter(options)
     for option in rest:
         section, equals, value = option.removeprefix("--").partition("=")
@@ -207,16 +209,25 @@ def _unfolded(options: list[str]) -> list[str]:
             unfolded.append(option)
             continue
         value = value if equals else next(rest, "")
-        try:
-            fields = yaml.load(value, Words)
-        except yaml.YAMLError:
-            fields = None
-        if not isinstance(fields, dict):
+        if value.endswith((".yaml", ".yml")):
+            file = Path(value).expanduser()
+            require(file.is_file(), f"--{section} {value}: no such file, looked for in {Path.cwd()}")
+            value = file.read_text()
+        fields = _mapping(value)
+        if fields is None:
             raise UserError(
                 f"--{section} {value}: give settings in braces, as in --{section} '{{NAME: VALUE}}', or --{section}.NAME VALUE"
             )
         unfolded += [f"--{section}.{name}={_as_option(given)}" for name, given in flatten(fields).items()]
     return unfolded
+
+
+def _mapping(text: str) -> dict[str, Any] | None:
+    try:
+        fields = yaml.load(text, Words)
+    except yaml.YAMLError:
+        return None
+    return fields if isinstance(fields, dict) else None
 
 
 def _options_in(path: Path, known: set[str]) -> list[str]:

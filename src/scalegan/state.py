@@ -50,7 +50,6 @@ def facts(config: Config, index: Index, accelerator: Accelerator) -> dict[str, A
     data = {"shape": [index.channels, index.height, index.width], "classes": index.classes}
     return {
         "config": config.to_dict(),
-        "config_hash": config.hash(),
         "data": data | {"class_counts": index.class_counts, "path": str(config.data.path), "sha256": index.sha256},
         "started_from": run.started_from(Path(config.run)),
         "scaler": accelerator.scaler.state_dict() if accelerator.scaler else None,

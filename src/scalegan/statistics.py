@@ -27,10 +27,11 @@ class Statistics:
     `limit`: skipped steps in a row that are too many.
     """
 
+    SKIPPED = ("skipped/D", "skipped/G")
     NAMES = (
         "loss/D", "loss/G", "logits/real", "logits/fake", "accuracy/real", "accuracy/fake", "sign/real",
         "r1", "r2", "gp", "path", "path_length", "diversity/G", "class/D", "class/G", "reconstruction/D",
-        "grad_norm/D", "grad_norm/G", "skipped/D", "skipped/G",
+        "grad_norm/D", "grad_norm/G", *SKIPPED,
     )  # fmt: skip
 
     def __init__(self, device: torch.device, *, every_step: bool, limit: int) -> None:
@@ -50,14 +51,16 @@ class Statistics:
         values = torch.stack([means.get(name, self.absent) for name in self.NAMES]).double()
         self.sums += values
         self.counts += torch.tensor([name in means for name in self.NAMES])
-        for place, name in enumerate(self.NAMES[-2:]):
+        for place, name in enumerate(self.SKIPPED):
             if name in means:  # the generator may have had no step
                 self.row[place] = (self.row[place] + means[name]) * means[name]
                 here = torch.stack([self.row.new_full((), images_seen), nonfinite[place].double()])
                 self.reached[place] = torch.where(self.row[place] == self.limit, here, self.reached[place])
         self.longest = torch.maximum(self.longest, self.row)
         if self.every_step:
-            self.steps.append((images_seen, torch.stack([means.get(name, self.missing) for name in self.NAMES[:2]]).double()))
+            self.steps.append(
+                (images_seen, torch.stack([means.get(name, self.missing) for name in ("loss/D", "loss/G")]).double())
+            )
 
     def longest_row(self) -> int:
         """Of skipped steps, since the last reading. The same on every process; waits for the device."""
@@ -77,8 +80,7 @@ class Statistics:
         self.sums.zero_()
         self.counts.zero_()
         means = {name: total / n for name, total, n in zip(self.NAMES, totals, counts, strict=True) if n}
-        skipped = totals[-2] + totals[-1]
-        means["skipped_steps"] = skipped
+        means["skipped_steps"] = sum(totals[self.NAMES.index(name)] for name in self.SKIPPED)
         longest = self.longest_row()
         self.longest.zero_()
         return means, longest

@@ -201,7 +201,7 @@ class Game:
             yield first, Batch(self.draws.mirrored(real.images, first), real.labels)
 
     def told(self, real: Batch) -> Batch:
-        """What the networks may see of real images: without classes no label, as a fake has none by which to be told apart."""
+        """Without classes, labels become -1: fakes have none, and by them the critic could tell real images from fakes."""
         return real if self.config.model.conditional else Batch(real.images, torch.full_like(real.labels, -1))
 
     def _make(self, first: int, labels: Tensor, penalised: bool) -> tuple[Fakes, losses.Diversity | None]:
@@ -285,7 +285,7 @@ class Game:
     def _backward(self, loss: Tensor, round_: int, network: nn.Module) -> None:
         """Add the gradients of a round to those of the step."""
         self.accelerator.backward(loss / self.rounds)
-        if self.config.train.cuda_graphs and round_ == 0 < self.rounds - 1:
+        if self.config.train.cuda_graphs and round_ == 0 and self.rounds > 1:
             # They lie where the graph left them, which the next round overwrites. It adds to these copies in place.
             for parameter in network.parameters():
                 if parameter.grad is not None:

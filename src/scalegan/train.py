@@ -69,7 +69,7 @@ def watched(config: Config, watchdog: Watchdog) -> bool:
     """`train`, which `watchdog` ends where it stands still."""
     with on_this_machine():
         run.refuse_file(Path(config.run))
-        index = read_index(config.data.path, compare=config.data.on_error == "fail")
+        index = read_index(config.data.path, compare=config.data.fails)
         check_data(config, index)
         if recorded := run.recorded_precision(Path(config.run)):
             settled: Any = recorded if config.train.precision == "auto" else config.train.precision
@@ -92,9 +92,10 @@ def watched(config: Config, watchdog: Watchdog) -> bool:
             own.check(config)
             if config.model.critic == "projected":
                 projected.pretrained()  # one machine may lack them: told here, where the others still listen
-        for looks in (accelerator.is_main_process, True):  # what has to be fetched, one process fetches before the others look
+        # What has to be fetched: by one process, then by one of each machine that does not share its folder, then seen by all.
+        for fetches in (accelerator.is_main_process, accelerator.is_local_main_process, True):
             with as_one(group):
-                if looks:
+                if fetches:
                     find_weights(config)
         if len(found := set(from_all(config.train.precision, group))) > 1:
             raise UserError(
@@ -212,7 +213,7 @@ def check_evaluation(config: Config, index: Index) -> None:
             f"without that class, or take {by_class[0]} out of evaluation.metrics"
         )
     held_out = held_out_of(config.data.held_out, index)
-    kept_out = read_held_out(held_out, index).samples if held_out else 0
+    kept_out = read_held_out(held_out, index, compare=config.data.fails).samples if held_out else 0
     if "memorisation" in wanted and kept_out < CELL_MINIMUM:
         raise UserError(
             f"metric memorisation needs {CELL_MINIMUM} images that were never trained on, and there are {kept_out}: name "

@@ -21,7 +21,6 @@ from scalegan.config import Config
 from scalegan.data.index import Index, is_remote
 from scalegan.data.loader import Batch, batches
 from scalegan.distributed import as_one, from_all, from_main, together
-from scalegan.draws import DataFacts
 from scalegan.errors import GivenUp, UserError
 from scalegan.outputs import Outputs
 from scalegan.probe import make_probe, steepness
@@ -55,7 +54,7 @@ class Trainer:
     ) -> None:
         self.config, self.accelerator, self.index, self.group, self.watchdog = config, accelerator, index, group, watchdog
         self.notice = StopNotice(group)  # from now on a notice stops the run in good order, however long the start takes
-        facts = DataFacts((index.channels, index.height, index.width), index.class_counts)
+        facts = start.facts_of(index)
         self.game = Game(config, accelerator, facts)
         log, limit = config.log, config.train.nonfinite_limit
         self.statistics = Statistics(accelerator.device, every_step=log.step_losses, limit=limit)
@@ -181,7 +180,7 @@ class Trainer:
     def finish(self, stopped: bool) -> None:
         """After the loop: a last pass of everything, or just a checkpoint for the one who asked to stop."""
         if stopped:
-            if not self.saved():  # the one that was under way
+            if not self.saved():  # the newest one failed: try again, also where it was of this very point
                 self.done.pop("checkpoint")
             self.once("checkpoint", self.save)
             self.outputs.stopped(self.clock.images_seen, saved=self.saved())
@@ -253,8 +252,8 @@ class Trainer:
         self.best = from_main(found, self.group)
 
     def save(self, *, pruned: bool = True) -> None:
-        """Process 0 copies the tensors and writes them beside the training, which goes on at once; unless `pruned` all older
-        checkpoints stay."""
+        """Process 0 copies the tensors, and a thread writes them while the training goes on. Older checkpoints are deleted
+        down to `log.keep`, unless `pruned` is False."""
         start = time.perf_counter()
         self.refuse_nonfinite(self.statistics.longest_row())  # a run that goes on from there would end with its first line
         self.share_left_out()
@@ -304,7 +303,7 @@ class Trainer:
         """Take up the newest valid checkpoint, or what a new run starts from; returns the W&B run id to go on with."""
         path = from_main(state.newest(self.run_dir) if self.accelerator.is_main_process else None, self.group)
         if path is None:
-            if origin := from_main(run.started_from(self.run_dir), self.group):
+            if origin := from_main(run.started_from(self.run_dir) if self.accelerator.is_main_process else None, self.group):
                 with as_one(self.group):
                     start.load(self.game, origin)
             return None
@@ -322,4 +321,5 @@ def memory_mb(device: torch.device) -> float:
     """Peak memory so far: of the GPU, or of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    unit = 2**20 if sys.platform == "darwin" else 2**10  # bytes, or blocks of 1,024 of them
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit

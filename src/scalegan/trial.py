@@ -18,14 +18,17 @@ from scalegan import checkpoint, own, start, state
 from scalegan.config import Config
 from scalegan.cut_down import IMAGES, STEPS, cut_config, cut_index
 from scalegan.data.index import Index, read_index
-from scalegan.data.loader import Batch, batches, is_resident, open_reader
+from scalegan.data.loader import Batch, Reader, batches, is_resident
 from scalegan.data.order import make_order, samples_at
+from scalegan.data.resident import Resident
 from scalegan.distributed import make_accelerator
 from scalegan.sampling import load_generator
 from scalegan.statistics import Values
 from scalegan.train import check_data
 from scalegan.trainer import Trainer
 from scalegan.watchdog import Watchdog
+
+CPU = torch.device("cpu")
 
 
 class Fault(Exception):
@@ -71,7 +74,7 @@ class Trial:
     def shards(self) -> str:
         """The index, the configuration against it, and one batch by both readers."""
         self.full.check(1)
-        index = read_index(self.full.data.path)
+        index = read_index(self.full.data.path, compare=self.full.data.fails)
         check_data(self.full, index)
         start.find(self.full, index)  # raises where it does not fit; networks that are cut down start from nothing
         is_resident(index, self.full.data)  # raises where they are to be and do not fit
@@ -79,14 +82,12 @@ class Trial:
         self.config = cut_config(self.full, self.index, self.folder / "parts")
         batch = self.config.train.batch
         chosen = samples_at(make_order(self.config.data, self.index, 0), 0, np.arange(batch), batch)
-        images = []
-        for kind in {self.config.data.reader, "stream"}:
-            reader = open_reader(self.index, replace(self.config.data, reader=kind), torch.device("cpu"))
-            with closing(reader):
-                images.append(reader.read(chosen).images)
-        if not torch.equal(images[0], images[-1]):
+        with closing(Reader(self.index, self.config.data, CPU)) as reader:
+            images = reader.read(chosen).images
+        kept, _ = Resident(self.index, self.config.data, CPU).take(torch.from_numpy(chosen))
+        if not torch.equal(images, kept):
             raise Fault("the readers `resident` and `stream` give different images")
-        if batch > 1 and bool((images[0] == images[0][:1]).all()):
+        if batch > 1 and bool((images == images[:1]).all()):
             raise Fault(f"the {batch} images of a batch are all alike: look at the contact sheet of {self.full.data.path}")
         colours = "grey" if index.channels == 1 else "RGB"
         shards = f"{len(index.shards)} shard{'s' * (len(index.shards) > 1)}"

@@ -15,7 +15,7 @@ FOLDER = "stacks"
 GRACE = 5.0
 """Seconds between writing down the stacks and the end: the other processes wait for this one, and are to write theirs."""
 FIRST = 4.0
-"""Times as long may the first step take: shards are fetched, workers started and networks compiled for it."""
+"""The first step may take this many times as long: shards are fetched, workers started and networks compiled for it."""
 
 
 class Watchdog:

@@ -13,7 +13,7 @@ from helpers import overflow
 from helpers.on_gpu import GRAPHS, ON_TWO, RECORDED, REPEATABLE, SMALL, STREAMED, assert_alike
 from scalegan.config import DataConfig
 from scalegan.data.index import read_index
-from scalegan.data.loader import open_reader
+from scalegan.data.loader import Reader
 from scalegan.evaluation.evaluator import evaluate
 
 pytestmark = [
@@ -142,8 +142,8 @@ def test_two_gpus_over_nccl_see_what_one_sees(shards, tmp_path):
 def test_batches_arrive_on_the_gpu_as_they_are(shards):
     index, numbers = read_index(str(shards)), np.arange(40)
     data = DataConfig(path=str(shards))
-    there = open_reader(index, data, torch.device("cuda")).read(numbers)
-    here = open_reader(index, data, torch.device("cpu")).read(numbers)
+    there = Reader(index, data, torch.device("cuda")).read(numbers)
+    here = Reader(index, data, torch.device("cpu")).read(numbers)
     assert there.images.is_cuda
     assert torch.equal(there.images.cpu(), here.images)
     assert torch.equal(there.labels.cpu(), here.labels)

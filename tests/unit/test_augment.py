@@ -76,6 +76,12 @@ def test_a_mirrored_turned_and_shifted_image_is_that_of_numpy(quarters: int, mir
         assert np.array_equal(made[:, :, row], expected[:, :, source] if 0 <= source < 10 else 0 * made[:, :, 0])
 
 
+def test_a_number_that_float32_rounds_to_one_shifts_no_further_than_the_limit() -> None:
+    config, given = AugmentConfig(shift=0.2), images(2, 10, 10)
+    furthest, beyond = (augment(given, draws(2, down=down, right=0.5), config) for down in (0.9, 1.0))
+    assert torch.equal(beyond, furthest)
+
+
 def test_moves_have_the_gradient_of_the_matrices_that_do_the_same() -> None:
     """To the bit, and of a gradient of a gradient too."""
     given, view = images(5, 9, 14).float(), draws(5).float()

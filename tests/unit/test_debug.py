@@ -14,6 +14,7 @@ from scalegan import checkpoint, settings, steps
 from scalegan.config import Config
 from scalegan.cut_down import IMAGES, cut_config, cut_index
 from scalegan.data.index import Index, read_index
+from scalegan.data.resident import Resident
 from scalegan.debug import Outcome, debug, show, try_all
 from scalegan.errors import UserError
 from scalegan.model_config import ModelConfig
@@ -118,6 +119,23 @@ def test_data_that_cannot_be_read_is_the_first_part_that_fails(config, data, cap
     printed = capsys.readouterr().out
     assert "failed: shards: " in printed
     assert printed.count("not tried") == 8
+
+
+def test_readers_that_give_different_images_are_noticed(trial, monkeypatch):
+    taken = Resident.take
+    monkeypatch.setattr(Resident, "take", lambda self, samples: (taken(self, samples)[0] // 2, taken(self, samples)[1]))
+    with pytest.raises(Fault, match="the readers `resident` and `stream` give different images"):
+        trial.shards()
+
+
+def test_a_shard_that_a_training_would_do_without_is_done_without(config, data, tmp_path):
+    shutil.copytree(data, tmp_path / "cut")
+    last = sorted((tmp_path / "cut").glob("*.tar"))[-1]
+    last.write_bytes(last.read_bytes()[:-4096])
+    damaged = replace(config.data, path=str(tmp_path / "cut"))
+    with pytest.raises(UserError, match="bytes"):
+        Trial(replace(config, data=damaged), tmp_path).shards()
+    Trial(replace(config, data=replace(damaged, on_error="skip", skip_budget=1.0)), tmp_path).shards()
 
 
 @pytest.mark.parametrize(

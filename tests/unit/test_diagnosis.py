@@ -288,6 +288,13 @@ def test_one_picture_a_class_is_a_collapse():
     assert name(record(samples=in_classes(0.6))) == "healthy"
 
 
+def test_a_few_pictures_that_are_not_those_of_a_class_need_no_more_variety_within_classes():
+    real = {"diversity_in_class_real": 30.0, "diversity_in_class": 25.0}
+    verdict = only(record(samples=[line | real for line in varied_then_alike(nearest=0.01)]))
+    assert verdict.meaning == "Yes, mode collapse: other latents give (nearly) the same pictures."
+    assert "diversity_weight" not in verdict.remedy
+
+
 def test_classes_that_become_more_varied_have_not_collapsed():
     real = {"diversity_in_class_real": 30.0}
     rising = [grid(n) | real | {"diversity_in_class": 0.3 * 1.3**n} for n in range(1, diagnosis.PATIENCE + 3)]

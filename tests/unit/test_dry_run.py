@@ -1,6 +1,7 @@
 """`--dry_run` says what a run would be and take, and writes nothing."""
 
 import os
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -164,6 +165,16 @@ def test_bad_input_is_one_line_before_anything_is_written(data, tmp_path, capsys
     assert message in error
     assert error.count("\n") == 1
     assert os.listdir(tmp_path) == []
+
+
+def test_a_shard_that_the_run_would_do_without_is_done_without(config, data, tmp_path):
+    shutil.copytree(data, tmp_path / "cut")
+    last = sorted((tmp_path / "cut").glob("*.tar"))[-1]
+    last.write_bytes(last.read_bytes()[:-4096])
+    damaged = replace(config.data, path=str(tmp_path / "cut"))
+    with pytest.raises(UserError, match="bytes"):
+        dry_run.dry_run(replace(config, data=damaged))
+    assert dry_run.dry_run(replace(config, data=replace(damaged, on_error="skip", skip_budget=1.0))) == 0
 
 
 def test_a_checkpoint_has_the_size_that_was_told(config, tmp_path):

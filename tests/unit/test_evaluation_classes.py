@@ -9,7 +9,7 @@ import torch
 from tiny import make_shards
 
 from scalegan.config import DataConfig
-from scalegan.data.loader import open_reader
+from scalegan.data.loader import Reader
 from scalegan.errors import UserError
 from scalegan.evaluation.evaluator import check_classes
 from scalegan.evaluation.frechet import FrechetDistance
@@ -179,7 +179,7 @@ def test_a_class_without_images_is_named():
 def test_what_a_class_lacks_is_asked_for_on_the_side_that_lacks_it(tmp_path, stored, real, generated, remedy):
     index = make_shards(tmp_path / "data", samples=stored, classes=("a", "b", "c"))
     config = EvaluationConfig(samples=generated, real=real)
-    with closing(open_reader(index, DataConfig(workers=0), torch.device("cpu"))) as reader:
+    with closing(Reader(index, DataConfig(workers=0), torch.device("cpu"))) as reader:
         images = RealImages(index, real, reader)
         with pytest.raises(UserError, match=rf"of each class; of . there are \d+ and \d+: {remedy}, or take"):
             check_classes("per_class", config, index, images, lambda first, count: np.arange(first, first + count) % 3)

@@ -16,7 +16,6 @@ from scalegan.data.index import (
     content_hash,
     is_remote,
     locate,
-    member_name,
     read_bytes,
     read_index,
     read_offsets,
@@ -62,7 +61,6 @@ def test_offsets_point_at_the_images_and_their_labels(tmp_path: Path) -> None:
         start, length, label = read_offsets(index, shard)[row]
         assert read_bytes(index.root, index.shards[shard].name, start, length) == png(sample)
         assert label == sample % 2
-        assert member_name(index, shard, row) == f"{sample:09d}.png"
 
 
 def test_locate_splits_sample_numbers_into_shard_and_row(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from scalegan import plots
 from scalegan.cli import main
 from scalegan.config import Config, DataConfig, LogConfig
 from scalegan.figures import GAP, save_png
-from scalegan.plots import make_gif, nearest, plot_run, read_history, series
+from scalegan.plots import draw_film, nearest, plot_run, read_history, series
 from scalegan.run import claim
 from scalegan.tracking import Tracker
 
@@ -60,7 +60,7 @@ def test_a_run_gets_all_its_figures(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_the_film_has_a_frame_for_every_grid_and_none_for_the_real_images(tmp_path: Path, channels: int) -> None:
-    path = make_gif(make_run(tmp_path, 1, samples=7, channels=channels))
+    path = draw_film(read_history(make_run(tmp_path, 1, samples=7, channels=channels)))
     assert path is not None
     assert frames(path) == 7
 
@@ -70,13 +70,13 @@ def test_images_that_were_sampled_into_the_folder_of_the_grids_are_none(tmp_path
     for number in range(64):  # as `scalegan sample` names them
         save_png(run / "samples" / f"{number:06d}.png", np.zeros((1, 3, 12, 10), np.uint8))
     assert [seen for seen, _ in read_history(run).samples] == [1000, 2000, 3000]
-    film = make_gif(run)
+    film = draw_film(read_history(run))
     assert film is not None
     assert frames(film) == 3
 
 
 def test_a_long_run_makes_a_film_of_bounded_length(tmp_path: Path) -> None:
-    path = make_gif(make_run(tmp_path, 1, samples=plots.MOST_FRAMES + 40))
+    path = draw_film(read_history(make_run(tmp_path, 1, samples=plots.MOST_FRAMES + 40)))
     assert path is not None
     assert frames(path) == plots.MOST_FRAMES
 

@@ -39,6 +39,14 @@ def test_a_section_as_one_option_is_its_settings_one_by_one(preset, given):
     assert settings.parse(["--config", preset, *given]) == settings.parse(["--config", preset, *apart])
 
 
+def test_a_section_may_be_in_a_file_of_its_own(preset, tmp_path):
+    (tmp_path / "augment.yaml").write_text("pipe: photo\nmirror: false\n")
+    given, apart = ["--augment", str(tmp_path / "augment.yaml")], ["--augment.pipe=photo", "--augment.mirror=false"]
+    assert settings.parse(["--config", preset, *given]) == settings.parse(["--config", preset, *apart])
+    with pytest.raises(UserError, match=r"--augment gone\.yaml: no such file"):
+        settings.parse(["--config", preset, "--augment", "gone.yaml"])
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
@@ -155,6 +163,7 @@ def test_every_preset_is_valid(path):
         (["--optim.betas_g", "(0,0.99)"], "optim.betas_g is (0,0.99): expected numbers in brackets, as in [0.1, 0.2]"),
         (["--optim.betas_g", "[0.5]"], "optim.betas_g is [0.5]: expected 2 numbers in brackets, as in [0.1, 0.2]"),
         (["--model.width", "0"], "model.width is 0: give at least 1"),
+        (["--data.memory_gb", "-1"], "data.memory_gb is -1.0: give 0 or more"),
         (["--train.precision", "bf61"], "train.precision is bf61: expected one of ['auto', 'fp32', 'bf16', 'fp16']"),
         (["--config", "kiwi_smal"], "did you mean kiwi_small?"),
     ],
@@ -238,7 +247,7 @@ def test_what_only_moves_files_keeps_the_identity(preset):
     one = settings.parse(["--config", preset]).config
     other = settings.parse(["--config", preset, "--run", "elsewhere", "--data.path", "moved", "--log.every", "5"]).config
     changed = settings.parse(["--config", preset, "--optim.lr_g", "0.1"]).config
-    assert one.hash() == other.hash() != changed.hash()
+    assert one.identity() == other.identity() != changed.identity()
 
 
 @pytest.mark.parametrize("content", [b"", b"- 1\n", b"data: 5\n", b"data: [\n", b"\xff\n", b"data: {path: x}\n"])

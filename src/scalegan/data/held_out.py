@@ -18,13 +18,13 @@ def held_out_of(asked: str, index: Index) -> str:
     return f"{index.root.rstrip('/')}/{safe_name(index.held_out)}" if index.held_out else ""
 
 
-def read_held_out(path: str, index: Index) -> Index:
-    """The index of the held-out images in `path`.
+def read_held_out(path: str, index: Index, *, compare: bool) -> Index:
+    """The index of the held-out images in `path`, compared with its files as `read_index` does.
 
     Raises `UserError` where they are not like those of `index`, or among them, and `MachineError` where they are not there.
     """
     try:
-        held_out = read_index(path)
+        held_out = read_index(path, compare=compare)
     except UserError as error:
         raise MachineError(f"held-out images: {error}; or do without, --data.held_out none") from None
     for name in ("height", "width", "channels", "classes"):

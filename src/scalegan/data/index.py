@@ -261,13 +261,6 @@ def read_offsets(index: Index, shard_number: int) -> NDArray[np.int64]:
     return offsets
 
 
-def member_name(index: Index, shard_number: int, row: int) -> str:
-    """Name of one image inside its tar, from the header in front of it; for messages."""
-    start = int(read_offsets(index, shard_number)[row, 0])
-    header = read_bytes(index.root, index.shards[shard_number].name, start - TAR_BLOCK, 100)
-    return header.split(b"\0", 1)[0].decode("utf-8", "replace")
-
-
 def locate(index: Index, samples: NDArray[np.integer[Any]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Sample numbers [n] -> number of the shard [n] and row inside it [n], both int64."""
     samples = np.asarray(samples, dtype=np.int64)

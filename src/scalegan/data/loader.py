@@ -7,7 +7,6 @@ workers as it has this time, and gets those that the first one would have got.
 
 from __future__ import annotations
 
-import os
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator
@@ -21,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from scalegan import launcher
 from scalegan.config import Config, DataConfig
 from scalegan.data.cache import Unreadable
 from scalegan.data.index import Index, is_remote, locate
@@ -78,10 +78,6 @@ class Reader:
         self.stream.close()
 
 
-def open_reader(index: Index, data: DataConfig, device: torch.device) -> Reader:
-    return Reader(index, data, device)
-
-
 def is_resident(index: Index, data: DataConfig) -> bool:
     """Whether the images are kept in memory; `UserError` if they are to be and do not fit."""
     needed = bytes_needed(index) / 1e9
@@ -133,13 +129,7 @@ class Plan:
 
 def batches(index: Index, config: Config, images_seen: int, rank: int, processes: int, device: torch.device) -> Batches:
     """Endless micro-batches of this process from `images_seen` on: `train.accumulate` of them make a step."""
-    config.check(processes)
     train, data = config.train, config.data
-    if index.samples < train.batch:
-        raise UserError(
-            f"{index.root} holds {index.samples} images, fewer than train.batch {train.batch}: "
-            f"give at most --train.batch {index.samples}"
-        )
     order = make_order(data, index, train.seed)
     plan = Plan(order, train.batch, train.accumulate, train.batch // (processes * train.accumulate), rank)
     storage = Storage(index, data)
@@ -158,7 +148,7 @@ def check_cache(storage: Storage, plan: Plan, images_seen: int) -> None:
         needed = sum(shard.bytes for shard in shards)
         advice = "or read them in order, --data.order blocks"
     else:  # the window that is read and the one that is fetched meanwhile, on each process of this machine
-        processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        processes = launcher.number("LOCAL_WORLD_SIZE") or 1
         needed = processes * sum(shards[number].bytes for number in windows_at_hand(plan, images_seen))
         advice = "or give fewer data.streams or a smaller data.window"
     if needed > storage.cache.limit:
@@ -196,11 +186,6 @@ class Batches(ABC):
         self.plan = plan
         self.device = device
         self.tolerance = Tolerance(index, data)
-
-    @property
-    def unreadable(self) -> int:
-        """Distinct images left out so far."""
-        return len(self.tolerance.unreadable)
 
     def __iter__(self) -> Batches:
         return self

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from threading import local
 
@@ -14,6 +13,7 @@ from torch import Tensor
 from scalegan.config import DataConfig
 from scalegan.data.index import Index
 from scalegan.data.stream import StreamReader
+from scalegan.launcher import cores
 
 PIECE = 256  # images that one thread decodes before it takes the next piece
 MOST_THREADS = 16  # the part of decoding that needs Python's lock leaves more of them idle
@@ -63,7 +63,7 @@ def decode_all(
         labels[samples] = pixels.labels
         unreadable.update({first + row: problem for row, problem in pixels.unreadable.items()})
 
-    threads = min(len(os.sched_getaffinity(0)), MOST_THREADS)
+    threads = min(cores(), MOST_THREADS)
     with ThreadPoolExecutor(threads, thread_name_prefix="scalegan-decode") as pool:
         try:
             for _ in pool.map(work, range(0, index.samples, PIECE)):

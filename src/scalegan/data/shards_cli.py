@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scalegan.errors import UserError
+from scalegan.launcher import cores
 
 if TYPE_CHECKING:
     import numpy as np
@@ -128,7 +129,7 @@ def write(args: argparse.Namespace) -> tuple[Index, list[str]]:
 
     size = parse_size(args.size) if args.size is not None else None
     request, out = make_request(args), args.out.resolve()
-    workers = _at_least_one("--workers", _cores() if args.workers is None else args.workers)
+    workers = _at_least_one("--workers", cores() if args.workers is None else args.workers)
     shard_samples = _at_least_one("--shard-samples", args.shard_samples)
     if args.seed < 0:
         raise UserError(f"--seed {args.seed}: give 0 or more")
@@ -258,14 +259,6 @@ def parse_size(text: str) -> tuple[int, int]:
     if not all(1 <= side <= MOST_SIDE for side in size):
         raise UserError(f"--size {text}: give one number or height x width, such as 64 or 208x176, up to {MOST_SIDE}")
     return size
-
-
-def _cores() -> int:
-    """Cores that this process may use: of a Slurm job, its own."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # macOS
-        return os.cpu_count() or 1
 
 
 def _at_least_one(option: str, value: int) -> int:

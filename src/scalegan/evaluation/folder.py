@@ -24,12 +24,13 @@ from scalegan.config import DataConfig
 from scalegan.data.cache import Unreadable
 from scalegan.data.decode import decode
 from scalegan.data.index import INDEX_NAME, Index, Shard
-from scalegan.data.loader import Batch, Reader, on_device, open_reader
+from scalegan.data.loader import Batch, Reader, on_device
 from scalegan.data.sources.base import Picture, walk
 from scalegan.data.sources.encode import EXIF_ORIENTATION, FORMATS, Transform
 from scalegan.data.sources.folders import is_image
 from scalegan.data.sources.window import Window, parse_window
 from scalegan.errors import UserError
+from scalegan.launcher import cores
 
 GREY = ("1", "L", "LA", "La", "I", "F")
 DEEP = ("I", "F")
@@ -153,7 +154,7 @@ class FolderReader:
         self.folder, self.device = folder, device
         window: Window | None = parse_window(folder.window) if folder.window else None
         self.transform = Transform(None, "stretch", folder.channels, window)
-        self.pool = ThreadPoolExecutor(min(len(os.sched_getaffinity(0)), MOST_THREADS), thread_name_prefix="scalegan-decode")
+        self.pool = ThreadPoolExecutor(min(cores(), MOST_THREADS), thread_name_prefix="scalegan-decode")
 
     def read(self, samples: NDArray[np.int64]) -> Batch:
         """The images `samples` [b]. Raises `UserError`, which names the file."""
@@ -182,4 +183,4 @@ def open_images(index: Index, data: DataConfig, device: torch.device) -> Reader 
     """A reader of single images, of shards or of a folder."""
     if isinstance(index, ImageFolder):
         return FolderReader(index, device)
-    return open_reader(index, data, device)
+    return Reader(index, data, device)

@@ -46,7 +46,7 @@ def beside(index: Index, data: DataConfig) -> Index | None:
     if not folder:
         return None
     try:
-        return read_index(folder)
+        return read_index(folder, compare=data.fails)
     except UserError as error:
         raise UserError(f"held-out images: {error}; or do without, --held-out none") from None
 

@@ -166,7 +166,7 @@ def trained_on(found: Checkpoint, option: str = "--against ") -> Index:
     """The index of the data of a training, as they were then."""
     trained = found.state["data"]
     try:
-        index = read_index(trained["path"])
+        index = read_index(trained["path"], compare=settings.config_of(found).data.fails)
     except UserError as error:
         raise UserError(f"the data of the training: {error}; or give {option}FOLDER of other images") from None
     if index.sha256 != trained["sha256"]:

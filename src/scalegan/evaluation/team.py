@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from scalegan import launcher
 from scalegan.errors import GivenUp, UserError, full_gpu
 
 VISITING = 1024
@@ -99,11 +100,12 @@ class Team:
             raise (GivenUp if met[source] == 2 else UserError)(self._from(source, str(error)))
 
     def look(self, find: Callable[[], Path]) -> Path:
-        """What `find` finds, on every process. Process 0 looks first, so that a download happens once; what one meets, all
-        raise."""
-        with self.as_one():
-            if self.first:
-                find()
+        """What `find` finds, on every process. Process 0 looks first, then the first of each machine, so that a download
+        happens once in every folder; what one meets, all raise."""
+        for looks in (self.first, launcher.number("LOCAL_RANK") == 0):
+            with self.as_one():
+                if looks:
+                    find()
         with self.as_one():
             path = find()
         return path

@@ -245,7 +245,7 @@ def download(url: str, target: Path, sha256: str) -> None:
     """Fetch a file whole or not at all. Raises `OSError`, `HTTPException` or, for other content, `ValueError`."""
     with connect(url) as response:
         target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.with_name(f".{target.name}.{os.getpid()}.part")
+        part = target.with_name(f".{target.name}.{os.uname().nodename}-{os.getpid()}.part")
         try:
             digest = hashlib.sha256()
             with part.open("wb") as file:
