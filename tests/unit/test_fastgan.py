@@ -14,7 +14,7 @@ from scalegan.critic import Critic
 from scalegan.ema import make_ema, update_ema
 from scalegan.model_config import ModelConfig
 from scalegan.models import build_discriminator, build_generator
-from scalegan.models.fastgan import stage_widths
+from scalegan.models.fastgan import generator_widths
 from scalegan.models.layers import SpectralNorm
 
 DOCS = Path(__file__).parents[2] / "docs" / "models.md"
@@ -39,8 +39,8 @@ def count(network: torch.nn.Module) -> int:
 
 
 def test_channels_are_the_papers_at_256_and_1024():
-    assert stage_widths(32, 1024, 7) == [1024, 512, 256, 128, 128, 64, 32]
-    assert stage_widths(8, 512, 9) == [512, 512, 256, 128, 128, 64, 32, 16, 8]
+    assert generator_widths(32, 1024, 7) == [1024, 512, 256, 128, 128, 64, 32]
+    assert generator_widths(8, 512, 9) == [512, 512, 256, 128, 128, 64, 32, 16, 8]
 
 
 def papers_parameters(n, z_dim):

@@ -20,7 +20,7 @@ from scalegan.model_config import ModelConfig
 from scalegan.models.batch_norm import BatchNorm, Norm, critic_normalisation
 from scalegan.models.conditions import ClassHead, Judgement, class_input
 from scalegan.models.dcgan import start_dcgan
-from scalegan.models.layers import Halve, Slope, at_least_float32, halvings, in_float32, normalise_weights
+from scalegan.models.layers import Halve, Slope, at_least_float32, downsample, halvings, in_float32, normalise_weights, upsample
 from scalegan.models.noise import noise_keys, normal_noise
 from scalegan.models.resize import Resize, area
 
@@ -91,10 +91,10 @@ class Generator(nn.Module):
         super().__init__()
         channels, height, width = shape
         self.sizes = sizes = halvings(height, width)
-        widths = stage_widths(config.width, config.max_width, len(sizes))
+        widths = generator_widths(config.width, config.max_width, len(sizes))
         norm = partial(BatchNorm, group=config.norm_group)
         self.embed = class_input(config, classes) if config.conditional else None
-        inputs = config.z_dim + (config.class_dim if config.conditional else 0)
+        inputs = config.z_dim + config.class_inputs
         self.base = (2 * widths[0], *sizes[0])
         self.project = nn.Linear(inputs, 2 * widths[0] * sizes[0][0] * sizes[0][1], bias=False)
         self.norm = norm(2 * widths[0])
@@ -117,7 +117,7 @@ class Generator(nn.Module):
         x = self.project(latents).view(-1, *self.base).to(memory_format=torch.channels_last)
         maps = [F.glu(self.norm(x), dim=1)]
         for i, (layers, size) in enumerate(zip(self.stages, self.sizes[1:], strict=True)):
-            x = enlarged(maps[-1], size)
+            x = upsample(maps[-1], size)
             for layer in layers:  # type: ignore[attr-defined]
                 x = layer(x, keys)
             if i + 1 >= REACH:
@@ -138,7 +138,7 @@ class Down(nn.Module):
         self.direct = nn.Sequential(nn.Conv2d(channels_in, channels_out, 1, bias=bias), norm(channels_out), Slope())
 
     def forward(self, x: Tensor) -> Tensor:
-        mean: Tensor = (self.main(x) + self.direct(pooled(x, 1))) / 2
+        mean: Tensor = (self.main(x) + self.direct(downsample(x))) / 2
         return mean
 
 
@@ -153,7 +153,7 @@ class Decoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         for stage in self.stages:
-            x = stage(enlarged(x, (2 * x.shape[2], 2 * x.shape[3])))
+            x = stage(upsample(x, (2 * x.shape[2], 2 * x.shape[3])))
         return at_least_float32(self.to_image(x)).tanh()
 
 
@@ -276,18 +276,13 @@ def quarter(x: Tensor, where: tuple[Tensor, Tensor], size: tuple[int, int]) -> T
 
 
 def pooled(x: Tensor, times: int) -> Tensor:
-    """Halved so many times by means of 2 x 2 pixels, of fewer at the far side of an odd size."""
+    """`downsample`, so many times."""
     for _ in range(times):
-        x = F.avg_pool2d(x, 2, ceil_mode=True)
+        x = downsample(x)
     return x
 
 
-def enlarged(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Each pixel twice in both directions, cut to (height, width)."""
-    return F.interpolate(x, scale_factor=2, mode="nearest")[..., : size[0], : size[1]]
-
-
-def stage_widths(width: int, most: int, stages: int) -> list[int]:
+def generator_widths(width: int, most: int, stages: int) -> list[int]:
     """Channels from the coarsest map to the image: 16, 8, 4, 2, 2, 1, 1/2, ... parts, of which the last is `width`."""
     halved = [i - (i >= 4) for i in range(stages)]
     return [min(most, width * 2 ** (halved[-1] - h)) for h in halved]

@@ -28,6 +28,16 @@ def stage_widths(width: int, most: int, stages: int) -> list[int]:
     return [min(most, width * 2**i) for i in range(stages)]
 
 
+def upsample(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Each pixel four times, cut to (height, width)."""
+    return F.interpolate(x, scale_factor=2, mode="nearest")[..., : size[0], : size[1]]
+
+
+def downsample(x: Tensor) -> Tensor:
+    """The mean of each 2 x 2 pixels, of those that there are at the far side of an odd size."""
+    return F.avg_pool2d(x, 2, ceil_mode=True)
+
+
 class Slope(nn.LeakyReLU):
     """max(x, 0.2 x)."""
 

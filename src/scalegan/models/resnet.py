@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scalegan.model_config import ModelConfig
-from scalegan.models.batch_norm import BatchNorm
+from scalegan.models.batch_norm import BatchNorm, critic_normalisation
 from scalegan.models.conditions import ClassHead, Judgement, batch_norm, check_class_norms, class_input
-from scalegan.models.layers import at_least_float32, halvings, in_float32, normalise_weights, stage_widths
+from scalegan.models.layers import at_least_float32, downsample, halvings, in_float32, normalise_weights, stage_widths, upsample
 
 
 class UpBlock(nn.Module):
@@ -143,27 +143,13 @@ def down_blocks(
     channels, height, width = shape
     sizes = halvings(height, width)[::-1]
     widths = stage_widths(config.critic_width, config.critic_max_width, len(sizes))
-    batch_norm = config.norm_of_critic == "batch"
-
-    def norm(channels: int) -> nn.Module:
-        return BatchNorm(channels, group=config.norm_group, running=False) if batch_norm else nn.Identity()
-
+    norm = critic_normalisation(config)
     blocks, size = [], 0
     for i, (a, b) in enumerate(zip([channels, *widths], widths, strict=False)):
         halved = i < len(sizes) - config.critic_tail
         size += halved
         blocks.append((sizes[size], DownBlock(a, b if wide or i == 0 else a, b, norm, first=i == 0, halved=halved)))
     return blocks
-
-
-def upsample(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Each pixel four times, cut to (height, width)."""
-    return F.interpolate(x, scale_factor=2, mode="nearest")[..., : size[0], : size[1]]
-
-
-def downsample(x: Tensor) -> Tensor:
-    """The mean of each 2 x 2 pixels, of those that there are at the far side of an odd size."""
-    return F.avg_pool2d(x, 2, ceil_mode=True)
 
 
 def start_xavier(module: nn.Module) -> None:
