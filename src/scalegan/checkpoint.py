@@ -6,7 +6,6 @@ manifest names the sha256 of every file and of its own content, so that a damage
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -23,6 +22,7 @@ from torch import Tensor
 
 from scalegan.data.index import content_hash
 from scalegan.errors import UserError
+from scalegan.files import flush, sha256
 
 MANIFEST = "manifest.json"
 CONTENT = {"images_seen", "state", "files"}
@@ -100,17 +100,17 @@ def write(final: Path, images_seen: int, tensors: Mapping[str, Mapping[str, Tens
             path = temporary / f"{name}.safetensors"
             save_file({key: value.detach().contiguous() for key, value in part.items()}, path)
             files[path.name] = sha256(path)
-            _flush(path)
+            flush(path)
         # As it will be read: what JSON makes of tuples and of keys that are numbers is what the checksum is of.
         content = json.loads(json.dumps({"images_seen": images_seen, "state": state, "files": files}))
         (temporary / MANIFEST).write_text(json.dumps(content | {"sha256": content_hash(content)}, indent=1))
-        _flush(temporary / MANIFEST)
-        _flush(temporary)
+        flush(temporary / MANIFEST)
+        flush(temporary)
         if final.exists():  # a folder cannot be replaced in one go: between the two renames the old one counts
             shutil.rmtree(aside, ignore_errors=True)
             final.rename(aside)
         temporary.rename(final)
-        _flush(parent)
+        flush(parent)
     except SafetensorError as error:  # its word for a full disk
         shutil.rmtree(temporary, ignore_errors=True)
         raise OSError(str(error)) from None
@@ -215,16 +215,3 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
         copy = torch.empty_like(parameter, dtype=value.dtype) if value.shape == parameter.shape else torch.empty_like(value)
         state.setdefault(int(number), {})[name] = copy.copy_(value)
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

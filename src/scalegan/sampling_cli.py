@@ -7,18 +7,18 @@ import csv
 import difflib
 import io
 import os
-import sys
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, TypeVar
+from typing import IO, TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from scalegan.bars import progress_bar
 from scalegan.data.sources.base import composed
 from scalegan.errors import UserError
 
@@ -281,14 +281,10 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
 
 def progress(pieces: Iterator[Piece], count: int, size: Callable[[Piece], int]) -> Iterator[Piece]:
     """A bar on a terminal, for what takes longer than a moment: `count` images in pieces of some size."""
-    if count <= CHUNK or not sys.stderr.isatty():
+    if count <= CHUNK:
         yield from pieces
         return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True)) as bar:
-        task: Any = bar.add_task("sampling", total=count)
+    with progress_bar("sampling", count, "pieces") as advance:
         for piece in pieces:
             yield piece
-            bar.advance(task, size(piece))
+            advance(size(piece))

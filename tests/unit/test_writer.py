@@ -212,7 +212,7 @@ def test_two_writers_of_one_folder_do_not_meet(tmp_path: Path) -> None:
 
 
 def test_a_second_writer_cannot_come_in_while_the_first_one_publishes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole, asked = writer.sync_folder, []
+    whole, asked = writer.flush, []
 
     def meanwhile(folder: Path) -> None:
         whole(folder)
@@ -221,7 +221,7 @@ def test_a_second_writer_cannot_come_in_while_the_first_one_publishes(tmp_path: 
             with pytest.raises(UserError, match="being written by another process"), new_folder(tmp_path / "s"):
                 pass
 
-    monkeypatch.setattr(writer, "sync_folder", meanwhile)
+    monkeypatch.setattr(writer, "flush", meanwhile)
     with new_folder(tmp_path / "s") as folder:
         (folder / "shard").write_text("whole")
     assert [path.name for path in asked] == [".s.partial"]

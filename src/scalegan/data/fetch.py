@@ -9,22 +9,23 @@ import argparse
 import hashlib
 import os
 import shlex
-import sys
 import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from scalegan.bars import progress_bar
 from scalegan.data import fruits360
 from scalegan.errors import UserError
+from scalegan.files import sha256
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    pass
 
 
 class WrongContent(Exception):
@@ -171,7 +172,7 @@ def fetch_file(remote: Remote, mirrors: tuple[str, ...], folder: Path, missing: 
     """
     path = folder / remote.name
     if path.exists():
-        if file_sha256(path) != remote.sha256:
+        if sha256(path) != remote.sha256:
             raise UserError(f"{path} is not the file that {mirrors[0]}{remote.name} is: delete it to fetch it again")
         return
     for mirror in mirrors:
@@ -202,7 +203,7 @@ def download(url: str, path: Path, remote: Remote) -> None:
                 urllib.request.Request(url, headers={"User-Agent": "scalegan"}), timeout=TIMEOUT_S
             ) as answer,
             open(part, "wb") as file,
-            progress_bar(remote.name, remote.size) as advance,
+            progress_bar(remote.name, remote.size, "bytes") as advance,
         ):
             while chunk := answer.read(min(1 << 16, remote.size + 1 - got)):
                 file.write(chunk)
@@ -213,23 +214,3 @@ def download(url: str, path: Path, remote: Remote) -> None:
             size = f"more than {remote.size}" if got > remote.size else str(got)
             raise WrongContent(f"{size} bytes, not the known {remote.size} with sha256 {remote.sha256[:12]}...")
         os.replace(part, path)
-
-
-def file_sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextmanager
-def progress_bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar of bytes on a terminal, else silence."""
-    if not sys.stderr.isatty():
-        yield lambda count: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task(title, total=total)
-        yield lambda count: progress.advance(task, count)

@@ -13,7 +13,9 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scalegan.bars import progress_bar
 from scalegan.errors import UserError
+from scalegan.files import flush
 from scalegan.launcher import cores
 
 if TYPE_CHECKING:
@@ -170,7 +172,7 @@ def fill(
     """Write the shards of the first `count` images, and those of what is kept out of them or, of `split`, follows them."""
     from scalegan.data.held_out import FOLDER
     from scalegan.data.sources.hold_out import chosen
-    from scalegan.data.writer import fill_folder, sync_folder
+    from scalegan.data.writer import fill_folder
 
     ours, theirs = spool.order(args.seed, 0, count), spool.order(args.seed, count, len(spool))
     if args.hold_out:
@@ -189,14 +191,14 @@ def fill(
         return written(folder, ours, source, ""), None
     (folder / FOLDER).mkdir()
     held_out = written(folder / FOLDER, theirs, split, "")
-    sync_folder(folder / FOLDER)
+    flush(folder / FOLDER)
     return written(folder, ours, source, FOLDER), held_out
 
 
 def _read_all(source: Source, transform: Transform, workers: int, spool: Spool) -> None:
     from scalegan.data.sources.convert import run_tasks
 
-    with closing(run_tasks(source, transform, workers)) as read, _progress(source) as advance:
+    with closing(run_tasks(source, transform, workers)) as read, progress_bar(source.unit, source.count, "pieces") as advance:
         for results in read:
             spool.add(results)
             advance(len(results.images) + len(results.damaged) if source.unit == "images" else 1)
@@ -212,21 +214,6 @@ def _read_held_out(split: Source, transform: Transform, workers: int, spool: Spo
         spool.check_readable()
     except UserError as error:
         raise UserError(f"{error}{way_out}") from None
-
-
-@contextmanager
-def _progress(source: Source) -> Iterator[Any]:
-    """A bar on stderr, where that is a terminal."""
-    if not sys.stderr.isatty():
-        yield lambda done: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(source.unit, total=source.count)
-        yield lambda done: progress.advance(task, done)
 
 
 def make_request(args: argparse.Namespace) -> Request:

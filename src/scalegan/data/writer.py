@@ -25,7 +25,7 @@ import numpy as np
 
 from scalegan.data.index import INDEX_NAME, TAR_BLOCK, Index, Shard, holds_shards, index_text, make_index
 from scalegan.errors import UserError
-from scalegan.files import no_room
+from scalegan.files import flush, no_room
 
 
 @dataclass(frozen=True)
@@ -225,7 +225,7 @@ def _empty(partial: Path) -> None:
 
 
 def _publish(partial: Path, out: Path, *, force: bool) -> None:
-    sync_folder(partial)
+    flush(partial)
     check_free(out, force=force)
     old = out.parent / f".{out.name}.old"
     shutil.rmtree(old, ignore_errors=True)
@@ -239,7 +239,7 @@ def _publish(partial: Path, out: Path, *, force: bool) -> None:
                 os.rename(old, out)
             raise
         (out / "lock").unlink()  # not before: whoever came in between would have made a new one, and emptied the folder
-        sync_folder(out.parent)
+        flush(out.parent)
         shutil.rmtree(old, ignore_errors=True)
 
 
@@ -258,11 +258,3 @@ def _deaf() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: installed by no Python code
-
-
-def sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
