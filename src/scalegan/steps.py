@@ -17,10 +17,10 @@ from scalegan.critic import Critic, Scores
 from scalegan.data.loader import Batch
 from scalegan.draws import DataFacts, Draws
 from scalegan.ema import make_ema, update_ema
-from scalegan.errors import require
 from scalegan.float32 import plain_float32
+from scalegan.impossible import refuse_impossible
 from scalegan.models import build_discriminator, build_generator, place
-from scalegan.models.batch_norm import average_running_statistics, spans_processes
+from scalegan.models.batch_norm import average_running_statistics
 from scalegan.models.conditions import set_strength
 from scalegan.models.stages import freeze
 from scalegan.paths import Fakes, Maker
@@ -59,6 +59,8 @@ class Game:
 
         generator, critic = build_networks(config, facts)
         own.check_networks(config, facts.shape, generator, critic.discriminator, accelerator.num_processes)
+        self.loss = own.loss_of(config.loss)
+        refuse_impossible(config, generator, critic, self.loss, self.draws.count, accelerator.num_processes)
         for network in (generator, critic):
             place(network, accelerator.device)
         self.ema = make_ema(generator)
@@ -71,25 +73,10 @@ class Game:
             mode = "reduce-overhead" if config.train.cuda_graphs else None
             generator.compile(dynamic=False, mode=mode)
             critic.compile(dynamic=False, mode=mode)
-        require(
-            not config.train.cuda_graphs or not spans_processes(generator, critic, images=self.draws.count),
-            f"train.cuda_graphs records each network by itself, and a batch norm over {accelerator.num_processes} processes "
-            f"waits for the others inside of it: set --model.norm_group {self.draws.count}, or --train.cuda_graphs false",
-        )
-        require(
-            not (config.train.compile and config.loss.penalised and spans_processes(critic, images=self.draws.count)),
-            f"train.compile would take wrong gradients of a penalty through the critic's batch norm over "
-            f"{accelerator.num_processes} processes: set --model.norm_group {self.draws.count}, or --train.compile false",
-        )
         couples_samples: bool = critic.discriminator.couples_samples  # type: ignore[assignment]
         group = config.model.critic_group
         self.scored_apart = couples_samples and (not group or self.draws.count % group > 0)
         """Whether real images and fakes in one batch would meet inside the critic."""
-        require(
-            not couples_samples or config.loss.penalty_form == "exact",
-            "loss.penalty_form difference moves all images of a batch at once, and this critic compares them (batch norm or "
-            "minibatch standard deviation): set --loss.penalty_form exact",
-        )
         if config.loss.penalty_form == "difference":
             plain_float32()
         optim = config.optim
@@ -104,12 +91,6 @@ class Game:
         """Weights of the critic that are not frozen for good."""
         self.nonfinite = torch.zeros(2, dtype=torch.int64, device=accelerator.device)
         """Number of the first gradient that was not finite, in the last step of critic and generator; 0 where all were."""
-        self.loss = own.loss_of(config.loss)
-        require(
-            not config.augment.target or self.loss.boundary is not None,
-            f"augment.target follows the sign of the critic's logits, and in loss.own {config.loss.own} only differences of "
-            "logits mean anything (its boundary is None): leave it 0 and set --augment.p",
-        )
         self.adaptive = Adaptive(config.augment, config.train.batch, self.loss.boundary or 0.0, accelerator.device)
 
     def discriminator_step(self, reals: Sequence[Batch], images_seen: int) -> Values:
