@@ -18,15 +18,15 @@ class Scores(NamedTuple):
     """[N] or [N, K] in float32, large where the image looks real."""
     auxiliary: dict[str, Tensor]
     """Further losses [N] of the discriminator, by name."""
-    squared_slope: Tensor | None
+    squared_grad_norm: Tensor | None
     """[N] squared norm of d(mean logit)/d(image), in float32; None where it was not asked for."""
 
     def halves(self) -> tuple[Scores, Scores]:
         """Of the first half of the images, and of the second."""
-        squared_slope = (None, None) if self.squared_slope is None else self.squared_slope.chunk(2)
+        squared_grad_norm = (None, None) if self.squared_grad_norm is None else self.squared_grad_norm.chunk(2)
         logits, auxiliary = self.logits.chunk(2), {name: loss.chunk(2) for name, loss in self.auxiliary.items()}
         first, second = (
-            Scores(logits[i], {name: parts[i] for name, parts in auxiliary.items()}, squared_slope[i]) for i in range(2)
+            Scores(logits[i], {name: parts[i] for name, parts in auxiliary.items()}, squared_grad_norm[i]) for i in range(2)
         )
         return first, second
 
@@ -44,15 +44,20 @@ class Critic(nn.Module):
         self.config = config
 
     def forward(
-        self, images: Tensor, labels: Tensor, draws: Tensor | None, squared_slope: bool = False, offsets: Tensor | None = None
+        self,
+        images: Tensor,
+        labels: Tensor,
+        draws: Tensor | None,
+        squared_grad_norm: bool = False,
+        offsets: Tensor | None = None,
     ) -> Scores:
         """images [N, C, H, W] in [-1, 1], labels [N], draws [N, augment.WIDTH] or None for no augmentation.
 
         With `offsets` [N, C, H, W] the slope is that of the logits at images + offsets.
         """
-        if squared_slope and offsets is not None:
+        if squared_grad_norm and offsets is not None:
             return self._by_difference(images, labels, draws, offsets)
-        if not squared_slope:
+        if not squared_grad_norm:
             judgement = self._judge(images, labels, draws)
             return Scores(judgement.logits, judgement.auxiliary, None)
 
@@ -80,8 +85,8 @@ class Critic(nn.Module):
             judgement = self._judge(both, torch.cat([labels, labels]), both_draws)
         here, there = Scores(judgement.logits, judgement.auxiliary, None).halves()
         step = offsets[:, 0, 0, 0].abs()
-        squared_slope = ((an_image(there.logits) - an_image(here.logits)) / step).square()
-        return Scores(here.logits, here.auxiliary, squared_slope)  # `_replace` is not compiled by torch 2.11
+        squared_grad_norm = ((an_image(there.logits) - an_image(here.logits)) / step).square()
+        return Scores(here.logits, here.auxiliary, squared_grad_norm)  # `_replace` is not compiled by torch 2.11
 
 
 def an_image(logits: Tensor) -> Tensor:

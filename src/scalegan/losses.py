@@ -110,18 +110,18 @@ AUXILIARY = {
 `reconstruction`: error with which a critic paints the view it was given from its own features (Liu et al. 2021, eq. 4)."""
 
 
-def zero_centred(squared_slope: Tensor, gamma: float) -> Tensor:
+def zero_centred(squared_grad_norm: Tensor, gamma: float) -> Tensor:
     """gamma/2 E |d logit / d image|^2 from the squared gradient norms [N].
 
     R1 at real images, R2 at generated ones (Mescheder et al. 2018, eq. 9 and 10).
     """
-    return 0.5 * gamma * squared_slope.mean()
+    return 0.5 * gamma * squared_grad_norm.mean()
 
 
-def gradient_penalty(squared_slope: Tensor, weight: float, centre: float) -> Tensor:
+def gradient_penalty(squared_grad_norm: Tensor, weight: float, centre: float) -> Tensor:
     """weight E (|d logit / d image| - centre)^2 at mixed images (Gulrajani et al. 2017, eq. 3, with centre 1)."""
     tiny = 1e-12  # the root of an exact 0 has no slope
-    return weight * ((squared_slope + tiny).sqrt() - centre).square().mean()
+    return weight * ((squared_grad_norm + tiny).sqrt() - centre).square().mean()
 
 
 class Diversity(NamedTuple):
@@ -141,12 +141,12 @@ def diversity(images: Tensor, others: Tensor, latents: Tensor, other_latents: Te
     return Diversity(apart.clamp(max=limit).mean(), apart.mean())
 
 
-def path_length(squared_slope: Tensor, typical: Tensor, weight: float) -> tuple[Tensor, Tensor]:
+def path_length(squared_grad_norm: Tensor, typical: Tensor, weight: float) -> tuple[Tensor, Tensor]:
     """weight E (|J_w^T y| - a)^2 with a = `typical` [] (Karras et al. 2020, eq. 4), and the lengths [N].
 
     From the squared lengths [N]. As they are means over the layers and y has variance 1 / (height width), a weight of 2 is
     the paper's ln 2 / (r^2 (ln r - ln 2)) at r x r pixels (appendix B).
     """
     tiny = 1e-12  # see `gradient_penalty`
-    lengths = (squared_slope + tiny).sqrt()
+    lengths = (squared_grad_norm + tiny).sqrt()
     return weight * (lengths - typical).square().mean(), lengths

@@ -44,9 +44,9 @@ class Probe:
         self.places = np.arange(passes)[:, None] * together + first + np.arange(game.draws.count)
         """int64 [passes, count]: which of all images are ours."""
         with closing(Reader(index, data, device)) as reader:
-            self.train = [game.told(reader.read(fixed(row, index, most, data))) for row in self.places]
+            self.train = [game.without_labels(reader.read(fixed(row, index, most, data))) for row in self.places]
         with closing(Reader(held_out, replace(data, path=held_out.root), device)) as reader:
-            self.held_out = [game.told(reader.read(fixed(row, held_out, most, data))) for row in self.places]
+            self.held_out = [game.without_labels(reader.read(fixed(row, held_out, most, data))) for row in self.places]
 
     def measure(self) -> dict[str, float]:
         """Mean logits, accuracies and the overfit gap, the same on every process. Collective; waits for the device."""
@@ -83,17 +83,17 @@ def steepness(game: Game, reals: Sequence[Batch], images_seen: int) -> dict[str,
     """
     parts = []
     with in_evaluation(game.bare_generator, game.bare_critic), computing_in("float32", game.accelerator.device):
-        for first, real in game.shown(reals, images_seen):
+        for first, real in game.rounds_of(reals, images_seen):
             latents = game.draws.latents("steepness", first)
             with torch.no_grad():
                 fakes = game.bare_generator.forward(latents, real.labels)
-            slopes = (squared_slopes(game.bare_critic, images, real.labels) for images in (normalise(real.images), fakes))
+            slopes = (squared_grad_norms(game.bare_critic, images, real.labels) for images in (normalise(real.images), fakes))
             parts.append(torch.stack([slope.mean() for slope in slopes]))
     at_real, at_fake = over_processes(torch.stack(parts).mean(0))
     return {"steepness/real": at_real, "steepness/fake": at_fake}
 
 
-def squared_slopes(critic: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+def squared_grad_norms(critic: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     """[N]. By the discriminator itself, as the critic turns autocast on, and by autograd, which any network goes with."""
     leaves = images.detach().requires_grad_()
     logits = critic.discriminator(leaves, labels).logits  # type: ignore[operator]

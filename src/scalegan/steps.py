@@ -23,7 +23,7 @@ from scalegan.models import build_discriminator, build_generator, place
 from scalegan.models.batch_norm import average_running_statistics
 from scalegan.models.conditions import set_strength
 from scalegan.models.stages import freeze
-from scalegan.paths import Fakes, Maker
+from scalegan.path_length import Fakes, Maker
 from scalegan.pixels import normalise
 from scalegan.statistics import Values
 
@@ -100,7 +100,7 @@ class Game:
         self._set_classes(now.classes)
         penalised = config.penalised and self._number(images_seen) % config.penalty_every == 0
         values = Values()
-        for round_, (first, real) in enumerate(self.shown(reals, images_seen)):
+        for round_, (first, real) in enumerate(self.rounds_of(reals, images_seen)):
             self._reuse_graphs()
             with torch.no_grad():
                 labels = real.labels if self.loss.paired else self.draws.labels("d", first)
@@ -142,7 +142,7 @@ class Game:
         penalised = config.path_weight > 0 and (turn - 1) % config.path_every == 0
         self.opt_g.zero_grad()
         self.bare_critic.requires_grad_(False)
-        for round_, (first, real) in enumerate(self.shown(reals, images_seen)):
+        for round_, (first, real) in enumerate(self.rounds_of(reals, images_seen)):
             self._reuse_graphs()
             labels = real.labels if self.loss.paired else self.draws.labels("g", first)
             with self._reduced_in_last(round_, self.generator):
@@ -159,9 +159,9 @@ class Game:
                 if varied is not None:
                     loss = loss - config.diversity_weight * varied.reward
                     values.add({"diversity/G": varied.mean})
-                if fakes.squared_slope is not None:
+                if fakes.squared_grad_norm is not None:
                     path, lengths = losses.path_length(
-                        fakes.squared_slope, self.maker.typical, now.penalty * config.path_weight
+                        fakes.squared_grad_norm, self.maker.typical, now.penalty * config.path_weight
                     )
                     loss = loss + config.path_every * path
                     values.add({"path": path, "path_length": lengths.mean()})
@@ -175,13 +175,13 @@ class Game:
         values.add({"grad_norm/G": norm, "skipped/G": skipped})
         return values
 
-    def shown(self, reals: Sequence[Batch], images_seen: int) -> Iterator[tuple[int, Batch]]:
+    def rounds_of(self, reals: Sequence[Batch], images_seen: int) -> Iterator[tuple[int, Batch]]:
         """The real images of the step from `images_seen` on as the networks see them, by rounds, each after its first place."""
-        for round_, real in enumerate(map(self.told, reals)):
+        for round_, real in enumerate(map(self.without_labels, reals)):
             first = self.draws.first(images_seen, round_)
             yield first, Batch(self.draws.mirrored(real.images, first), real.labels)
 
-    def told(self, real: Batch) -> Batch:
+    def without_labels(self, real: Batch) -> Batch:
         """Without classes, labels become -1: fakes have none, and by them the critic could tell real images from fakes."""
         return real if self.config.model.conditional else Batch(real.images, torch.full_like(real.labels, -1))
 
@@ -245,13 +245,15 @@ class Game:
             ours, theirs = self.critic(*both, steep_real, joined(offsets, fake_offsets)).halves()
         penalties: dict[str, Tensor] = {}
         if steep_real:
-            penalties["r1"] = losses.zero_centred(ours.squared_slope, now.penalty * config.r1_gamma)
+            penalties["r1"] = losses.zero_centred(ours.squared_grad_norm, now.penalty * config.r1_gamma)
         if steep_fake:
-            penalties["r2"] = losses.zero_centred(theirs.squared_slope, now.penalty * config.r2_gamma)
+            penalties["r2"] = losses.zero_centred(theirs.squared_grad_norm, now.penalty * config.r2_gamma)
         if penalised and config.gp_weight > 0:
             mixed = torch.lerp(fakes, images, self.draws.mixture(first))
             scores = self.critic(mixed, real.labels, views, True, self.draws.offsets("mixed", first))
-            penalties["gp"] = losses.gradient_penalty(scores.squared_slope, now.penalty * config.gp_weight, config.gp_centre)
+            penalties["gp"] = losses.gradient_penalty(
+                scores.squared_grad_norm, now.penalty * config.gp_weight, config.gp_centre
+            )
         return ours, theirs, penalties
 
     def _reuse_graphs(self) -> None:

@@ -140,7 +140,7 @@ def convolutions(config: ModelConfig) -> int:
     critic = Critic(build_discriminator(config, (3, 32, 32), 0), AugmentConfig())
     with Count() as counted:
         scores = critic(torch.randn(2, 3, 32, 32), torch.full((2,), -1), None, True)
-        (scores.logits.mean() + scores.squared_slope.mean()).backward()
+        (scores.logits.mean() + scores.squared_grad_norm.mean()).backward()
     return counted.calls
 
 

@@ -76,19 +76,19 @@ def test_steepness_and_its_gradient_equal_autograds(augmentation, norm):
     critic = make_critic(augmentation, norm)
     images, labels, draws = inputs()
     scores = critic(images, labels, draws, True)
-    scores.squared_slope.mean().backward()
+    scores.squared_grad_norm.mean().backward()
     ours = [p.grad.clone() for p in critic.parameters() if p.grad is not None]
     critic.zero_grad()
 
     leaves = images.clone().requires_grad_()
     logits = critic(leaves, labels, draws).logits
     (gradient,) = torch.autograd.grad(logits.sum(), leaves, create_graph=True)
-    squared_slope = gradient.square().flatten(1).sum(1)
-    squared_slope.mean().backward()
+    squared_grad_norm = gradient.square().flatten(1).sum(1)
+    squared_grad_norm.mean().backward()
     theirs = [p.grad for p in critic.parameters() if p.grad is not None]
 
     torch.testing.assert_close(scores.logits, logits)
-    torch.testing.assert_close(scores.squared_slope, squared_slope)
+    torch.testing.assert_close(scores.squared_grad_norm, squared_grad_norm)
     for a, b in zip(ours, theirs, strict=False):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-12)
 
@@ -100,7 +100,7 @@ def test_the_penalty_is_taken_before_augmentation():
     draws[:, 3], draws[:, 4] = 0.999, 0.999
     seen = torch.func.grad(lambda x: critic(x, labels, draws).logits.sum())(images)
     assert seen[:, :, :12].abs().max() == 0  # rows that were shifted out cannot change the score
-    torch.testing.assert_close(critic(images, labels, draws, True).squared_slope, seen.square().flatten(1).sum(1))
+    torch.testing.assert_close(critic(images, labels, draws, True).squared_grad_norm, seen.square().flatten(1).sum(1))
 
 
 def test_of_several_logits_an_image_the_slope_is_that_of_their_mean():
@@ -111,10 +111,10 @@ def test_of_several_logits_an_image_the_slope_is_that_of_their_mean():
     images, labels, _ = inputs()
     scores = Critic(Patches(), AugmentConfig())(images, labels, None, True)
     expected = (images[..., :4] * 2 / (3 * 24) / 4).square().sum((1, 2, 3))
-    torch.testing.assert_close(scores.squared_slope, expected)
+    torch.testing.assert_close(scores.squared_grad_norm, expected)
     first, second = scores.halves()
     assert first.logits.shape == (2, 4)
-    torch.testing.assert_close(second.squared_slope, expected[2:])
+    torch.testing.assert_close(second.squared_grad_norm, expected[2:])
     torch.testing.assert_close(second.auxiliary["own"], images[2:].sum((1, 2, 3)))
 
 
@@ -130,9 +130,9 @@ def test_the_slope_by_a_difference_is_that_along_the_offsets_and_in_expectation_
     critic = Critic(Linear(), AugmentConfig())
     images, labels = torch.rand(4000, 3, 4, 5, dtype=torch.float64), torch.zeros(4000, dtype=torch.int64)
     signs = torch.randint(0, 2, images.shape) * 2.0 - 1
-    slopes = critic(images, labels, None, True, 0.01 * signs).squared_slope
+    slopes = critic(images, labels, None, True, 0.01 * signs).squared_grad_norm
     torch.testing.assert_close(slopes, (signs * weight).sum((1, 2, 3)).square())
-    exact = critic(images, labels, None, True).squared_slope
+    exact = critic(images, labels, None, True).squared_grad_norm
     torch.testing.assert_close(exact, weight.square().sum().expand(4000))
     assert slopes.mean().item() == pytest.approx(exact[0].item(), rel=0.1)
 
@@ -152,7 +152,7 @@ def test_the_slope_by_a_difference_is_a_penalty_of_the_weights_too():
     critic = Critic(Smooth(), ALL).double()
     images, labels, draws = inputs()
     offsets = 1e-3 * (torch.rand(images.shape, dtype=torch.float64) - 0.5).sign()
-    critic(images, labels, draws, True, offsets).squared_slope.mean().backward()
+    critic(images, labels, draws, True, offsets).squared_grad_norm.mean().backward()
     ours = [p.grad.clone() for p in critic.parameters() if p.grad is not None]
     critic.zero_grad()
     leaves = images.clone().requires_grad_()
@@ -170,4 +170,4 @@ def test_the_slope_by_a_difference_is_taken_in_float32_under_autocast():
     plain = critic(images, labels, None, True, offsets)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         half = critic(images, labels, None, True, offsets)
-    assert torch.equal(plain.squared_slope, half.squared_slope)
+    assert torch.equal(plain.squared_grad_norm, half.squared_grad_norm)

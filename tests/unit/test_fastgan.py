@@ -248,7 +248,7 @@ def test_steepness_and_its_gradient_equal_autograds(config):
     critic = Critic(build_discriminator(replace(config, conditional=True), (3, 24, 20), 3), AugmentConfig()).double().eval()
     images, classes = views(4, 3, 24, 20).double(), torch.tensor([0, 1, 2, 1])
     scores = critic(images, classes, None, True)
-    (scores.squared_slope.sum() + scores.auxiliary["reconstruction"].sum()).backward()
+    (scores.squared_grad_norm.sum() + scores.auxiliary["reconstruction"].sum()).backward()
     ours = {name: p.grad.clone() for name, p in critic.named_parameters() if p.grad is not None}
     critic.zero_grad()
 
@@ -269,9 +269,9 @@ def test_half_precision_is_for_convolutions_alone():
     with torch.autocast("cpu", torch.bfloat16):
         images = generator(torch.randn(4, 8), labels(4))
         scores = critic(images.detach(), labels(4), None, True)
-        loss = images.sum() + scores.logits.sum() + scores.squared_slope.sum() + scores.auxiliary["reconstruction"].sum()
+        loss = images.sum() + scores.logits.sum() + scores.squared_grad_norm.sum() + scores.auxiliary["reconstruction"].sum()
     loss.backward()
-    assert {t.dtype for t in (images, scores.logits, scores.squared_slope, scores.auxiliary["reconstruction"])} == {
+    assert {t.dtype for t in (images, scores.logits, scores.squared_grad_norm, scores.auxiliary["reconstruction"])} == {
         torch.float32
     }
     parameters = [*generator.parameters(), *critic.parameters()]

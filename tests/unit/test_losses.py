@@ -92,8 +92,8 @@ def test_the_gradient_penalty_counts_the_distance_of_the_norm_from_its_centre(ce
 
 
 def test_the_gradient_penalty_has_a_finite_slope_at_a_flat_critic():
-    squared_slope = torch.zeros(4, requires_grad=True)
-    (slope,) = torch.autograd.grad(losses.gradient_penalty(squared_slope, 10.0, 1.0), squared_slope)
+    squared_grad_norm = torch.zeros(4, requires_grad=True)
+    (slope,) = torch.autograd.grad(losses.gradient_penalty(squared_grad_norm, 10.0, 1.0), squared_grad_norm)
     assert torch.isfinite(slope).all()
 
 

@@ -133,7 +133,7 @@ def test_steepness_and_its_gradient_equal_autograds():
     critic = Critic(make(shape=(1, 16, 16)), AugmentConfig()).double()
     images = views(1, 16, 16)[:1].double()
     scores = critic(images, LABELS[:1], None, True)
-    scores.squared_slope.sum().backward()
+    scores.squared_grad_norm.sum().backward()
     ours = [p.grad.clone() for p in critic.parameters() if p.grad is not None]
     critic.zero_grad()
     leaves = images.clone().requires_grad_()

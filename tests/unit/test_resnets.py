@@ -278,7 +278,7 @@ def test_steepness_and_its_gradient_equal_autograds(case):
     critic, images, labels = make_critic(CRITICS[case])
     before = images.clone()
     scores = critic(images, labels, None, True)
-    scores.squared_slope.mean().backward()
+    scores.squared_grad_norm.mean().backward()
     assert torch.equal(images, before)
     ours = [p.grad.clone() for p in critic.parameters() if p.grad is not None]
     critic.zero_grad()
@@ -286,10 +286,10 @@ def test_steepness_and_its_gradient_equal_autograds(case):
     leaves = images.clone().requires_grad_()
     logits = critic(leaves, labels, None).logits
     (gradient,) = torch.autograd.grad(logits.sum(), leaves, create_graph=True)
-    squared_slope = gradient.square().flatten(1).sum(1)
-    squared_slope.mean().backward()
+    squared_grad_norm = gradient.square().flatten(1).sum(1)
+    squared_grad_norm.mean().backward()
     theirs = [p.grad for p in critic.parameters() if p.grad is not None]
-    torch.testing.assert_close(scores.squared_slope, squared_slope)
+    torch.testing.assert_close(scores.squared_grad_norm, squared_grad_norm)
     for a, b in zip(ours, theirs, strict=False):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-12)
 
@@ -340,7 +340,7 @@ def test_power_iterations_go_on_inside_a_penalty():
     critic.train()
     buffers = [m._u for m in critic.modules() if isinstance(m, SpectralNorm) and len(m._u) > 1]
     before = [u.clone() for u in buffers]
-    critic(images, labels, None, True).squared_slope.sum().backward()
+    critic(images, labels, None, True).squared_grad_norm.sum().backward()
     assert len(buffers) > 10
     assert not any(torch.equal(u, old) for u, old in zip(buffers, before, strict=True))
 

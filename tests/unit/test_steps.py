@@ -19,7 +19,7 @@ from scalegan.models.batch_norm import BatchNorm
 from scalegan.models.conditions import set_strength
 from scalegan.models.equalised import Linear
 from scalegan.models.noise import noise_keys, normal_noise
-from scalegan.paths import DIRECTIONS
+from scalegan.path_length import DIRECTIONS
 from scalegan.pixels import normalise
 from scalegan.statistics import Statistics
 from scalegan.steps import Game
@@ -277,7 +277,7 @@ def test_without_classes_no_network_sees_a_label(loss: str) -> None:
 def test_every_second_real_image_is_mirrored_for_both_networks(loss: str) -> None:
     game, plain = (make_game(loss__name=loss, data__mirror=mirror) for mirror in ("true", "false"))
     real = real_batch()
-    ((_, seen),) = game.shown([real], 5 * BATCH)
+    ((_, seen),) = game.rounds_of([real], 5 * BATCH)
     mirrored = [not torch.equal(one, other) for one, other in zip(seen.images, real.images, strict=True)]
     assert 0 < sum(mirrored) < BATCH
     for one, other, swapped in zip(seen.images, real.images, mirrored, strict=True):
@@ -427,7 +427,7 @@ def test_a_game_in_bfloat16_reckons_in_it_and_keeps_weights_and_losses_in_float3
     for network in (game.bare_generator, game.bare_critic, game.ema):
         assert {tensor.dtype for tensor in network.state_dict().values()} == {torch.float32}
     scores = game.bare_critic(normalise(real.images), real.labels, None, True)
-    assert scores.logits.dtype == scores.squared_slope.dtype == torch.float32
+    assert scores.logits.dtype == scores.squared_grad_norm.dtype == torch.float32
     exact, half = found
     for names, bound in ((("loss/D", "loss/G"), 0.01), (("r1", "r2", "gp"), 0.05), (("grad_norm/D", "grad_norm/G"), 0.1)):
         for name in names:

@@ -21,7 +21,7 @@ from scalegan.models.equalised import Conv2d, Linear, activate, mapping, unit_mo
 from scalegan.models.noise import noise_keys, normal_noise
 from scalegan.models.resampling import LowPass
 from scalegan.models.stylegan2 import MinibatchStd, ModulatedConv2d, crossovers
-from scalegan.paths import DIRECTIONS, Maker
+from scalegan.path_length import DIRECTIONS, Maker
 
 SMALL = ModelConfig(
     family="stylegan2", z_dim=8, width=4, max_width=8, critic_width=4, critic_max_width=8, map_layers=2, class_dim=4
@@ -223,12 +223,12 @@ def test_steepness_and_its_gradient_equal_autograds(config):
     critic = Critic(discriminator, AugmentConfig()).double()
     images = torch.randn(4, 3, 16, 20, dtype=torch.float64)
     scores = critic(images, labels(4), None, True)
-    ours = torch.autograd.grad(scores.squared_slope.mean(), list(critic.parameters()), allow_unused=True)
+    ours = torch.autograd.grad(scores.squared_grad_norm.mean(), list(critic.parameters()), allow_unused=True)
     leaves = images.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(critic(leaves, labels(4), None).logits.sum(), leaves, create_graph=True)
-    squared_slope = gradient.square().flatten(1).sum(1)
-    theirs = torch.autograd.grad(squared_slope.mean(), list(critic.parameters()), allow_unused=True)
-    torch.testing.assert_close(scores.squared_slope, squared_slope)
+    squared_grad_norm = gradient.square().flatten(1).sum(1)
+    theirs = torch.autograd.grad(squared_grad_norm.mean(), list(critic.parameters()), allow_unused=True)
+    torch.testing.assert_close(scores.squared_grad_norm, squared_grad_norm)
     for a, b in zip(ours, theirs, strict=True):
         assert (a is None) == (b is None)
         if a is not None:
@@ -341,7 +341,7 @@ def test_a_path_length_is_that_of_the_jacobian():
     for i in range(2):
         jacobian = torch.autograd.functional.jacobian(lambda w, i=i: generator.synthesise(w, keys[i : i + 1])[0], ws[i : i + 1])
         along = torch.einsum("chwnld,chw->ld", jacobian, y[i])
-        torch.testing.assert_close(fakes.squared_slope[i], along.square().sum(1).mean())
+        torch.testing.assert_close(fakes.squared_grad_norm[i], along.square().sum(1).mean())
 
 
 def test_directions_are_normal_and_other_ones_than_the_noise():
@@ -365,11 +365,11 @@ def test_in_bfloat16_images_logits_and_penalty_are_near_those_of_float32(head):
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             fakes = maker(z, chosen, True)
             scores = critic(fakes.images.detach(), chosen, None, True)
-        assert {fakes.images.dtype, fakes.squared_slope.dtype, scores.logits.dtype, scores.squared_slope.dtype} == {
+        assert {fakes.images.dtype, fakes.squared_grad_norm.dtype, scores.logits.dtype, scores.squared_grad_norm.dtype} == {
             torch.float32
         }
-        (scores.logits.mean() + scores.squared_slope.mean() + fakes.squared_slope.mean()).backward()
-        found.append((fakes.images, fakes.squared_slope, scores.logits, scores.squared_slope))
+        (scores.logits.mean() + scores.squared_grad_norm.mean() + fakes.squared_grad_norm.mean()).backward()
+        found.append((fakes.images, fakes.squared_grad_norm, scores.logits, scores.squared_grad_norm))
     for exact, rounded in zip(*found, strict=True):
         assert (exact - rounded).abs().max() < 0.1 * exact.abs().max()
     assert all(p.grad.isfinite().all() for network in (maker, critic) for p in network.parameters() if p.grad is not None)

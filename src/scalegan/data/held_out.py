@@ -18,7 +18,7 @@ def held_out_of(asked: str, index: Index) -> str:
     return f"{index.root.rstrip('/')}/{safe_name(index.held_out)}" if index.held_out else ""
 
 
-def read_held_out(path: str, index: Index, *, compare: bool) -> Index:
+def read_held_out(path: str, index: Index, *, compare: bool = True) -> Index:
     """The index of the held-out images in `path`, compared with its files as `read_index` does.
 
     Raises `UserError` where they are not like those of `index`, or among them, and `MachineError` where they are not there.

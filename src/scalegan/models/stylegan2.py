@@ -133,7 +133,7 @@ class Generator(nn.Module):
         self.mapping = mapping(w_dim + (config.class_dim if config.conditional else 0), w_dim, config.map_layers)
         self.w_mean = RunningMean(w_dim)
         self.path_length = RunningMean()
-        """Mean of |J_w^T y|, for `scalegan.paths`."""
+        """Mean of |J_w^T y|, for `scalegan.path_length`."""
         self.constant = nn.Parameter(torch.randn(widths[0], *sizes[0]))
         self.stages = nn.ModuleList(
             Stage(a, b, channels, w_dim, size) for a, b, size in zip([None, *widths], widths, sizes, strict=False)

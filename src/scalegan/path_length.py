@@ -18,7 +18,7 @@ DIRECTIONS = -3
 class Fakes(NamedTuple):
     images: Tensor
     """[N, C, H, W]."""
-    squared_slope: Tensor | None
+    squared_grad_norm: Tensor | None
     """[N] squared length of J_w^T y, in float32; None where it was not asked for."""
 
 
@@ -43,9 +43,9 @@ class Maker(nn.Module):
         """Move the running mean towards the mean `length` [] of this step."""
         self.generator.path_length.update(length[None], weight)  # type: ignore[union-attr, operator]
 
-    def forward(self, latents: Tensor, labels: Tensor, squared_slope: bool = False) -> Fakes:
-        """latents [N, z_dim] and labels [N]; `squared_slope` of a generator with `own.STYLED_METHODS` alone."""
-        if not squared_slope:
+    def forward(self, latents: Tensor, labels: Tensor, squared_grad_norm: bool = False) -> Fakes:
+        """latents [N, z_dim] and labels [N]; `squared_grad_norm` of a generator with `own.STYLED_METHODS` alone."""
+        if not squared_grad_norm:
             return Fakes(self.generator(latents, labels), None)
         keys = noise_keys(latents)
         with out_of_float16(latents.device):
