@@ -87,6 +87,8 @@ def make_accelerator(train: TrainConfig) -> Accelerator:
     if train.deterministic and not cpu:  # before NCCL's group is made, which looks at it only then
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
+    elif not cpu:
+        torch.backends.cudnn.benchmark = True  # the fastest of its algorithms for each shape, and shapes never change
     # Accelerate has no name yet for what torch 2.13 would rather be told.
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
     accelerator = Accelerator(

@@ -11,9 +11,10 @@ from safetensors.torch import load_file
 
 from helpers import overflow
 from helpers.on_gpu import GRAPHS, ON_TWO, RECORDED, REPEATABLE, SMALL, STREAMED, assert_alike
-from scalegan.config import DataConfig
+from scalegan.config import DataConfig, TrainConfig
 from scalegan.data.index import read_index
 from scalegan.data.loader import Reader
+from scalegan.distributed import make_accelerator
 from scalegan.evaluation.evaluator import evaluate
 
 pytestmark = [
@@ -71,6 +72,14 @@ def test_a_step_whose_gradient_float16_cannot_hold_is_skipped_by_the_scaler(shar
     assert lines[-1]["skipped_steps"] == 0
     for file, tensors in stored(tmp_path, 512).items():
         assert all(tensor.isfinite().all() for tensor in tensors.values()), file
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_algorithms_are_chosen_by_time_unless_a_run_is_to_repeat(monkeypatch, deterministic):
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda on: None)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    make_accelerator(TrainConfig(device="cuda", precision="bf16", deterministic=deterministic))
+    assert torch.backends.cudnn.benchmark is not deterministic
 
 
 def test_a_deterministic_run_repeats_to_the_bit(shards, tmp_path):
