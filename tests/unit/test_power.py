@@ -215,7 +215,10 @@ def test_its_evaluations_go_into_its_run_under_names_of_their_own(trained):
         (["--std", "0.3"], "--std is 0.3: give a share of the run from above 0 to 0.25"),
         (["--std", "0.08", "--at", "5"], "--at 5: no such snapshot"),
         (["--std", "0.004"], "cannot be made of the averages of 0.05 and 0.1 in 10 snapshots"),
-        (["--std", "0.08", "--generator", "scalegan.models.r3gan.Generator"], "holds another generator than Generator ("),
+        (
+            ["--std", "0.08", "--generator", "scalegan.models.r3gan.Generator"],
+            "the generator is one of model.family dcgan, and no class of your own: leave that out",
+        ),
     ],
 )
 def test_what_cannot_be_made_is_told(trained, tmp_path, capsys, arguments, message):

@@ -294,8 +294,8 @@ def test_an_image_is_mirrored_by_its_place_alone() -> None:
     halves = list(map(Batch, real.images.chunk(2), real.labels.chunk(2)))
     swapped = []
     for step in range(100):
-        ((_, once),) = whole.shown([real], BATCH * step)
-        assert torch.equal(once.images, torch.cat([part.images for _, part in rounds.shown(halves, BATCH * step)]))
+        ((_, once),) = whole.rounds_of([real], BATCH * step)
+        assert torch.equal(once.images, torch.cat([part.images for _, part in rounds.rounds_of(halves, BATCH * step)]))
         swapped.append((once.images != real.images).flatten(1).any(1))
     assert torch.cat(swapped).float().mean().item() == pytest.approx(0.5, abs=0.06)
 
