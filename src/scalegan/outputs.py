@@ -80,7 +80,6 @@ class Outputs:
         self.notice = notice
         self.run_dir = Path(config.run)
         self.main = accelerator.is_main_process
-        """A few images, or each once, are read beside those that the training keeps in memory, not by keeping them twice."""
         self.waited = self.stalled = 0.0
         """Seconds since the last line of metrics: for data, and in saving."""
         self.began = self.read_at = time.perf_counter()

@@ -23,7 +23,7 @@ from scalegan import __version__
 from scalegan import config as config_module
 from scalegan.augment_config import OFF, PIPES, AugmentConfig
 from scalegan.config import Config
-from scalegan.errors import MachineError, UserError, on_this_machine, require
+from scalegan.errors import MachineError, UserError, on_this_machine, require, sought
 from scalegan.evaluation_config import EvaluationConfig
 from scalegan.loss_config import LossConfig
 from scalegan.model_config import ModelConfig
@@ -208,13 +208,11 @@ def _unfolded(options: list[str]) -> list[str]:
         if not option.startswith("--") or section not in SECTIONS:
             unfolded.append(option)
             continue
-        value = value if equals else next(rest, "")
-        if value.endswith((".yaml", ".yml")):
-            file = Path(value).expanduser()
-            require(file.is_file(), f"--{section} {value}: no such file, looked for in {Path.cwd()}")
-            value = file.read_text()
-        fields = _mapping(value)
-        if fields is None:
+        value = os.path.expanduser(value if equals else next(rest, ""))
+        in_file = value.endswith((".yaml", ".yml"))
+        require(not in_file or os.path.isfile(value), f"--{section} {sought(value)}: no such file")
+        fields = _read_yaml(Path(value)) if in_file else _mapping(value)
+        if not isinstance(fields, dict):
             raise UserError(
                 f"--{section} {value}: give settings in braces, as in --{section} '{{NAME: VALUE}}', or --{section}.NAME VALUE"
             )
@@ -222,20 +220,25 @@ def _unfolded(options: list[str]) -> list[str]:
     return unfolded
 
 
-def _mapping(text: str) -> dict[str, Any] | None:
+def _mapping(text: str) -> Any:
+    """What stands in braces; None for what is no YAML."""
     try:
-        fields = yaml.load(text, Words)
+        return yaml.load(text, Words)
     except yaml.YAMLError:
         return None
-    return fields if isinstance(fields, dict) else None
+
+
+def _read_yaml(path: Path) -> Any:
+    """Scalars are taken as they are written: `wandb: off` is no boolean."""
+    try:
+        return yaml.load(path.read_text(), Words)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is no valid YAML: {_one_line(error)}") from None
 
 
 def _options_in(path: Path, known: set[str]) -> list[str]:
-    """The settings in a file as options. Scalars are taken as they are written: `wandb: off` is no boolean."""
-    try:
-        fields = yaml.load(path.read_text(), Words)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is no valid YAML: {_one_line(error)}") from None
+    """The settings in a file as options."""
+    fields = _read_yaml(path)
     if not isinstance(fields, dict):
         raise UserError(f"{path} must hold sections such as `data:` and `model:`, one setting a line")
     options = []

@@ -92,7 +92,7 @@ def watched(config: Config, watchdog: Watchdog) -> bool:
             own.check(config)
             if config.model.critic == "projected":
                 projected.pretrained()  # one machine may lack them: told here, where the others still listen
-        # What has to be fetched: by one process, then by one of each machine that does not share its folder, then seen by all.
+        # What has to be fetched: by one process, by one of each machine where that has not its folder, then seen by all.
         for fetches in (accelerator.is_main_process, accelerator.is_local_main_process, True):
             with as_one(group):
                 if fetches:

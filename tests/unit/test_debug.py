@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from tiny import make_config, make_shards
+from test_stream import with_bad_images
+from tiny import cut_copy, make_config, make_shards
 
 from scalegan import checkpoint, settings, steps
 from scalegan.config import Config
@@ -129,13 +130,18 @@ def test_readers_that_give_different_images_are_noticed(trial, monkeypatch):
 
 
 def test_a_shard_that_a_training_would_do_without_is_done_without(config, data, tmp_path):
-    shutil.copytree(data, tmp_path / "cut")
-    last = sorted((tmp_path / "cut").glob("*.tar"))[-1]
-    last.write_bytes(last.read_bytes()[:-4096])
-    damaged = replace(config.data, path=str(tmp_path / "cut"))
+    damaged = replace(config.data, path=str(cut_copy(data, tmp_path / "cut")))
     with pytest.raises(UserError, match="bytes"):
         Trial(replace(config, data=damaged), tmp_path).shards()
     Trial(replace(config, data=replace(damaged, on_error="skip", skip_budget=1.0)), tmp_path).shards()
+
+
+@pytest.mark.filterwarnings("ignore:left out")
+def test_images_that_a_training_would_replace_are_no_difference_of_the_readers(config, tmp_path):
+    index = with_bad_images(tmp_path / "bad", dict.fromkeys(range(0, 40, 3), b"nothing"))
+    data = replace(config.data, path=index.root, on_error="skip", skip_budget=1.0)
+    plain = replace(config, data=data, model=ModelConfig(), train=replace(config.train, batch=8, accumulate=1))
+    Trial(plain, tmp_path).shards()
 
 
 @pytest.mark.parametrize(

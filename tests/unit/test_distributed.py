@@ -12,7 +12,23 @@ from scalegan import distributed, launcher, sampling
 from scalegan.config import Config, TrainConfig
 from scalegan.distributed import as_one, control_group, from_main, in_company, make_accelerator, settle_precision
 from scalegan.errors import MachineError, UserError
+from scalegan.evaluation.team import Team
 from scalegan.trainer import Trainer
+
+
+def test_cores_are_counted_on_a_system_without_sets_of_them(monkeypatch):
+    """As macOS."""
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert launcher.cores() == os.cpu_count()
+
+
+@pytest.mark.parametrize(("rank", "local", "looks"), [(0, "0", 3), (2, "0", 2), (3, "1", 1)])
+def test_the_first_of_a_machine_looks_before_its_others(monkeypatch, tmp_path, rank, local, looks):
+    """So that what each machine has to fetch is fetched once there."""
+    monkeypatch.setenv("LOCAL_RANK", local)
+    found = []
+    assert Team(rank).look(lambda: found.append(rank) or tmp_path) == tmp_path
+    assert len(found) == looks
 
 
 def test_alone_there_is_no_group_and_the_own_value_counts():

@@ -1,7 +1,6 @@
 """`--dry_run` says what a run would be and take, and writes nothing."""
 
 import os
-import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +10,7 @@ import pytest
 import torch
 import yaml
 from accelerate.state import AcceleratorState
-from tiny import make_config, make_shards
+from tiny import cut_copy, make_config, make_shards
 
 from scalegan import checkpoint, cli, dry_run, run, settings
 from scalegan.config import Config
@@ -168,10 +167,7 @@ def test_bad_input_is_one_line_before_anything_is_written(data, tmp_path, capsys
 
 
 def test_a_shard_that_the_run_would_do_without_is_done_without(config, data, tmp_path):
-    shutil.copytree(data, tmp_path / "cut")
-    last = sorted((tmp_path / "cut").glob("*.tar"))[-1]
-    last.write_bytes(last.read_bytes()[:-4096])
-    damaged = replace(config.data, path=str(tmp_path / "cut"))
+    damaged = replace(config.data, path=str(cut_copy(data, tmp_path / "cut")))
     with pytest.raises(UserError, match="bytes"):
         dry_run.dry_run(replace(config, data=damaged))
     assert dry_run.dry_run(replace(config, data=replace(damaged, on_error="skip", skip_budget=1.0))) == 0

@@ -43,8 +43,12 @@ def test_a_section_may_be_in_a_file_of_its_own(preset, tmp_path):
     (tmp_path / "augment.yaml").write_text("pipe: photo\nmirror: false\n")
     given, apart = ["--augment", str(tmp_path / "augment.yaml")], ["--augment.pipe=photo", "--augment.mirror=false"]
     assert settings.parse(["--config", preset, *given]) == settings.parse(["--config", preset, *apart])
-    with pytest.raises(UserError, match=r"--augment gone\.yaml: no such file"):
+    with pytest.raises(UserError, match=r"--augment gone\.yaml \(in .*\): no such file"):
         settings.parse(["--config", preset, "--augment", "gone.yaml"])
+    for content in (b"pipe: [\n", b"\xff\n"):
+        (tmp_path / "augment.yaml").write_bytes(content)
+        with pytest.raises(UserError, match=r"augment\.yaml is no valid YAML: [^\n]*$"):
+            settings.parse(["--config", preset, *given])
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Shards, configurations and checkpoints small enough that a test can make its own."""
 
 import io
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -59,3 +60,11 @@ def save_checkpoint(config: Config, index: Index, images_seen: int = 640, seed: 
         parts[name] = build_generator(config.model, shape, len(index.classes)).state_dict()
     data = {"shape": shape, "classes": index.classes, "class_counts": index.class_counts, "path": index.root}
     return checkpoint.save(Path(config.run), images_seen, parts, {"config": config.to_dict(), "data": data})
+
+
+def cut_copy(shards: Path, copy: Path) -> Path:
+    """The same shards, the last of which has lost its end."""
+    shutil.copytree(shards, copy)
+    last = sorted(copy.glob("*.tar"))[-1]
+    last.write_bytes(last.read_bytes()[:-4096])
+    return copy

@@ -17,15 +17,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from scalegan.bars import progress_bar
 from scalegan.data import fruits360
 from scalegan.errors import UserError
 from scalegan.files import sha256
-
-if TYPE_CHECKING:
-    pass
 
 
 class WrongContent(Exception):

@@ -164,9 +164,9 @@ def held_out_given(given: str, window: str, against: Index | Statistics, team: T
 
 def trained_on(found: Checkpoint, option: str = "--against ") -> Index:
     """The index of the data of a training, as they were then."""
-    trained = found.state["data"]
+    trained, compare = found.state["data"], settings.config_of(found).data.fails
     try:
-        index = read_index(trained["path"], compare=settings.config_of(found).data.fails)
+        index = read_index(trained["path"], compare=compare)
     except UserError as error:
         raise UserError(f"the data of the training: {error}; or give {option}FOLDER of other images") from None
     if index.sha256 != trained["sha256"]:
