@@ -47,7 +47,7 @@ SPARE = 0.03
 """Share of the time that is kept for sample grids, checkpoints, and a machine that slows down."""
 
 
-OTHER_CRITIC = ("--model.init=dcgan", "--model.critic_norm=auto")
+OTHER_CRITIC = ("--model.init=dcgan", "--model.critic_norm=auto", "--model.critic_stem=0")
 """Takes back what the small presets say of DCGAN's critic alone."""
 OTHER_FAMILY = (*OTHER_CRITIC, "--model.coarsest=7")
 """The same of both networks."""

@@ -40,7 +40,7 @@ def cut_config(config: Config, index: Index, run: Path) -> Config:
     batch = rounds * together
     cuda = config.train.device != "cpu" and torch.cuda.is_available()
     data, model, train, log, evaluation = config.data, config.model, config.train, config.log, config.evaluation
-    most = {"width": 8, "max_width": 32, "critic_width": 8, "critic_max_width": 32}
+    most = {"width": 8, "max_width": 32, "critic_width": 8, "critic_max_width": 32, "critic_stem": 8}
     widths = {name: min(getattr(model, name), width) for name, width in most.items()}
     tried = [name for name in evaluation.wanted if name in TRIED]
     return replace(

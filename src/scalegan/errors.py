@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+OURS = str(Path(__file__).parent)
 
 
 class UserError(Exception):
@@ -22,6 +25,21 @@ def on_this_machine() -> Iterator[None]:
         yield
     except UserError as error:
         raise MachineError(str(error)) from None
+
+
+@contextmanager
+def own_code(what: str, advice: str) -> Iterator[None]:
+    """Around code of the user's own: what it raises becomes one line, with the last of its own lines that led there."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        theirs = [f for f in frames if not f.filename.startswith((OURS, "<")) and "torch" not in Path(f.filename).parts]
+        place = f" at {theirs[-1].filename}:{theirs[-1].lineno}" if theirs else ""
+        reason = " ".join(str(error).split())
+        raise UserError(f"{what} raised {type(error).__name__}{place} ({reason}): {advice}") from error
 
 
 class GivenUp(UserError):

@@ -16,6 +16,7 @@ FIELDS_OF = {
     "attention": ("biggan",),
     "init": ("dcgan",),
     "coarsest": ("dcgan",),
+    "critic_stem": ("dcgan",),
     "blocks": ("r3gan",),
     "group_width": ("r3gan",),
     "map_layers": ("stylegan2",),
@@ -29,6 +30,7 @@ LOOKED_AT_BY = {
     "critic_norm": ("critic",),
     "critic_tail": ("critic",),
     "init": ("critic",),
+    "critic_stem": ("critic",),
     "backbone_size": ("critic",),
 }
 """Those that only the generator's family (`family`), or only the critic's, looks at; the others are for both."""
@@ -77,6 +79,9 @@ class ModelConfig:
     coarsest: int = 7
     """Sides are halved until the shorter is at most so many pixels (dcgan): for 28 x 28 that is 7 x 7, and with 4 there is one
     stage more, 4 x 4."""
+    critic_stem: int = 0
+    """Channels of a 3 x 3 convolution with which the critic looks at the image before it halves it (dcgan); 0 is none, as in
+    the paper."""
     norm_group: int = 0
     """Batch norm is computed over groups of this many consecutive images of the batch, so that processes that hold whole groups
     need not exchange sums in every layer; 0 is the whole batch over all processes."""
@@ -120,6 +125,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         require(self.norm_group != 1 and self.norm_group >= 0, f"model.norm_group is {self.norm_group}: give 0, or 2 or more")
         require(self.std_group != 1 and self.std_group >= 0, f"model.std_group is {self.std_group}: give 0, or 2 or more")
+        require(self.critic_stem >= 0, f"model.critic_stem is {self.critic_stem}: give 0 or more channels")
         require(0 <= self.mixing <= 1, f"model.mixing is {self.mixing}: give a probability from 0 to 1")
         for name in AT_LEAST_1:
             require(getattr(self, name) >= 1, f"model.{name} is {getattr(self, name)}: give at least 1")

@@ -18,14 +18,16 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from scalegan.config import Config
-from scalegan.errors import UserError, require
+from scalegan.errors import UserError, own_code, require
 from scalegan.loss_config import LossConfig
 from scalegan.losses import AUXILIARY, LOSSES, Loss
 from scalegan.models.batch_norm import RunningMean
 from scalegan.models.conditions import Judgement
 
 STYLED_METHODS = ("styles", "synthesise")
-"""What `paths.Maker` asks of a generator whose path lengths it measures."""
+"""What `path_length.Maker` asks of a generator whose path lengths it measures."""
+
+DOCUMENT = "see docs/own_networks.md"
 
 
 def check(config: Config) -> None:
@@ -66,14 +68,18 @@ def check_networks(
         )
         if processes > 1:
             check_statistics(option, generator)
-        check_output(f"{option}: its images", passed(generator, torch.zeros(2, model.z_dim), labels), [(2, *shape)])
+        with own_code(option, f"its forward pass was given latents [2, {model.z_dim}] and labels [2], {DOCUMENT}"):
+            images = passed(generator, torch.zeros(2, model.z_dim), labels)
+        check_output(f"{option}: its images", images, [(2, *shape)])
     if model.discriminator:
         option = f"--model.discriminator {model.discriminator}"
         if processes > 1:
             check_moments(option, discriminator)
             check_statistics(option, discriminator)
         check_batch_norm(option, discriminator, exact=config.loss.penalised and config.loss.penalty_form == "exact")
-        check_judgement(option, passed(discriminator, torch.zeros(2, *shape), labels))
+        with own_code(option, f"its forward pass was given images {[2, *shape]} and labels [2], {DOCUMENT}"):
+            judgement = passed(discriminator, torch.zeros(2, *shape), labels)
+        check_judgement(option, judgement)
 
 
 @torch.no_grad()
@@ -154,7 +160,8 @@ def loss_of(config: LossConfig) -> Loss:
     if not isinstance(found, Loss):
         raise UserError(f"--loss.own {config.own} is no scalegan.losses.Loss: give an object of this class")
     logits = torch.zeros(2)
-    means = {"critic": found.critic(logits, logits), "generator": found.generator(*[logits] * (1 + found.paired))}
+    with own_code(f"--loss.own {config.own}", f"it was given logits [2], {DOCUMENT}"):
+        means = {"critic": found.critic(logits, logits), "generator": found.generator(*[logits] * (1 + found.paired))}
     for name, mean in means.items():
         is_tensor = isinstance(mean, Tensor)
         require(
@@ -173,12 +180,13 @@ def named(option: str, name: str) -> Any:
     here = str(Path.cwd())
     if here not in sys.path:  # as it is for `python -m`, but last: nothing of ours or of the library is to be hidden
         sys.path.append(here)
-    try:
-        module = importlib.import_module(path)
-    except ImportError as error:
-        raise UserError(
-            f"{option} {name}: {path} cannot be imported ({error}): run it from its folder, or install it"
-        ) from None
+    with own_code(f"{option} {name}: {path}", "it cannot be imported until that is mended"):
+        try:
+            module = importlib.import_module(path)
+        except ImportError as error:
+            raise UserError(
+                f"{option} {name}: {path} cannot be imported ({error}): run it from its folder, or install it"
+            ) from None
     if not hasattr(module, attribute):
         near = difflib.get_close_matches(attribute, dir(module), n=1)
         raise UserError(f"{option} {name}: {path} has no {attribute}" + (f"; did you mean {near[0]}?" if near else ""))

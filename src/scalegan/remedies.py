@@ -85,8 +85,8 @@ def smaller(config: Config) -> str:
     """A critic of half the width at each resolution or, in whole groups of channels, about that; empty where there is none."""
     model = config.model
     step = model.group_width // math.gcd(model.group_width, 2) if model.critic == "r3gan" else 1
-    widths = {"critic_width": model.critic_width, "critic_max_width": model.critic_max_width}
-    halved = {name: width // 2 // step * step or step for name, width in widths.items()}
+    widths = {name: getattr(model, name) for name in ("critic_width", "critic_max_width", "critic_stem")}
+    halved = {name: width // 2 // step * step or step for name, width in widths.items() if width}
     if halved["critic_width"] >= model.critic_width:
         return ""
     return " ".join(f"--model.{name} {width}" for name, width in halved.items() if width < widths[name])

@@ -409,6 +409,12 @@ def test_where_augmentation_cannot_follow_the_critic_the_remedy_is_one_that_a_ru
     settings.parse(["--data.path=x", *options, *given]).config.check(1)
 
 
+def test_a_smaller_critic_has_half_the_channels_of_a_stem_too():
+    options = ["--data.path=x", "--model.critic_stem=16"]
+    remedy = only(record(lines(loss_D=0.01), config=settings.parse(options).config)).remedy
+    assert "--model.critic_width 32 --model.critic_max_width 256 --model.critic_stem 8" in remedy
+
+
 @pytest.mark.parametrize(
     ("width", "group_width", "expected"),
     [(24, 16, 8), (48, 16, 24), (16, 16, 8), (8, 16, None), (9, 3, 3), (3, 3, None), (5, 1, 2), (1, 1, None)],

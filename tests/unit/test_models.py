@@ -19,6 +19,7 @@ from scalegan.models.batch_norm import BatchNorm, ConditionalBatchNorm
 from scalegan.models.conditions import set_strength
 from scalegan.models.dcgan import resolutions
 from scalegan.models.layers import flat, halvings
+from scalegan.models.stages import stages
 from scalegan.schedules import class_strength
 
 SHAPES = [(3, 64, 64), (3, 100, 100), (1, 28, 28), (1, 104, 88), (1, 208, 176), (3, 33, 17), (1, 9, 300), (1, 7, 20), (1, 1, 1)]
@@ -86,6 +87,22 @@ def test_a_dcgan_starts_at_the_sides_that_are_asked_for(coarsest, sides):
     images = generator(torch.randn(2, 8), torch.zeros(2, dtype=torch.int64))
     assert (generator.base[1], len(generator.ups), images.shape) == (sides[0], len(sides) - 2, (2, 1, 28, 24))
     assert discriminator.layers(images).shape[2] == sides[0]
+
+
+@pytest.mark.parametrize(("norm", "biased"), [("none", True), ("batch", False)])
+def test_a_critic_may_look_at_the_image_before_it_halves_it(norm, biased):
+    config, shape = replace(SMALL, critic_stem=6, critic_norm=norm), (3, 25, 32)
+    torch.manual_seed(0)
+    plain, stemmed = build_discriminator(replace(config, critic_stem=0), shape, 0), build_discriminator(config, shape, 0)
+    assert len(stages(stemmed)) == len(stages(plain)) + 1
+    stem = stemmed.layers[0]
+    assert (stem.weight.shape, stem.bias is not None) == ((6, 3, 3, 3), biased)
+    extra = sum(p.numel() for p in stemmed.parameters()) - sum(p.numel() for p in plain.parameters())
+    assert extra == stem.weight.numel() + 6 * biased + (6 - 3) * 16 * config.critic_width
+    images = torch.randn(4, *shape)
+    assert stemmed.layers[0](images).shape == (4, 6, 25, 32)
+    stemmed(images, torch.zeros(4, dtype=torch.int64)).logits.sum().backward()
+    assert stem.weight.grad.abs().min() > 0
 
 
 def test_at_64_the_networks_are_the_papers():
@@ -311,6 +328,8 @@ def test_resampling_keeps_a_constant_image_and_moves_nothing(up):
         ),
         ({"family": "resnet", "attention": 16}, "model.attention is a setting of model.family biggan"),
         ({"family": "resnet", "coarsest": 4}, "model.coarsest is a setting of model.family dcgan"),
+        ({"critic_family": "resnet", "critic_stem": 16}, "model.critic_stem is a setting of model.family dcgan"),
+        ({"critic_stem": -1}, "model.critic_stem is -1: give 0 or more channels"),
         ({"critic_tail": 2}, "model.critic_tail is a setting of model.family resnet and biggan"),
         ({"blocks": 3}, "model.blocks is a setting of model.family r3gan"),
         ({"family": "r3gan", "width": 12}, "model.width 12: with r3gan, twice this must be a multiple of model.group_width 16"),

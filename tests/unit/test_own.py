@@ -202,6 +202,45 @@ def test_a_bad_name_is_told_in_one_line(name, message):
     assert "\n" not in str(told.value)
 
 
+RAISES = {
+    "import": (
+        "    raise ValueError('two\\nlines')\n",
+        r"--model.generator fails_import.Generator: fails_import raised ValueError at .*fails_import.py:3 \(two lines\): ",
+    ),
+    "making": (
+        "    def __init__(self, width):\n        super().__init__()\n",
+        r"the generator fails_making.Generator raised TypeError \(.*positional.*\): .* is made with \(config, shape, classes\)",
+    ),
+    "signature": (
+        "    def forward(self, latents):\n        return latents\n",
+        r"--model.generator fails_signature.Generator raised TypeError \(.*positional.*\): its forward pass was given latents ",
+    ),
+    "shapes": (
+        "    def forward(self, latents, labels):\n        return self.hidden(latents[:, 1:])\n",
+        r"--model.generator fails_shapes.Generator raised RuntimeError at .*fails_shapes.py:4 \(mat1 and mat2",
+    ),
+}
+
+
+@pytest.mark.parametrize("way", RAISES)
+def test_what_own_code_raises_is_told_in_one_line_with_its_place(config, index, way):
+    body, told = RAISES[way]
+    Path(f"fails_{way}.py").write_text(f"import mine\nclass Generator(mine.Generator):\n{body}")
+    bad = replace(config, model=replace(config.model, generator=f"fails_{way}.Generator"))
+    with pytest.raises(UserError, match=told) as error:
+        Game(bad, Accelerator(cpu=True), start.facts_of(index))
+    assert "\n" not in str(error.value)
+
+
+def test_what_an_own_loss_raises_is_told_in_one_line():
+    Path("failing_loss.py").write_text(
+        "from scalegan.losses import Loss\n"
+        "MINE = Loss(critic=lambda logits: logits.mean(), generator=lambda fake: -fake.mean())\n"
+    )
+    with pytest.raises(UserError, match=r"--loss.own failing_loss.MINE raised TypeError \(.*\): it was given logits \[2\]"):
+        own.loss_of(LossConfig(own="failing_loss.MINE"))
+
+
 def test_signs_are_not_followed_where_a_loss_gives_them_no_meaning(config, index):
     with open("mine.py", "a") as file:
         file.write("\nimport dataclasses\nAPART = dataclasses.replace(LOSS, boundary=None)\n")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from scalegan.errors import require
+from scalegan.errors import own_code, require
 from scalegan.model_config import ModelConfig
 from scalegan.models import biggan, dcgan, fastgan, projected, r3gan, resnet, stylegan2
 
@@ -27,6 +27,8 @@ DISCRIMINATORS: dict[str, type[nn.Module]] = {
     "stylegan2": stylegan2.Discriminator,
 }
 
+MADE_WITH = "a network of your own is made with (config, shape, classes), see docs/own_networks.md"
+
 
 def build_generator(
     config: ModelConfig, shape: tuple[int, int, int], classes: int, own: type[nn.Module] | None = None
@@ -44,13 +46,19 @@ def build_generator(
         own is None or bool(config.generator),
         f"the generator is one of model.family {config.family}, and no class of your own: leave that out",
     )
-    return (own or GENERATORS[config.family])(config, shape, classes)
+    if own is None:
+        return GENERATORS[config.family](config, shape, classes)
+    with own_code(f"the generator {config.generator}", MADE_WITH):
+        return own(config, shape, classes)
 
 
 def build_discriminator(
     config: ModelConfig, shape: tuple[int, int, int], classes: int, own: type[nn.Module] | None = None
 ) -> nn.Module:
-    discriminator = (own or DISCRIMINATORS[config.critic])(config, shape, classes)
+    if own is None:
+        return DISCRIMINATORS[config.critic](config, shape, classes)
+    with own_code(f"the discriminator {config.discriminator}", MADE_WITH):
+        discriminator = own(config, shape, classes)
     require(
         hasattr(discriminator, "couples_samples"),
         f"model.discriminator {config.discriminator} does not say whether its logits of an image depend on the others of the "

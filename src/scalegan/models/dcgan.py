@@ -2,7 +2,7 @@
 
 The generator doubles the size with 4 x 4 transposed convolutions of stride 2 and cuts off the row or column that an odd
 size has too many; the discriminator halves it with 4 x 4 convolutions of stride 2. For 64 x 64 this is the paper's network
-layer by layer.
+layer by layer. Ours is a convolution of the discriminator in front of them, at the image's own size (`model.critic_stem`).
 """
 
 from __future__ import annotations
@@ -90,6 +90,9 @@ class Discriminator(nn.Module):
         normed = config.norm_of_critic == "batch"
         self.couples_samples = normed and len(widths) > 1  # its first convolution has none (section 3)
         layers: list[nn.Module] = []
+        if config.critic_stem:
+            layers += [nn.Conv2d(channels, config.critic_stem, 3, padding=1, bias=not normed), nn.LeakyReLU(0.2)]
+            channels = config.critic_stem
         for i, (a, b) in enumerate(zip([channels, *widths], widths, strict=False)):
             # Odd sizes are rounded up, as in the generator: one row more at the far side.
             odd_h, odd_w = (s % 2 for s in sizes[len(sizes) - 1 - i])
