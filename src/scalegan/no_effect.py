@@ -140,6 +140,10 @@ RULES = (
         "without a change of brightness, saturation or contrast", "set --augment.brightness 0.2",
     ),
     Rule(
+        ("optim.critic_steps",), lambda c: c.optim.critic_steps <= -(-c.train.images // c.train.batch),
+        "but leave the generator as it is, in a run of fewer steps", "raise train.images",
+    ),
+    Rule(
         ("optim.final_lr",), lambda c: c.optim.schedule != "constant",
         "with optim.schedule constant", "set --optim.schedule cosine",
     ),

@@ -108,6 +108,8 @@ class Outputs:
             self.say(f"going on at {images_seen} images of {self.config.train.images}")
         elif len(self.index.classes) > 1 and (why := without_classes(self.config)):
             self.say(f"the {len(self.index.classes)} classes are not used: {why}")
+        if not images_seen and (slow := slow_augmentation(self.config)):
+            self.say(slow)
         if not images_seen and (origin := run.started_from(self.run_dir)):
             self.say(described(origin, self.index))
         if self.config.train.precision == "bf16" and not has_bf16(self.accelerator.device.type):
@@ -302,3 +304,15 @@ def without_classes(config: Config) -> str:
     if schedules.class_strength(model, (train.images - 1) // train.batch * train.batch) > 0:  # in the last step
         return ""
     return f"model.class_start is {model.class_start}, and the run ends at {train.images} images"
+
+
+def slow_augmentation(config: Config) -> str:
+    """What to do where adaptive augmentation has no time to set in (Karras et al. 2020b begin at p = 0); empty elsewhere."""
+    augment, images = config.augment, config.train.images
+    highest = images / augment.speed
+    if not augment.target or highest >= 0.2:
+        return ""
+    return (
+        f"augment.p can rise to {highest:.2g} at most in {images} images, as augment.speed is {augment.speed} images: give "
+        f"--augment.speed {max(1, images // 4)}, or a fixed --augment.p"
+    )

@@ -57,6 +57,27 @@ def test_classes_that_are_not_used_are_told(training, tmp_path, capsys, classes,
     assert ("classes are not used" in out) == bool(told)
 
 
+@pytest.mark.parametrize(
+    ("augment", "told"),
+    [
+        (
+            {"speed": 81},
+            "augment.p can rise to 0.2 at most in 16 images, as augment.speed is 81 images: give --augment.speed 4",
+        ),
+        ({"speed": 80}, ""),
+        ({"target": 0.0}, ""),
+    ],
+)
+def test_adaptive_augmentation_that_has_no_time_to_set_in_is_told(training, tmp_path, capsys, augment, told):
+    torch.set_num_threads(1)
+    index = make_shards(tmp_path / "shards", samples=16)
+    config = make_config(index.root, tmp_path / "run", augment={"shift": 0.1, "target": 0.6} | augment, train={"images": 16})
+    assert training(config)
+    out = capsys.readouterr().out
+    assert told in out
+    assert ("augment.p can rise" in out) == bool(told)
+
+
 def test_a_grid_with_nan_in_it_is_told_and_left_out_and_the_training_goes_on(training, tmp_path, monkeypatch, capsys):
     from scalegan.outputs import Outputs
 
