@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 OURS = str(Path(__file__).parent)
+BETWEEN = {"torch", "importlib"}
+"""Folders of what calls code of a user's own on our behalf, or is called by it."""
 
 
 class UserError(Exception):
@@ -36,7 +38,7 @@ def own_code(what: str, advice: str) -> Iterator[None]:
         raise
     except Exception as error:
         frames = traceback.extract_tb(error.__traceback__)
-        theirs = [f for f in frames if not f.filename.startswith((OURS, "<")) and "torch" not in Path(f.filename).parts]
+        theirs = [f for f in frames if not f.filename.startswith((OURS, "<")) and not BETWEEN & {*Path(f.filename).parts}]
         place = f" at {theirs[-1].filename}:{theirs[-1].lineno}" if theirs else ""
         reason = " ".join(str(error).split())
         raise UserError(f"{what} raised {type(error).__name__}{place} ({reason}): {advice}") from error

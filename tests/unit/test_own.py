@@ -207,6 +207,10 @@ RAISES = {
         "    raise ValueError('two\\nlines')\n",
         r"--model.generator fails_import.Generator: fails_import raised ValueError at .*fails_import.py:3 \(two lines\): ",
     ),
+    "syntax": (
+        "    x = (\n",
+        r"--model.generator fails_syntax.Generator: fails_syntax raised SyntaxError \(.* \(fails_syntax.py, line 3\)\): ",
+    ),
     "making": (
         "    def __init__(self, width):\n        super().__init__()\n",
         r"the generator fails_making.Generator raised TypeError \(.*positional.*\): .* is made with \(config, shape, classes\)",
