@@ -156,6 +156,15 @@ def test_sixteen_bits_need_a_window() -> None:
         transform(data)
 
 
+@pytest.mark.parametrize(("largest", "window"), [(1.0, "0,1"), (1.5, "0,65535")])
+def test_floats_are_told_a_window_that_shows_them(largest: float, window: str) -> None:
+    data = encoded(np.array([[0.0, 0.25, largest]], np.float32), "TIFF")
+    with pytest.raises(UserError, match=f"values from 0 to {largest:g}: .* such as --window {window} or"):
+        transform(data)
+    lo, hi = map(float, window.split(","))
+    assert decode(transform(data, window=Window("range", lo, hi)).data).max() == (255 if hi == 1 else 0)
+
+
 def test_sixteen_bits_stay_so_where_one_shade_is_transparent() -> None:
     values = np.array([[0, 1000, 1500, 2000]])
     data = deep(values)

@@ -88,9 +88,11 @@ class Transform:
         if self.window:
             image, unchanged = self._windowed(picture.name, image), False
         elif deep:
+            values = np.asarray(image)
+            shares = image.mode == "F" and values.min() >= 0 and values.max() <= 1
             raise UserError(
-                f"{picture.name} has more than 8 bits: say which intensities become black and white, "
-                "such as --window 0,65535 or --window p1,p99"
+                f"{picture.name} has more than 8 bits, and values from {values.min():g} to {values.max():g}: say which "
+                f"intensities become black and white, such as --window {'0,1' if shares else '0,65535'} or --window p1,p99"
             )
         elif image.mode not in ("L", "RGB"):
             image, unchanged = image.convert("L" if image.mode == "1" else "RGB"), False
