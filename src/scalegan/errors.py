@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-OURS = str(Path(__file__).parent)
+OURS = f"{Path(__file__).parent}/"
 BETWEEN = {"torch", "importlib"}
 """Folders of what calls code of a user's own on our behalf, or is called by it."""
 
